@@ -1,0 +1,112 @@
+"""Kill of the primary to the first commit on the standby, the wait for the lease taken out: does size matter?
+
+Two `sustain run` on this machine, each with a directory of its own on tmpfs and a `file://` lease. The
+store's array is filled through a writer first, so that the whole size has been shipped and lies in both
+images. Then all processes of the primary are killed with SIGKILL and the standby's command notes the
+moment after its first commit. What is counted: from the moment the lease was free (by the takeover's
+report) to that first commit: taking the lease, stopping the receiver, opening the new epoch, starting
+Python and opening the store. There is no peer for it.
+"""
+
+import json
+import statistics
+import sys
+from pathlib import Path
+
+from bench.harness import Answer, memory_dir, quiet_collector, say
+
+QUESTION = "kill of the primary to first commit on the standby, lease time excluded"
+
+
+def measure(directory: Path, size: int) -> dict[str, float]:
+    """Milliseconds of the parts of one takeover with `size` bytes of data."""
+    from sustain.demo.hosts import Host, wait_for
+
+    key = directory / "key"
+    key.write_text("bench" * 8 + "\n")
+    key.chmod(0o600)
+    lease = directory / "lease"
+    lease.mkdir()
+    a, b = Host("a", directory / "a"), Host("b", directory / "b")
+    options = [
+        "--ttl",
+        "1s",
+        "--durability",
+        "memory",
+        "--size",
+        str(size + (32 << 20)),
+        "--log-size",
+        "64MiB",
+    ]
+    root = str(Path(__file__).resolve().parents[1])
+    program = f"import sys; sys.path.insert(0, {root!r}); from bench.writers import main; main()"
+    try:
+        for host, peer, more in ((a, b, ["--create"]), (b, a, [])):
+            command = [sys.executable, "-c", program, "takeover", "-", str(host.progress_path), str(size)]
+            host.start(peer, lease, key, [*options, *more], command)
+            if host is a:
+                wait_for("host a's lease", lambda: a.progress("first-commit") is not None, [a], 120)
+        wait_for("the array to be filled", lambda: a.progress("filled") is not None, [a, b], 240, 0.01)
+        filled = (a.progress("filled") or {})["position"]
+        wait_for(
+            "host b to have it",
+            lambda: any(
+                each["state"] == "streaming" and (each["acked"] or 0) >= filled for each in a.destinations()
+            ),
+            [a, b],
+            240,
+            0.01,
+        )
+        killed_ns, _ = a.kill()
+        wait_for("the first commit on b", lambda: b.progress("first-commit") is not None, [b], 60)
+        wait_for("the report", lambda: b.event("takeover") is not None, [b], 60)
+        first = (b.progress("first-commit") or {})["boottime_ns"]
+        begun = (b.progress("started") or {})["boottime_ns"]
+        report = b.event("takeover") or {}
+        free = report["lease_free_boottime_ns"]
+        return {
+            "kill to first commit": (first - killed_ns) / 1e6,
+            "lease": (free - killed_ns) / 1e6,
+            "without the lease": (first - free) / 1e6,
+            "lease taken": (report["acquired_boottime_ns"] - free) / 1e6,
+            "promotion": (report["promoted_boottime_ns"] - report["acquired_boottime_ns"]) / 1e6,
+            "start of Python": (begun - report["promoted_boottime_ns"]) / 1e6,
+            "open and commit": (first - begun) / 1e6,
+        }
+    finally:
+        a.close()
+        b.close()
+
+
+def answer(quick: bool = False) -> Answer:
+    """Milliseconds."""
+    sizes, rounds = ((4,), 1) if quick else ((64, 256, 1024, 4096), 3)
+    found: dict[int, list[dict[str, float]]] = {size: [] for size in sizes}
+    for _ in range(rounds):
+        for size in sizes:
+            say(f"  {size} MiB")
+            with memory_dir() as directory, quiet_collector():
+                found[size].append(measure(directory, size << 20))
+    medians = {
+        size: {part: statistics.median(run[part] for run in runs) for part in runs[0]}
+        for size, runs in found.items()
+    }
+    times = {size: parts["without the lease"] for size, parts in medians.items()}
+    result = Answer(
+        question=QUESTION,
+        unit="ms",
+        ours=max(times.values()),
+        peers={},
+        limit={},
+        runs=rounds,
+        details={f"{size} MiB (ms)": parts for size, parts in medians.items()},
+        quick=quick,
+    )
+    result.ask("at most 200 ms, whatever the size", max(times.values()), lambda worst: worst <= 200)
+    growth = max(times.values()) / min(times.values())
+    result.ask("independent of the size: largest time / smallest ≤ 1.5", growth, lambda ratio: ratio <= 1.5)
+    result.notes = [
+        f"all runs, {size} MiB: " + json.dumps([round(run["without the lease"]) for run in runs])
+        for size, runs in found.items()
+    ]
+    return result

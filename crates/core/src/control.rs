@@ -1,0 +1,448 @@
+//! The control words: what the processes around a store tell each other through shared memory.
+//!
+//! Used by the writer (commit path), the shipper, the supervisor and everyone who only looks. They are advice and
+//! state of the running system, not data: recovery never depends on them, and words of another boot are ignored.
+//! All of them are atomics, because several processes use them at once.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use crate::error::{Error, Result};
+use crate::format::CONTROL_OFFSET;
+use crate::medium::Mapping;
+
+/// "Not known" in a word that could otherwise hold a position.
+pub const UNKNOWN: u64 = u64::MAX;
+const MAGIC: u64 = u64::from_le_bytes(*b"SUSCTRL1");
+/// Destinations that a store can have.
+pub const SLOTS: usize = 16;
+const SLOTS_AT: usize = 1024;
+const SLOT_SIZE: usize = 192;
+const URL_MAX: usize = 96;
+
+/// Offsets of the 8-byte words in the control page.
+pub mod word {
+    #![allow(missing_docs)] // docs/formats/store.md has the table
+    pub const MAGIC: usize = 0;
+    pub const BOOT: usize = 8;
+    pub const APPENDED: usize = 64;
+    pub const COMMITTED: usize = 72;
+    pub const APPLIED: usize = 80;
+    pub const TAIL: usize = 88;
+    pub const COMMIT_SEQ: usize = 96;
+    pub const COMMIT_TIME_NS: usize = 104;
+    pub const RECOVERY: usize = 112;
+    pub const LEASE_DEADLINE_NS: usize = 128;
+    pub const LEASE_EPOCH: usize = 136;
+    pub const FENCE_EPOCH: usize = 144;
+    pub const WRITER_PID: usize = 192;
+    pub const WRITER_START: usize = 200;
+    pub const POISONED: usize = 208;
+    pub const HOLDER: usize = 216;
+    pub const COMMIT_FUTEX: usize = 256;
+    pub const SLEEPERS: usize = 260;
+    pub const ACK_FUTEX: usize = 264;
+    pub const SHIPPER_PID: usize = 272;
+    pub const SHIPPER_START: usize = 280;
+    pub const FLOOR: usize = 288;
+    pub const BUDGET_BYTES: usize = 320;
+    pub const PRIMARY_COMMITTED: usize = 384;
+    pub const PRIMARY_HEARD_NS: usize = 392;
+    pub const PRIMARY_TIME_NS: usize = 400;
+}
+
+/// Offsets of the 8-byte words in a destination slot.
+pub mod slot {
+    #![allow(missing_docs)] // docs/formats/store.md has the table
+    pub const STATE: usize = 0;
+    pub const REQUIRED: usize = 8;
+    pub const SENT: usize = 16;
+    pub const ACKED: usize = 24;
+    pub const ACKED_BOOT_NS: usize = 32;
+    pub const ACKED_TIME_NS: usize = 40;
+    pub const SNAPSHOT_DONE: usize = 48;
+    pub const SNAPSHOT_TOTAL: usize = 56;
+    pub const BYTES_SENT: usize = 64;
+    pub const CONNECTIONS: usize = 72;
+    pub const URL: usize = 96;
+}
+
+/// Names of the slot states, by number.
+pub const SLOT_STATES: [&str; 7] =
+    ["unused", "connecting", "streaming", "snapshot", "needs-snapshot", "refused", "stopped"];
+
+/// Who holds a store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Holder {
+    /// Nobody.
+    None = 0,
+    /// An application.
+    Application = 1,
+    /// A receiver.
+    Receiver = 2,
+}
+
+/// The lock bytes of a store file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lock {
+    /// The one that changes it.
+    Writer = 0,
+    /// The one that ships it.
+    Shipper = 1,
+    /// The one that runs it.
+    Supervisor = 2,
+}
+
+impl Lock {
+    fn range(self, kind: libc::c_int) -> libc::flock {
+        // SAFETY: all-zero is a valid value of this plain struct.
+        let mut l: libc::flock = unsafe { std::mem::zeroed() };
+        l.l_type = kind as libc::c_short;
+        l.l_whence = libc::SEEK_SET as libc::c_short;
+        l.l_start = self as libc::off_t;
+        l.l_len = 1;
+        l
+    }
+
+    /// Take it for the life of `file`'s open description; false: someone else has it.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn take(self, file: &File) -> io::Result<bool> {
+        let l = self.range(libc::F_WRLCK);
+        // SAFETY: a valid descriptor and struct.
+        if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const l) } == 0 {
+            return Ok(true);
+        }
+        let e = io::Error::last_os_error();
+        match e.raw_os_error() {
+            Some(libc::EAGAIN | libc::EACCES) => Ok(false),
+            _ => Err(e),
+        }
+    }
+
+    /// Give it back.
+    pub fn release(self, file: &File) {
+        let l = self.range(libc::F_UNLCK);
+        // SAFETY: a valid descriptor and struct; unlocking what is not locked is allowed.
+        unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const l) };
+    }
+
+    /// Whether another open description holds it.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn is_taken(self, file: &File) -> io::Result<bool> {
+        let mut l = self.range(libc::F_WRLCK);
+        // SAFETY: a valid descriptor and struct.
+        if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &raw mut l) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(i32::from(l.l_type) != libc::F_UNLCK)
+    }
+}
+
+/// CLOCK_BOOTTIME in nanoseconds: goes on during suspend, like a lease does.
+#[must_use]
+#[inline]
+pub fn boottime_ns() -> u64 {
+    clock_ns(libc::CLOCK_BOOTTIME)
+}
+
+/// Wall clock in nanoseconds since 1970, to the tick: it is read in every commit.
+#[must_use]
+#[inline]
+pub fn realtime_coarse_ns() -> u64 {
+    clock_ns(libc::CLOCK_REALTIME_COARSE)
+}
+
+#[inline]
+fn clock_ns(clock: libc::clockid_t) -> u64 {
+    let mut ts = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a valid clock and struct.
+    unsafe { libc::clock_gettime(clock, &raw mut ts) };
+    ts.tv_sec as u64 * 1_000_000_000 + ts.tv_nsec as u64
+}
+
+/// This boot's id; zeros when the kernel tells none.
+#[must_use]
+pub fn boot_id() -> [u8; 16] {
+    static ID: std::sync::OnceLock<[u8; 16]> = std::sync::OnceLock::new();
+    *ID.get_or_init(read_boot_id)
+}
+
+fn read_boot_id() -> [u8; 16] {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let hex: Vec<u8> = text.bytes().filter(u8::is_ascii_hexdigit).collect();
+    let mut id = [0; 16];
+    if hex.len() == 32 {
+        for (i, b) in id.iter_mut().enumerate() {
+            let digit = |c: u8| (c as char).to_digit(16).unwrap_or(0) as u8;
+            *b = digit(hex[2 * i]) << 4 | digit(hex[2 * i + 1]);
+        }
+    }
+    id
+}
+
+/// When a process started, in clock ticks since boot; 0 when it is gone.
+#[must_use]
+pub fn start_ticks(pid: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name in parentheses may hold spaces: count fields behind the last one.
+    let rest = stat.rsplit(')').next().unwrap_or_default();
+    rest.split_whitespace().nth(19).and_then(|f| f.parse().ok()).unwrap_or(0)
+}
+
+/// The control words of a mapped store.
+#[derive(Clone, Copy)]
+pub struct Control {
+    base: *const u8,
+}
+
+// SAFETY: every access is an atomic on shared memory that outlives the value (its owner holds the mapping).
+unsafe impl Send for Control {}
+// SAFETY: as above.
+unsafe impl Sync for Control {}
+
+impl Control {
+    /// Of `mapping`, which the owner keeps alive as long as this value.
+    #[must_use]
+    pub fn of(mapping: &Mapping) -> Self {
+        Self { base: mapping.at(CONTROL_OFFSET, crate::format::CONTROL_SIZE) }
+    }
+
+    #[inline]
+    fn w(&self, at: usize) -> &AtomicU64 {
+        debug_assert!(at % 8 == 0 && at < 8192);
+        // SAFETY: inside the mapped control page, aligned, and only ever accessed as an atomic.
+        unsafe { &*self.base.add(at).cast::<AtomicU64>() }
+    }
+
+    #[inline]
+    fn w32(&self, at: usize) -> &AtomicU32 {
+        // SAFETY: as `w`, with 4 bytes.
+        unsafe { &*self.base.add(at).cast::<AtomicU32>() }
+    }
+
+    /// A word.
+    #[inline]
+    #[must_use]
+    pub fn get(&self, at: usize) -> u64 {
+        self.w(at).load(Ordering::Acquire)
+    }
+
+    /// Change a word.
+    #[inline]
+    pub fn set(&self, at: usize, value: u64) {
+        self.w(at).store(value, Ordering::Release);
+    }
+
+    /// Raise a word; true when it was lower.
+    pub fn raise(&self, at: usize, value: u64) -> bool {
+        self.w(at).fetch_max(value, Ordering::AcqRel) < value
+    }
+
+    /// Whether the words are of this boot.
+    #[must_use]
+    pub fn current(&self, boot: &[u8; 16]) -> bool {
+        let (a, b) = halves(boot);
+        self.get(word::MAGIC) == MAGIC && self.get(word::BOOT) == a && self.get(word::BOOT + 8) == b
+    }
+
+    /// Make the words this boot's; words of another boot are cleared first.
+    pub fn claim(&self, boot: &[u8; 16]) {
+        if self.current(boot) {
+            return;
+        }
+        for at in (0..8192).step_by(8) {
+            self.set(at, 0);
+        }
+        self.set(word::FLOOR, UNKNOWN);
+        let (a, b) = halves(boot);
+        self.set(word::BOOT, a);
+        self.set(word::BOOT + 8, b);
+        self.set(word::MAGIC, MAGIC);
+    }
+
+    /// Say who writes.
+    pub fn set_writer(&self, holder: Holder) {
+        let pid = std::process::id();
+        self.set(word::WRITER_PID, if holder == Holder::None { 0 } else { u64::from(pid) });
+        self.set(word::WRITER_START, if holder == Holder::None { 0 } else { start_ticks(pid) });
+        self.set(word::HOLDER, holder as u64);
+    }
+
+    /// Wake those who wait for commits, if any sleeps.
+    #[inline]
+    pub fn wake_commit(&self) {
+        if self.w32(word::SLEEPERS).load(Ordering::Relaxed) != 0 {
+            self.wake_commit_slow();
+        }
+    }
+
+    #[cold]
+    fn wake_commit_slow(&self) {
+        self.w32(word::SLEEPERS).store(0, Ordering::Relaxed);
+        self.bump(word::COMMIT_FUTEX);
+    }
+
+    /// Say that acknowledgements arrived.
+    pub fn wake_acks(&self) {
+        self.bump(word::ACK_FUTEX);
+    }
+
+    fn bump(&self, at: usize) {
+        self.w32(at).fetch_add(1, Ordering::Release);
+        // SAFETY: a futex on a word of a shared mapping.
+        unsafe {
+            libc::syscall(libc::SYS_futex, std::ptr::from_ref(self.w32(at)), libc::FUTEX_WAKE, i32::MAX);
+        }
+    }
+
+    fn sleep(&self, at: usize, seen: u32, timeout_ns: u64) {
+        let ts = libc::timespec {
+            tv_sec: (timeout_ns / 1_000_000_000) as libc::time_t,
+            tv_nsec: (timeout_ns % 1_000_000_000) as _,
+        };
+        // SAFETY: a futex on a word of a shared mapping, and a valid time-out.
+        unsafe {
+            libc::syscall(
+                libc::SYS_futex,
+                std::ptr::from_ref(self.w32(at)),
+                libc::FUTEX_WAIT,
+                seen,
+                &raw const ts,
+            );
+        }
+    }
+
+    /// Sleep until `committed` passes `beyond` or the time-out. The writer pays for a wake-up only while someone
+    /// sleeps here, and its look at `sleepers` is not ordered against ours, so no sleep is longer than 5 ms.
+    #[must_use]
+    pub fn wait_commit(&self, beyond: u64, timeout_ns: u64) -> u64 {
+        let end = boottime_ns().saturating_add(timeout_ns);
+        loop {
+            let seen = self.w32(word::COMMIT_FUTEX).load(Ordering::Acquire);
+            self.w32(word::SLEEPERS).store(1, Ordering::SeqCst);
+            let committed = self.get(word::COMMITTED);
+            let now = boottime_ns();
+            if committed > beyond || now >= end {
+                self.w32(word::SLEEPERS).store(0, Ordering::Relaxed);
+                return committed;
+            }
+            self.sleep(word::COMMIT_FUTEX, seen, (end - now).min(5_000_000));
+        }
+    }
+
+    /// Sleep until `copies` destinations hold `pos` durably, or the time-out; whether they do.
+    #[must_use]
+    pub fn wait_copies(&self, pos: u64, copies: usize, timeout_ns: u64) -> bool {
+        let end = boottime_ns().saturating_add(timeout_ns);
+        loop {
+            let seen = self.w32(word::ACK_FUTEX).load(Ordering::Acquire);
+            if (0..SLOTS).filter(|s| self.holds(*s, pos)).count() >= copies {
+                return true;
+            }
+            let now = boottime_ns();
+            if now >= end {
+                return false;
+            }
+            self.sleep(word::ACK_FUTEX, seen, (end - now).min(100_000_000));
+        }
+    }
+
+    fn holds(&self, s: usize, pos: u64) -> bool {
+        let acked = self.slot(s, slot::ACKED);
+        self.slot(s, slot::STATE) != 0 && acked != UNKNOWN && acked >= pos
+    }
+
+    /// A word of a slot.
+    #[must_use]
+    pub fn slot(&self, s: usize, at: usize) -> u64 {
+        self.get(SLOTS_AT + s * SLOT_SIZE + at)
+    }
+
+    /// Change a word of a slot.
+    pub fn set_slot(&self, s: usize, at: usize, value: u64) {
+        self.set(SLOTS_AT + s * SLOT_SIZE + at, value);
+    }
+
+    /// The slot for `url`: the one it had before, or a free one; `None` when all are taken.
+    #[must_use]
+    pub fn claim_slot(&self, url: &str, required: bool) -> Option<usize> {
+        if url.len() > URL_MAX {
+            return None;
+        }
+        let s = (0..SLOTS)
+            .find(|s| self.slot(*s, slot::STATE) != 0 && self.url(*s) == url)
+            .or_else(|| (0..SLOTS).find(|s| self.slot(*s, slot::STATE) == 0))?;
+        for at in (slot::REQUIRED..slot::URL).step_by(8) {
+            self.set_slot(s, at, 0);
+        }
+        let mut padded = [0u8; URL_MAX];
+        padded[..url.len()].copy_from_slice(url.as_bytes());
+        for (i, chunk) in padded.chunks(8).enumerate() {
+            self.set_slot(s, slot::URL + i * 8, u64::from_le_bytes(chunk.try_into().expect("eight bytes")));
+        }
+        self.set_slot(s, slot::REQUIRED, u64::from(required));
+        self.set_slot(s, slot::ACKED, UNKNOWN);
+        self.set_slot(s, slot::STATE, 1);
+        Some(s)
+    }
+
+    /// A destination holds everything up to `lsn` durably: note it with its time, and wake those who wait for copies.
+    pub fn acknowledge(&self, s: usize, lsn: u64) {
+        self.set_slot(s, slot::ACKED, lsn);
+        self.set_slot(s, slot::ACKED_BOOT_NS, boottime_ns());
+        self.wake_acks();
+    }
+
+    /// URL of a slot.
+    #[must_use]
+    pub fn url(&self, s: usize) -> String {
+        let bytes: Vec<u8> =
+            (0..URL_MAX / 8).flat_map(|i| self.slot(s, slot::URL + i * 8).to_le_bytes()).collect();
+        String::from_utf8_lossy(&bytes).trim_end_matches('\0').to_owned()
+    }
+}
+
+fn writable(mapping: &Mapping) -> Result<Control> {
+    if mapping.writable() {
+        return Ok(Control::of(mapping));
+    }
+    Err(Error::StoreReadOnly("the control words were opened to be looked at only".into()))
+}
+
+/// Say until when (CLOCK_BOOTTIME) and for which epoch the lease is held.
+///
+/// # Errors
+/// `StoreReadOnly` for a mapping that cannot be written.
+pub fn set_lease(mapping: &Mapping, epoch: u64, deadline_ns: u64) -> Result<()> {
+    let c = writable(mapping)?;
+    c.set(word::LEASE_EPOCH, epoch);
+    c.set(word::LEASE_DEADLINE_NS, deadline_ns);
+    Ok(())
+}
+
+/// Say that `epoch` has begun somewhere; never lowers it.
+///
+/// # Errors
+/// As [`set_lease`].
+pub fn set_fence(mapping: &Mapping, epoch: u64) -> Result<()> {
+    writable(mapping)?.raise(word::FENCE_EPOCH, epoch);
+    Ok(())
+}
+
+fn halves(id: &[u8; 16]) -> (u64, u64) {
+    let h = |r: std::ops::Range<usize>| u64::from_le_bytes(id[r].try_into().expect("eight bytes"));
+    (h(0..8), h(8..16))
+}
+
+impl std::fmt::Debug for Control {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Control").field("committed", &self.get(word::COMMITTED)).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,94 @@
+//! What a store lies on: a mapped file or device, and how bytes in it become durable.
+//!
+//! The engine changes the shared mapping only through [`Medium::store`], so that the simulated medium of the crash
+//! tests (`medium::sim`) sees every store and every flush. Words in the control page are not stored through a
+//! medium: they are volatile by definition.
+
+mod file;
+mod mapping;
+pub mod pmem;
+pub mod sim;
+
+use std::io;
+
+pub(crate) use file::pick_superblock;
+pub use file::{FileMedium, device_size, durability_at, probe_durability};
+pub use mapping::{Anonymous, Mapping, PrivateView, page_is_zero};
+
+/// A mapped store and its way to durability.
+pub trait Medium: Send + Sync {
+    /// The mapping.
+    fn mapping(&self) -> &Mapping;
+
+    /// `len` bytes at `offset` were just changed in the mapping.
+    fn stored(&self, offset: u64, len: u64);
+
+    /// Return when `len` bytes at `offset`, stored before, are durable. A failure means that it is not known what
+    /// is durable; the caller must not try again as if nothing had happened.
+    ///
+    /// # Errors
+    /// What the system said.
+    fn persist(&self, offset: u64, len: u64) -> io::Result<()>;
+
+    /// Return when everything stored before is durable.
+    ///
+    /// # Errors
+    /// As [`Medium::persist`].
+    fn persist_all(&self) -> io::Result<()>;
+
+    /// As [`Medium::persist`] and [`Medium::persist_all`], also where the durability asks for nothing: what a closed
+    /// store promises, and that it is closed no more, must survive a power loss even for durability `memory`.
+    ///
+    /// # Errors
+    /// As [`Medium::persist`].
+    fn settle(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.persist(offset, len)
+    }
+
+    /// See [`Medium::settle`].
+    ///
+    /// # Errors
+    /// As [`Medium::persist`].
+    fn settle_all(&self) -> io::Result<()> {
+        self.persist_all()
+    }
+
+    /// Whether a persist takes long enough that commits should share it.
+    fn slow_persist(&self) -> bool;
+
+    /// Copy `data` to `offset` of the mapping.
+    #[inline]
+    fn store(&self, offset: u64, data: &[u8]) {
+        let at = self.mapping().at(offset, data.len() as u64);
+        // SAFETY: `at` checked the bounds; writers of the mapping are ordered by the store's lock, readers in other
+        // processes verify what they copied; `data` is not inside a shared mapping.
+        unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), at, data.len()) };
+        self.stored(offset, data.len() as u64);
+    }
+}
+
+impl<M: Medium> Medium for std::sync::Arc<M> {
+    fn mapping(&self) -> &Mapping {
+        (**self).mapping()
+    }
+    #[inline]
+    fn stored(&self, offset: u64, len: u64) {
+        (**self).stored(offset, len);
+    }
+    #[inline]
+    fn persist(&self, offset: u64, len: u64) -> io::Result<()> {
+        (**self).persist(offset, len)
+    }
+    fn persist_all(&self) -> io::Result<()> {
+        (**self).persist_all()
+    }
+    fn settle(&self, offset: u64, len: u64) -> io::Result<()> {
+        (**self).settle(offset, len)
+    }
+    fn settle_all(&self) -> io::Result<()> {
+        (**self).settle_all()
+    }
+    fn slow_persist(&self) -> bool {
+        (**self).slow_persist()
+    }
+}

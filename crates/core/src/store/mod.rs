@@ -1,0 +1,752 @@
+//! A store, open in an application: the writer with its working view, or a reader of someone else's.
+//!
+//! One mutex guards everything of a handle. A commit holds it while it appends; where durability is slow (a disk) it
+//! lets go while the flush runs, so that commits of many threads share one flush, and applies afterwards. Meanwhile
+//! the image is older than the log: pages touched by groups in flight have a *shadow*, their contents as of the
+//! newest appended group, and differences are taken against that.
+
+mod append;
+mod reader;
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::ThreadId;
+use std::time::{Duration, Instant};
+
+use crate::base::Base;
+use crate::capture::{Capture, Mode};
+use crate::control::{Control, Holder, Lock, boottime_ns, word};
+use crate::error::{Error, Result};
+use crate::format::{Durability, PAGE, PAGE_U64, Point, Superblock};
+use crate::medium::{Anonymous, FileMedium, Medium, PrivateView};
+use crate::objects::Objects;
+use crate::work::Work;
+
+pub use append::Appended;
+use reader::Reader;
+
+/// How a store is opened.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// How changed array pages are found; `None`: the best way.
+    pub capture: Option<Mode>,
+    /// Compare the whole image with its sums at once, rather than pages when they are first used.
+    pub verify_all: bool,
+    /// How long a commit waits for room in the log.
+    pub log_timeout: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { capture: None, verify_all: false, log_timeout: Duration::from_secs(60) }
+    }
+}
+
+/// Contents of a page as of the newest appended group that touched it.
+struct Shadow {
+    data: Box<[u8; PAGE]>,
+    sum: u64,
+    last: u64,
+}
+
+/// Everything behind the mutex. The view is dropped after `work`, which points into it.
+struct Inner<M: Medium> {
+    work: Work,
+    objects: Objects,
+    capture: Option<Capture>,
+    /// Keeps the memory of `work` mapped.
+    _view: Option<PrivateView>,
+    writer: Option<Base<Arc<M>>>,
+    reader: Option<Reader<M>>,
+    /// End of the log as appended.
+    appended: Point,
+    /// Log bytes before this are durable.
+    durable: u64,
+    flushing: bool,
+    checkpointing: bool,
+    shadow: HashMap<u64, Shadow>,
+    candidates: Vec<u64>,
+    scratch: Box<[u8; PAGE]>,
+    transaction: Option<ThreadId>,
+    poisoned: Option<String>,
+    closed: bool,
+    options: Options,
+    name: String,
+}
+
+struct Shared<M: Medium> {
+    inner: Mutex<Inner<M>>,
+    changed: Condvar,
+    m: Arc<M>,
+    alive: ForkGuard,
+    readonly: bool,
+}
+
+/// An open store. Cheap to share between threads.
+pub struct Store<M: Medium + 'static> {
+    shared: Arc<Shared<M>>,
+}
+
+/// One page that a forked child finds empty: mappings of the store are not inherited, so it must not use them.
+struct ForkGuard(Anonymous);
+
+impl ForkGuard {
+    fn new() -> Result<Self> {
+        let page = Anonymous::new(PAGE)?;
+        // SAFETY: our own fresh page.
+        unsafe {
+            if libc::madvise(page.base().cast(), PAGE, libc::MADV_WIPEONFORK) != 0 {
+                return Err(Error::last_os("mark a page to be wiped on fork"));
+            }
+            page.base().write_volatile(1);
+        }
+        Ok(Self(page))
+    }
+
+    #[inline]
+    fn is_parent(&self) -> bool {
+        // SAFETY: our own page.
+        unsafe { self.0.base().read_volatile() == 1 }
+    }
+}
+
+type Guard<'a, M> = MutexGuard<'a, Inner<M>>;
+
+/// Say in an error which store it is about.
+#[inline]
+fn annotate<T>(name: &str, r: Result<T>) -> Result<T> {
+    r.map_err(|e| named(name, e))
+}
+
+#[cold]
+fn named(name: &str, e: Error) -> Error {
+    let with = |what: String| if what.starts_with(name) { what } else { format!("{name}: {what}") };
+    match e {
+        Error::StoreCorrupt(what) => Error::StoreCorrupt(with(what)),
+        Error::StoreFull(what) => Error::StoreFull(with(what)),
+        Error::NoSuchObject(what) => Error::NoSuchObject(with(what)),
+        Error::ObjectInUse(what) => Error::ObjectInUse(with(what)),
+        Error::StoreReadOnly(what) => Error::StoreReadOnly(with(what)),
+        Error::InvalidArgument(what) => Error::InvalidArgument(with(what)),
+        e => e,
+    }
+}
+
+/// Lay out and format a new store file; it is closed again.
+///
+/// # Errors
+/// The file exists, there is no space, or the sizes or the durability cannot be.
+pub fn create(path: &Path, mut sb: Superblock, durability: Option<Durability>) -> Result<()> {
+    let seed = crate::replica::random16()?;
+    let seed = u64::from_le_bytes(seed[8..].try_into().expect("eight bytes"));
+    sb.created_ns = crate::control::realtime_coarse_ns();
+    let m = FileMedium::create(path, &mut sb, durability)?;
+    let made = Base::format(&m, &mut sb).and_then(|()| {
+        let store = Store::open_on(m, sb, path.display().to_string(), Options::default())?;
+        store.change(|work, _| Objects::format(work, seed))?;
+        store.commit()?;
+        store.close()
+    });
+    if made.is_err() && path.is_file() {
+        let _ = std::fs::remove_file(path); // ours, just made, and unusable; the first error is what matters
+    }
+    made.map(|_| ())
+}
+
+impl Store<FileMedium> {
+    /// Open the store at `path` for writing.
+    ///
+    /// # Errors
+    /// `NotAStore`, `NewerVersion`, `StoreBusy`, `StoreCorrupt`, `StoreUntrusted`, `StoreFenced`, or the system's.
+    pub fn open(path: &Path, options: Options) -> Result<Self> {
+        let (m, _) = FileMedium::open(path, true)?;
+        take_writer_lock(&m, path)?;
+        // Read again: until the lock was ours another writer could change it.
+        let (m2, sb) = FileMedium::open(path, true)?;
+        drop(m2);
+        Self::open_on(m, sb, path.display().to_string(), options)
+    }
+
+    /// Open the store at `path` to look at it, whether or not another process writes it.
+    ///
+    /// # Errors
+    /// As [`Store::open`], but never `StoreBusy`.
+    pub fn open_readonly(path: &Path, options: Options) -> Result<Self> {
+        let (m, sb) = FileMedium::open(path, false)?;
+        Self::reader_on(Arc::new(m), sb, path.display().to_string(), options)
+    }
+}
+
+/// Take the writer's lock on a mapped store file, or say who has it.
+///
+/// # Errors
+/// `StoreBusy`.
+pub fn take_writer_lock(m: &FileMedium, path: &Path) -> Result<()> {
+    let taken = Lock::Writer.take(m.mapping().file());
+    if taken.map_err(|e| Error::io(format!("lock {}", path.display()), e))? {
+        return Ok(());
+    }
+    let c = Control::of(m.mapping());
+    let who = match c.get(word::HOLDER) {
+        1 => "an application",
+        2 => "a receiver",
+        _ => "another process",
+    };
+    let pid = c.get(word::WRITER_PID);
+    Err(Error::StoreBusy(format!("{}: {who} (pid {pid}) holds the store", path.display())))
+}
+
+impl<M: Medium + 'static> Store<M> {
+    /// Open a mapped store for writing; the writer's lock is held by the caller's medium.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_on(m: M, sb: Superblock, name: String, options: Options) -> Result<Self> {
+        let m = Arc::new(m);
+        let (base, _) = Base::open(Arc::clone(&m), sb, name.clone(), false)?;
+        Self::over(m, base, options)
+    }
+
+    /// The working view over a recovered store.
+    fn over(m: Arc<M>, base: Base<Arc<M>>, options: Options) -> Result<Self> {
+        let name = base.name.clone();
+        let fence = base.control.get(word::FENCE_EPOCH);
+        if fence > base.sb.epoch {
+            return Err(Error::StoreFenced(format!(
+                "{name}: epoch {fence} has begun elsewhere, this copy is of epoch {}",
+                base.sb.epoch
+            )));
+        }
+        if options.verify_all {
+            for page in 0..base.sb.pages() {
+                annotate(&name, base.check_page(page))?;
+            }
+        }
+        let view = m.mapping().private_view(base.sb.image_offset, base.sb.image_size)?;
+        if !view.file_backed {
+            for page in (0..base.sb.pages()).filter(|p| base.sum(*p) != 0) {
+                // SAFETY: the same page in the image and in its copy.
+                unsafe {
+                    let to = view.base().add(page as usize * PAGE);
+                    std::ptr::copy_nonoverlapping(base.image_page(page), to, PAGE);
+                }
+            }
+        }
+        let sums = m.mapping().at(base.sb.sums_offset, base.sb.pages() * 8).cast::<u64>();
+        // SAFETY: the view and the sums live as long as `Inner`, which drops `work` first.
+        let work = unsafe { Work::new(view.base(), base.sb.image_size, sums, true) };
+        // A store that is only just being formatted has no objects yet.
+        let fresh = base.applied.seq == 0;
+        let objects = if fresh { Objects::new(&work) } else { annotate(&name, Objects::open(&work))? };
+        let capture = Capture::new(&view, options.capture)
+            .map_err(|e| Error::io(format!("find changed pages of {name} in the way asked for"), e))?;
+        base.control.set_writer(Holder::Application);
+        let appended = base.applied;
+        let mut inner = Inner::new(work, objects, appended, options, name);
+        inner.capture = Some(capture);
+        inner._view = Some(view);
+        inner.writer = Some(base);
+        Ok(Self { shared: Arc::new(Shared::new(inner, m, false)?) })
+    }
+
+    fn reader_on(m: Arc<M>, sb: Superblock, name: String, options: Options) -> Result<Self> {
+        let reader = annotate(&name, Reader::new(Arc::clone(&m), sb, name.clone()))?;
+        if options.verify_all {
+            annotate(&name, reader.verify().map(|_| ()))?;
+        }
+        let work = reader.work();
+        let objects = annotate(&name, Objects::open(&work))?;
+        let mut inner = Inner::new(work, objects, reader.position(), options, name);
+        inner.reader = Some(reader);
+        Ok(Self { shared: Arc::new(Shared::new(inner, m, true)?) })
+    }
+
+    #[inline]
+    fn lock(&self) -> Result<Guard<'_, M>> {
+        let s = &*self.shared;
+        if !s.alive.is_parent() {
+            return Err(Error::StoreClosed("the store was opened by the parent of this process".into()));
+        }
+        let g = s.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if g.closed {
+            return Err(Error::StoreClosed(format!("{} is closed", g.name)));
+        }
+        Ok(g)
+    }
+
+    /// Look at objects.
+    ///
+    /// # Errors
+    /// `StoreClosed`, and what `f` says.
+    #[inline]
+    pub fn look<R>(&self, f: impl FnOnce(&Work, &mut Objects) -> Result<R>) -> Result<R> {
+        let mut g = self.lock()?;
+        let inner = &mut *g;
+        annotate(&inner.name, f(&inner.work, &mut inner.objects))
+    }
+
+    /// Change objects; nothing is committed.
+    ///
+    /// # Errors
+    /// `StoreClosed`, and what `f` says.
+    #[inline]
+    pub fn change<R>(&self, f: impl FnOnce(&mut Work, &mut Objects) -> Result<R>) -> Result<R> {
+        let mut g = self.lock()?;
+        let inner = &mut *g;
+        annotate(&inner.name, f(&mut inner.work, &mut inner.objects))
+    }
+
+    /// Open, create or grow an array through `f` and watch its pages.
+    ///
+    /// # Errors
+    /// `StoreClosed`, what `f` says, or damage in one of the array's pages.
+    pub fn array<R>(
+        &self,
+        f: impl FnOnce(&mut Work, &mut Objects) -> Result<(R, u64, u64)>,
+    ) -> Result<(R, *mut u8)> {
+        let mut g = self.lock()?;
+        let inner = &mut *g;
+        let (r, offset, len) = annotate(&inner.name, f(&mut inner.work, &mut inner.objects))?;
+        // Every page is compared with its sum here: from now on the core does not see the accesses.
+        inner.work.bytes(offset, len)?;
+        if let (Some(capture), true) = (&inner.capture, len > 0) {
+            let padded = len.next_multiple_of(PAGE_U64);
+            capture
+                .watch(offset, padded)
+                .map_err(|e| Error::io(format!("watch an array of {}", inner.name), e))?;
+        }
+        // SAFETY: `bytes` checked the range.
+        Ok((r, unsafe { inner.work.base().add(offset as usize) }))
+    }
+
+    fn wait_turn<'a>(&'a self, mut g: Guard<'a, M>) -> Result<Guard<'a, M>> {
+        if g.transaction.is_some() {
+            let me = std::thread::current().id();
+            while g.transaction.is_some_and(|t| t != me) {
+                g = self.wait(g, Duration::from_secs(3600))?;
+            }
+        }
+        Ok(g)
+    }
+
+    fn wait<'a>(&'a self, g: Guard<'a, M>, at_most: Duration) -> Result<Guard<'a, M>> {
+        let r = self.shared.changed.wait_timeout(g, at_most);
+        let g = r.unwrap_or_else(std::sync::PoisonError::into_inner).0;
+        if g.closed { Err(Error::StoreClosed(format!("{} was closed", g.name))) } else { Ok(g) }
+    }
+
+    /// Begin a transaction of this thread: commits of other threads wait for [`Store::end`].
+    ///
+    /// # Errors
+    /// `InvalidArgument` when this thread is in one already.
+    pub fn begin(&self) -> Result<()> {
+        let mut g = self.lock()?;
+        if g.transaction == Some(std::thread::current().id()) {
+            return Err(Error::InvalidArgument("this thread is in a transaction already".into()));
+        }
+        g = self.wait_turn(g)?;
+        g.transaction = Some(std::thread::current().id());
+        Ok(())
+    }
+
+    /// End the transaction of this thread, if there is one.
+    ///
+    /// # Errors
+    /// `StoreClosed`.
+    pub fn end(&self) -> Result<()> {
+        let mut g = self.lock()?;
+        if g.transaction == Some(std::thread::current().id()) {
+            g.transaction = None;
+            self.shared.changed.notify_all();
+        }
+        Ok(())
+    }
+
+    /// Commit all changes since the last commit; the position behind them. Waits for durability, for a turn, and
+    /// for room in the log.
+    ///
+    /// # Errors
+    /// `StoreFenced`, `StorePoisoned`, `LogTooSmall`, `LogFull`, `StoreReadOnly`, `StoreClosed`, or the system's.
+    pub fn commit(&self) -> Result<u64> {
+        let g = self.lock()?;
+        let mut g = self.wait_turn(g)?;
+        let started = Instant::now();
+        loop {
+            match g.append()? {
+                Appended::Nothing(lsn) => return Ok(lsn),
+                Appended::Durable(lsn) => {
+                    g.trim_early()?;
+                    return Ok(lsn);
+                }
+                Appended::InFlight(lsn) => {
+                    g = self.flush_until(g, lsn)?;
+                    self.checkpoint_early(&mut g);
+                    g.not_past_deadline()?;
+                    return Ok(lsn);
+                }
+                Appended::NoRoom => g = self.make_room(g, started)?,
+            }
+        }
+    }
+
+    /// The same if it needs no waiting at all: `None` when the caller must use [`Store::commit`]. For callers that
+    /// hold a lock of their own (the interpreter's) and would have to give it up before waiting.
+    #[inline]
+    pub fn try_commit(&self) -> Option<Result<u64>> {
+        let s = &*self.shared;
+        if !s.alive.is_parent() || s.m.slow_persist() {
+            return None;
+        }
+        let mut g = s.inner.try_lock().ok()?;
+        if g.closed || g.transaction.is_some() || g.is_large() {
+            return None;
+        }
+        match g.append() {
+            Ok(Appended::Nothing(lsn)) => Some(Ok(lsn)),
+            Ok(Appended::Durable(lsn)) => Some(g.trim_early().map(|()| lsn)),
+            Ok(Appended::InFlight(_) | Appended::NoRoom) => None,
+            Err(e) => Some(Err(e)),
+        }
+    }
+
+    /// Wait until `lsn` is durable; one of the waiting threads flushes for all.
+    fn flush_until<'a>(&'a self, mut g: Guard<'a, M>, lsn: u64) -> Result<Guard<'a, M>> {
+        loop {
+            g.not_poisoned()?;
+            if g.durable >= lsn {
+                return Ok(g);
+            }
+            if g.flushing {
+                g = self.wait(g, Duration::from_secs(3600))?;
+                continue;
+            }
+            g.flushing = true;
+            let (from, target) = (g.durable, g.appended);
+            drop(g);
+            let done = crate::log::persist(&self.shared.m, from, target.lsn);
+            g = self.shared.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            g.flushing = false;
+            match done {
+                Ok(()) => g.flushed(target),
+                Err(e) => {
+                    let e = Error::io(format!("flush the log of {}", g.name), e);
+                    g.poison(&e);
+                    self.shared.changed.notify_all();
+                    return Err(e);
+                }
+            }
+            self.shared.changed.notify_all();
+        }
+    }
+
+    /// The log is full: trim it, or wait until others let go of it.
+    fn make_room<'a>(&'a self, mut g: Guard<'a, M>, started: Instant) -> Result<Guard<'a, M>> {
+        let appended = g.appended.lsn;
+        g = self.flush_until(g, appended)?;
+        while g.checkpointing {
+            g = self.wait(g, Duration::from_secs(3600))?;
+        }
+        g.not_poisoned()?;
+        let (tail, applied) = {
+            let base = g.base()?;
+            (base.sb.tail.lsn, base.applied.lsn)
+        };
+        if g.trim_now(appended)? {
+            return Ok(g);
+        }
+        if tail == applied {
+            let base = g.base()?;
+            return Err(Error::LogTooSmall(format!(
+                "{}: this commit is larger than the log, which has {} bytes",
+                base.name, base.sb.log_size
+            )));
+        }
+        if started.elapsed() >= g.options.log_timeout {
+            let base = g.base()?;
+            return Err(Error::LogFull(format!(
+                "{}: a destination still needs the log from {} on, and nothing moved for {:?}",
+                base.name,
+                base.floor(),
+                g.options.log_timeout
+            )));
+        }
+        self.wait(g, Duration::from_millis(1))
+    }
+
+    /// Where persisting is slow, trim in the background when half the log is used.
+    fn checkpoint_early(&self, g: &mut Guard<'_, M>) {
+        let Some(base) = &g.writer else { return };
+        if g.checkpointing || g.appended.lsn - base.sb.tail.lsn <= base.sb.log_size / 2 {
+            return;
+        }
+        g.checkpointing = true;
+        let store = Self { shared: Arc::clone(&self.shared) };
+        std::thread::spawn(move || {
+            // An error has poisoned the store, which the next commit reports.
+            let _ = store.checkpoint_running();
+        });
+    }
+
+    fn checkpoint_running(&self) -> Result<u64> {
+        let mut g = self.shared.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let r = (|| {
+            if g.closed {
+                return Ok(0);
+            }
+            let target = g.base()?.applied;
+            drop(g);
+            let done = self.shared.m.persist_all();
+            g = self.shared.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            if g.closed {
+                return Ok(0);
+            }
+            g.checkpointed(target, done)
+        })();
+        let mut g = self.shared.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        g.checkpointing = false;
+        self.shared.changed.notify_all();
+        r
+    }
+
+    /// Make the image durable and trim the log as far as others allow; the new tail.
+    ///
+    /// # Errors
+    /// What the medium said; the store is then poisoned.
+    pub fn checkpoint(&self) -> Result<u64> {
+        let mut g = self.lock()?;
+        let appended = g.appended.lsn;
+        g = self.flush_until(g, appended)?;
+        while g.checkpointing {
+            g = self.wait(g, Duration::from_secs(3600))?;
+        }
+        g.trim_now(appended)?;
+        Ok(g.base()?.sb.tail.lsn)
+    }
+
+    /// Undo everything since the last commit.
+    ///
+    /// # Errors
+    /// `StoreClosed`, or what the kernel said when asked for changed pages.
+    pub fn rollback(&self) -> Result<()> {
+        let g = self.lock()?;
+        let mut g = self.wait_turn(g)?;
+        if self.shared.readonly {
+            return Ok(());
+        }
+        g.undo()
+    }
+
+    /// Position of the last commit that this handle made or sees.
+    ///
+    /// # Errors
+    /// `StoreClosed`.
+    pub fn position(&self) -> Result<u64> {
+        let g = self.lock()?;
+        Ok(if g.reader.is_some() { g.appended.lsn } else { g.durable })
+    }
+
+    /// Reader: move forward to the newest commit; the position now seen. Writer: its position.
+    ///
+    /// # Errors
+    /// `StoreCorrupt`, or `LogTooSmall` when the writer laps the reader again and again.
+    pub fn refresh(&self) -> Result<u64> {
+        let mut g = self.lock()?;
+        let inner = &mut *g;
+        let Some(reader) = &mut inner.reader else { return Ok(inner.durable) };
+        let moved = annotate(&inner.name, reader.refresh());
+        inner.appended = reader.position();
+        inner.work.forget_checked();
+        inner.objects.reset();
+        moved?;
+        Ok(inner.appended.lsn)
+    }
+
+    /// Wait until `copies` destinations hold `pos` durably; whether they do before the time-out.
+    ///
+    /// # Errors
+    /// `StoreClosed`; `StoreFenced` when the lease has passed meanwhile: another host may have taken over without
+    /// what those destinations hold.
+    pub fn wait_copies(&self, pos: u64, copies: usize, timeout: Duration) -> Result<bool> {
+        drop(self.lock()?);
+        let nanos = u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX / 4);
+        let held = self.control().wait_copies(pos, copies, nanos);
+        if held && !self.shared.readonly {
+            self.lock()?.not_past_deadline()?;
+        }
+        Ok(held)
+    }
+
+    /// The control words. They are mapped as long as this handle lives.
+    #[must_use]
+    pub fn control(&self) -> Control {
+        Control::of(self.shared.m.mapping())
+    }
+
+    /// The superblock as this handle knows it.
+    ///
+    /// # Errors
+    /// `StoreClosed`.
+    pub fn superblock(&self) -> Result<Superblock> {
+        let g = self.lock()?;
+        match (&g.writer, &g.reader) {
+            (Some(b), _) => Ok(b.sb.clone()),
+            (None, Some(r)) => Ok(r.superblock().clone()),
+            (None, None) => Err(Error::StoreClosed(format!("{} is closed", g.name))),
+        }
+    }
+
+    /// How changed pages are found; `None` for readers.
+    ///
+    /// # Errors
+    /// `StoreClosed`.
+    pub fn capture_mode(&self) -> Result<Option<Mode>> {
+        Ok(self.lock()?.capture.as_ref().map(Capture::mode))
+    }
+
+    /// Whether it was opened read-only.
+    #[must_use]
+    pub fn readonly(&self) -> bool {
+        self.shared.readonly
+    }
+
+    /// Whether it was closed (or belongs to the parent of this process).
+    #[must_use]
+    pub fn closed(&self) -> bool {
+        self.lock().is_err()
+    }
+
+    /// Compare every page of the committed image with its sum; pages checked.
+    ///
+    /// # Errors
+    /// `StoreCorrupt`.
+    pub fn verify(&self) -> Result<u64> {
+        let mut g = self.lock()?;
+        let appended = g.appended.lsn;
+        if g.writer.is_some() {
+            g = self.flush_until(g, appended)?;
+        }
+        let name = g.name.clone();
+        if let Some(r) = &g.reader {
+            return annotate(&name, r.verify());
+        }
+        let base = g.base()?;
+        for page in 0..base.sb.pages() {
+            annotate(&name, base.check_page(page))?;
+        }
+        Ok(base.sb.pages())
+    }
+
+    /// Close: changes that were not committed are forgotten; everything committed is made durable and marked clean.
+    /// Closing twice is fine. NumPy views keep reading their memory; it is given back when the last is gone.
+    ///
+    /// # Errors
+    /// What the medium said; the next open then recovers.
+    pub fn close(&self) -> Result<()> {
+        let Ok(mut g) = self.lock() else { return Ok(()) };
+        let appended = g.appended.lsn;
+        let mut result = Ok(());
+        if g.writer.is_some() && g.poisoned.is_none() {
+            match self.flush_until(g, appended) {
+                Ok(back) => g = back,
+                Err(e) => {
+                    result = Err(e);
+                    g = self.lock()?;
+                }
+            }
+            while g.checkpointing {
+                g = self.wait(g, Duration::from_secs(3600))?;
+            }
+        }
+        g.closed = true;
+        let clean = g.poisoned.is_none() && result.is_ok();
+        if let Some(base) = &mut g.writer {
+            if clean {
+                result = base.close();
+            }
+            base.control.set_writer(Holder::None);
+            Lock::Writer.release(self.shared.m.mapping().file());
+        }
+        // The memory of a reader's copy stays: NumPy views may still look at it.
+        g.capture = None;
+        self.shared.changed.notify_all();
+        result
+    }
+}
+
+impl<M: Medium> Shared<M> {
+    fn new(inner: Inner<M>, m: Arc<M>, readonly: bool) -> Result<Self> {
+        Ok(Self { inner: Mutex::new(inner), changed: Condvar::new(), m, alive: ForkGuard::new()?, readonly })
+    }
+}
+
+impl<M: Medium> Inner<M> {
+    /// Neither writer nor reader yet; everything up to `at` is durable.
+    fn new(work: Work, objects: Objects, at: Point, options: Options, name: String) -> Self {
+        Self {
+            work,
+            objects,
+            capture: None,
+            _view: None,
+            writer: None,
+            reader: None,
+            appended: at,
+            durable: at.lsn,
+            flushing: false,
+            checkpointing: false,
+            shadow: HashMap::new(),
+            candidates: Vec::new(),
+            scratch: Box::new([0; PAGE]),
+            transaction: None,
+            poisoned: None,
+            closed: false,
+            options,
+            name,
+        }
+    }
+
+    fn base(&self) -> Result<&Base<Arc<M>>> {
+        self.writer.as_ref().ok_or_else(|| Error::StoreReadOnly(format!("{} is open read-only", self.name)))
+    }
+
+    fn base_mut(&mut self) -> Result<&mut Base<Arc<M>>> {
+        let name = &self.name;
+        self.writer.as_mut().ok_or_else(|| Error::StoreReadOnly(format!("{name} is open read-only")))
+    }
+
+    #[inline]
+    fn not_poisoned(&self) -> Result<()> {
+        match &self.poisoned {
+            None => Ok(()),
+            Some(why) => {
+                Err(Error::StorePoisoned(format!("{}: no commits after a failure: {why}", self.name)))
+            }
+        }
+    }
+
+    fn poison(&mut self, why: &Error) {
+        self.poisoned.get_or_insert_with(|| why.to_string());
+        if let Some(b) = &self.writer {
+            b.control.set(word::POISONED, 1);
+        }
+    }
+
+    /// Whether this store may still commit, by lease and fence.
+    #[inline]
+    fn not_past_deadline(&self) -> Result<()> {
+        let base = self.base()?;
+        let deadline = base.control.get(word::LEASE_DEADLINE_NS);
+        if deadline != 0 && boottime_ns() >= deadline {
+            return Err(self.fenced("the lease has passed"));
+        }
+        if base.control.get(word::FENCE_EPOCH) > base.sb.epoch {
+            return Err(self.fenced("a newer epoch has begun elsewhere"));
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn fenced(&self, why: &str) -> Error {
+        Error::StoreFenced(format!("{}: {why}; nothing more may be committed here", self.name))
+    }
+}

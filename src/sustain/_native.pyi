@@ -1,0 +1,302 @@
+"""The binding of the engine. This stub is its documentation; `crates/py` only converts.
+
+Positions (LSN) are ints, byte offsets in the endless log. Times ending in `_ns` say in the name or the docstring
+which clock they are of. Every call that may wait releases the interpreter lock. Errors are those of
+`sustain.errors`.
+"""
+
+from typing import Any, TypedDict, final
+
+UNKNOWN: int  # 2**64 - 1, "not known" in the control words
+
+class ControlWords(TypedDict):
+    """A consistent-enough reading of the control page; None where the page is of another boot or never written."""
+
+    appended: int
+    committed: int
+    applied: int
+    tail: int
+    commit_seq: int
+    commit_time_ns: int  # since 1970
+    recoveries: int  # begun and ended; odd while a writer replays the log over the image
+    lease_deadline_ns: int  # CLOCK_BOOTTIME; 0 = no lease governs
+    lease_epoch: int
+    fence_epoch: int
+    writer_pid: int
+    writer_start_ticks: int
+    poisoned: bool
+    holder: str  # "none", "application", "receiver"
+    shipper_pid: int
+    shipper_start_ticks: int
+    floor: int  # UNKNOWN = none
+    budget_bytes: int
+    primary_committed: int
+    primary_heard_ns: int  # CLOCK_BOOTTIME
+    primary_commit_time_ns: int  # since 1970
+
+class Destination(TypedDict):
+    slot: int
+    url: str
+    state: str  # "connecting", "streaming", "snapshot", "needs-snapshot", "refused", "stopped"
+    required: bool
+    sent: int
+    acked: int | None
+    acked_boottime_ns: int
+    acked_commit_time_ns: int
+    snapshot_done_bytes: int
+    snapshot_total_bytes: int
+    bytes_sent: int
+    connections: int
+
+class Superblock(TypedDict):
+    version: int
+    store_uuid: bytes
+    replica_uuid: bytes
+    log_size: int
+    image_size: int
+    epoch: int
+    history: list[tuple[int, int]]  # (epoch, start LSN), oldest first
+    tail: int
+    clean: bool
+    incomplete: bool
+    end: int  # valid when clean
+    durability: str
+    same_boot: bool
+    created_ns: int
+
+class Engine:
+    """An open store. Subclassed by `sustain.Store`."""
+
+    def __new__(
+        cls,
+        path: str,
+        readonly: bool = False,
+        capture: str = "auto",  # "scan", "pagemap", "compare"
+        verify: str = "lazy",  # or "full"
+        log_timeout_s: float = 60.0,
+    ) -> Engine: ...
+    @staticmethod
+    def format(
+        path: str, size: int, log_size: int, durability: str, store_uuid: bytes | None = None, epoch: int = 1
+    ) -> None:
+        """Create a store file (never over an existing one). `durability` may be "auto"."""
+
+    def commit(self) -> int: ...
+    def rollback(self) -> None: ...
+    def begin(self) -> None:
+        """Enter a transaction: other threads' commits wait until `end`."""
+
+    def end(self) -> None: ...
+    def refresh(self) -> int:
+        """Read-only stores: move forward to the newest commit; the position now seen."""
+
+    def checkpoint(self) -> int:
+        """Make the image durable and trim the log; the new tail."""
+
+    def wait_copies(self, pos: int, copies: int, timeout_s: float) -> bool: ...
+    def objects(self) -> list[tuple[str, str, int]]:
+        """(name, kind, bytes held) of every object; kind is "map", "array" or "file"."""
+
+    def delete(self, name: str) -> None: ...
+    def array_buffer(
+        self, name: str, dtype: str | None, shape: tuple[int, ...] | None, itemsize: int = 0
+    ) -> tuple[Any, str, tuple[int, ...]]:
+        """(object with the buffer protocol, dtype as stored, shape as stored). Creates, opens or grows; `itemsize`
+        belongs to `dtype`."""
+
+    def close(self) -> None: ...
+    def words(self) -> ControlWords: ...
+    def destinations(self) -> list[Destination]: ...
+    def info(self) -> Superblock: ...
+    def verify(self) -> int:
+        """Check every page of the image against its sum; pages checked. Raises StoreCorrupt."""
+
+    def usage(self) -> dict[str, int]:
+        """Bytes: image_bytes, used_bytes, free_bytes."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def readonly(self) -> bool: ...
+    @property
+    def closed(self) -> bool: ...
+    @property
+    def position(self) -> int:
+        """End of the last commit that this handle made or sees."""
+
+    @property
+    def capture(self) -> str:
+        """How changed array pages are found: "scan", "pagemap" or "compare"."""
+
+class Map:
+    """Subclassed by `sustain.store.maps.Map`, which adds the rest of MutableMapping."""
+
+    def __new__(cls, engine: Engine, name: str) -> Map: ...
+    def __getitem__(self, key: bytes) -> bytes: ...
+    def __setitem__(self, key: bytes, value: bytes) -> None: ...
+    def __delitem__(self, key: bytes) -> None: ...
+    def __contains__(self, key: object) -> bool: ...
+    def __len__(self) -> int: ...
+    def get(self, key: bytes, default: Any = None) -> Any: ...
+    def clear(self) -> None: ...
+    def scan(self, cursor: int, limit: int) -> tuple[int, list[tuple[bytes, bytes]]]:
+        """Up to about `limit` entries from `cursor` (0 = begin); next cursor, 0 when done. RuntimeError when the map
+        gained or lost keys since cursor 0 of this scan was given out."""
+
+    @property
+    def name(self) -> str: ...
+
+class File:
+    def __new__(cls, engine: Engine, name: str) -> File: ...
+    def pread(self, length: int, offset: int) -> bytes: ...
+    def pwrite(self, data: bytes | bytearray | memoryview, offset: int) -> int: ...
+    def truncate(self, size: int) -> None: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def name(self) -> str: ...
+
+@final
+class Control:
+    """A store's superblock and control words, seen from any process; never takes the writer's lock."""
+
+    def __new__(cls, path: str, writable: bool = False) -> Control: ...
+    def superblock(self) -> Superblock: ...
+    def words(self) -> ControlWords | None: ...
+    def destinations(self) -> list[Destination]: ...
+    def set_lease(self, epoch: int, deadline_boottime_ns: int) -> None: ...
+    def set_fence(self, epoch: int) -> None:
+        """Raise `fence_epoch`; never lowers it."""
+
+    def writer_locked(self) -> bool: ...
+    def shipper_locked(self) -> bool: ...
+    def supervisor_locked(self) -> bool: ...
+    def lock_supervisor(self) -> bool:
+        """Take the supervisor's lock for the life of this object; False when another process has it."""
+
+    def close(self) -> None: ...
+
+@final
+class LogTail:
+    """The shipper's view: the log of a store that another process writes. Takes the shipper's lock (StoreBusy)."""
+
+    def __new__(cls, path: str) -> LogTail: ...
+    def superblock(self) -> Superblock: ...
+    def words(self) -> ControlWords: ...
+    def committed(self) -> int: ...
+    def tail(self) -> int: ...
+    def wait_commit(self, beyond: int, timeout_s: float) -> int:
+        """Sleep until `committed` > `beyond` or the time-out; committed."""
+
+    def log_view(self, lsn: int, length: int) -> memoryview:
+        """Read-only, contiguous, no copy; valid only if `tail() <= lsn` *after* the bytes were used."""
+
+    def snapshot_point(self) -> tuple[int, int, int]:
+        """(LSN, number of commits before it, chain) where the log begins that a snapshot taken from now on needs.
+        Pin it with `set_floor` first, then ask again until it does not move."""
+
+    def group_boundary(self, lsn: int) -> bool:
+        """Whether a group begins at `lsn` (also true at `committed`). False when it is not in the log any more."""
+
+    def image_size(self) -> int: ...
+    def image_view(self, first_page: int, pages: int) -> memoryview: ...
+    def next_used_page(self, page: int) -> int:
+        """First page >= `page` whose sum is not 0; number of pages of the image when there is none."""
+
+    def page_digests(self, first_page: int, pages: int) -> bytes:
+        """16 bytes (XXH3-128) per page, of the image as it is now."""
+
+    def claim_slot(self, url: str, required: bool) -> int: ...
+    def update_slot(
+        self,
+        slot: int,
+        *,
+        state: str | None = None,
+        sent: int | None = None,
+        acked: int | None = None,
+        acked_commit_time_ns: int | None = None,
+        snapshot_done_bytes: int | None = None,
+        snapshot_total_bytes: int | None = None,
+        bytes_sent: int | None = None,
+        connections: int | None = None,
+    ) -> None:
+        """A new `acked` also stamps its time and wakes those in `Engine.wait_copies`."""
+
+    def release_slot(self, slot: int) -> None: ...
+    def set_floor(self, lsn: int) -> None:
+        """Least LSN still needed; UNKNOWN = nothing is pinned."""
+
+    def set_fence(self, epoch: int) -> None: ...
+    def close(self) -> None: ...
+
+@final
+class Replica:
+    """The receiver's side of a store: takes the writer's lock, recovers, applies complete groups only."""
+
+    def __new__(cls, path: str) -> Replica: ...
+    @staticmethod
+    def create_for_snapshot(
+        path: str,
+        size: int,
+        log_size: int,
+        durability: str,
+        store_uuid: bytes,
+        epoch: int,
+        history: list[tuple[int, int]],
+        start: int,
+        start_seq: int,
+        start_chain: int,
+    ) -> Replica:
+        """A new, incomplete store whose log begins at `start`; refused by everyone else until `finish_snapshot`."""
+
+    def superblock(self) -> Superblock: ...
+    def words(self) -> ControlWords: ...
+    @property
+    def end(self) -> int:
+        """End of the last complete, durable, applied group: where a sender resumes."""
+
+    @property
+    def end_seq(self) -> int: ...
+    @property
+    def end_chain(self) -> int: ...
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def commit_time_ns(self) -> int: ...
+    def set_epoch(self, epoch: int) -> None:
+        """Make a newer epoch durable before anything of it is accepted. StoreFenced for an older one."""
+
+    def buffer(self, length: int) -> memoryview:
+        """Writable room in the ring behind what was received, at most `length` bytes; fill it, then `advance`."""
+
+    def advance(self, length: int) -> int:
+        """`length` more bytes are in: verify, make durable and apply what is complete; the new `end`.
+
+        Raises StoreCorrupt for a record that is wrong; the partial group is then forgotten and nothing of it is
+        applied."""
+
+    def discard_partial(self) -> None: ...
+    def note_primary(self, committed: int, commit_time_ns: int) -> None: ...
+    def write_pages(self, first_page: int, data: bytes | memoryview) -> None: ...
+    def page_digests(self, first_page: int, pages: int) -> bytes: ...
+    def finish_snapshot(self) -> None:
+        """Check every page against its sum (StoreCorrupt), make all durable, drop the incomplete flag."""
+
+    def read_log(self, lsn: int, length: int) -> bytes:
+        """Log bytes still in the ring (an orphan tail). StoreError when trimmed."""
+
+    def promote(self, epoch: int) -> int:
+        """Open `epoch` here: append and commit an EPOCH group; the LSN where it begins."""
+
+    def checkpoint(self) -> int: ...
+    def close(self) -> None: ...
+
+def durability_of(path: str) -> str:
+    """What "auto" would choose for a store at `path`: "pmem", "disk" or "memory" (tmpfs)."""
+
+def capture_modes() -> list[str]:
+    """Ways to find changed pages that this kernel offers, best first."""
+
+def boottime_ns() -> int: ...
+def write_back_way() -> str:
+    """How cache lines are written back for `pmem`: "clwb", "clflushopt", "clflush" or "dccvap"."""

@@ -1,0 +1,155 @@
+"""Run a workload on this host, or stand by for another host that does.
+
+Started alike on every host of the workload. Whoever has the lease runs the command; the others receive its
+store, and one of them takes over when the lease runs out. The command finds its store in SUSTAIN_STORE.
+"""
+
+import argparse
+import os
+import re
+
+from sustain.cli.output import duration_argument, size_argument
+
+HELP = "run a command here, or stand by to take it over"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--store", required=True, metavar="PATH", help="the store")
+    parser.add_argument("--name", required=True, metavar="NAME", help="of this host, unlike the others'")
+    parser.add_argument(
+        "--lease", required=True, metavar="URL", help="file:///dir, a directory that all hosts share"
+    )
+    parser.add_argument("--listen", metavar="HOST:PORT", help="where to receive the store while standing by")
+    parser.add_argument(
+        "--peer", action="append", default=[], metavar="URL", help="tcp://HOST:PORT; once for each other host"
+    )
+    parser.add_argument(
+        "--key-file", metavar="FILE", help="the key that all hosts share (without: loopback only)"
+    )
+    parser.add_argument(
+        "--ttl", type=duration_argument, default=3.0, metavar="TIME", help="the lease's length (3s)"
+    )
+    parser.add_argument(
+        "--restarts", type=int, default=3, metavar="N", help="of a failed command here, before others try (3)"
+    )
+    parser.add_argument(
+        "--restart-window",
+        type=duration_argument,
+        default=60.0,
+        metavar="TIME",
+        help="count restarts within this time (60s)",
+    )
+    parser.add_argument(
+        "--on-success",
+        choices=("stop", "restart"),
+        default="stop",
+        help="when the command exits with 0: the work is finished, or start it again (stop)",
+    )
+    parser.add_argument(
+        "--stop-timeout",
+        type=duration_argument,
+        default=10.0,
+        metavar="TIME",
+        help="for the command to end, from SIGTERM to SIGKILL (10s)",
+    )
+    parser.add_argument(
+        "--drain-timeout",
+        type=duration_argument,
+        default=10.0,
+        metavar="TIME",
+        help="for other hosts to catch up when the command has ended (10s)",
+    )
+    first = parser.add_argument_group("the first start")
+    first.add_argument("--create", action="store_true", help="make the store, if the workload has none yet")
+    first.add_argument("--size", type=size_argument, default="256MiB", help="of that store (256MiB)")
+    first.add_argument("--log-size", type=size_argument, default="64MiB", help="of its log (64MiB)")
+    first.add_argument(
+        "--durability",
+        choices=("auto", "pmem", "disk", "memory"),
+        default="auto",
+        help="of that store (auto)",
+    )
+    unusual = parser.add_argument_group("after an accident")
+    unusual.add_argument(
+        "--new-lease", action="store_true", help="the lease was lost for good: begin anew with this store"
+    )
+    unusual.add_argument(
+        "--accept-loss", action="store_true", help="take over although the last primary held more"
+    )
+    unusual.add_argument("--rerun", action="store_true", help="start again a work that was finished")
+    parser.add_argument("--report-dir", metavar="DIR", help="for reports of takeovers (beside the store)")
+    parser.add_argument("--event-log", metavar="FILE", help="append every event as a JSON line")
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="what to run")
+
+
+def run(args: argparse.Namespace) -> int:
+    import uuid
+
+    from sustain.clock import SystemClock
+    from sustain.failover.lease import open_lease
+    from sustain.failover.supervise import Supervisor, Workload
+    from sustain.failover.types import Policy
+    from sustain.units import to_ns
+
+    command = _check(args)
+    clock, instance = SystemClock(), uuid.uuid4().hex[:12]
+    policy = Policy(
+        name=args.name,
+        instance=instance,
+        ttl_ns=to_ns(args.ttl),
+        create=args.create,
+        new_lease=args.new_lease,
+        accept_loss=args.accept_loss,
+        rerun=args.rerun,
+        peers=len(args.peer),
+        listens=args.listen is not None,
+        restarts=args.restarts,
+        restart_window_ns=to_ns(args.restart_window),
+        on_success=args.on_success,
+        stop_timeout_ns=to_ns(args.stop_timeout),
+        drain_timeout_ns=to_ns(args.drain_timeout),
+    )
+    workload = Workload(
+        store=os.path.abspath(args.store),
+        command=tuple(command),
+        lease_url=args.lease,
+        listen=args.listen,
+        peers=tuple(args.peer),
+        key_file=args.key_file,
+        size=args.size,
+        log_size=args.log_size,
+        durability=args.durability,
+        report_dir=args.report_dir or "",
+        event_log=args.event_log,
+    )
+    return Supervisor(workload, policy, open_lease(args.lease, instance, clock, args.ttl), clock).run()
+
+
+def _check(args: argparse.Namespace) -> list[str]:
+    """The command; ConfigError for what could only fail later, when a takeover needs it."""
+    import shutil
+
+    from sustain.errors import ConfigError
+    from sustain.replication.auth import load_key
+    from sustain.replication.urls import parse_listen, parse_peer
+
+    command = list(args.command[1:] if args.command[:1] == ["--"] else args.command)
+    if not command:
+        raise ConfigError("no command to run", hint="put it last: sustain run … -- python app.py")
+    if shutil.which(command[0]) is None:
+        raise ConfigError(f"command {command[0]!r} is not found", hint="give its path, or add it to PATH")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,47}", args.name):
+        raise ConfigError(
+            f"--name {args.name!r} cannot be a name", hint="letters, digits, dot, dash; at most 48 of them"
+        )
+    if not 0.2 <= args.ttl <= 3600:
+        raise ConfigError(f"--ttl {args.ttl:g}s is out of range", hint="between 200ms and 1h; 3s serves most")
+    if args.restarts < 0:
+        raise ConfigError("--restarts is negative", hint="0: another host tries at the first failure")
+    for peer in args.peer:
+        parse_peer(peer)
+    if args.listen is not None:
+        parse_listen(args.listen)
+    if args.key_file:
+        load_key(args.key_file)
+    return command

@@ -1,0 +1,129 @@
+"""Ship a store's log to other hosts, until asked to stop.
+
+Beside the application, as a process of its own. Destinations are tcp://HOST:PORT of a `sustain receive`
+(or `sustain run`) there; with ?required=1 the log is kept until that host holds it durably.
+"""
+
+import argparse
+import signal
+import sys
+import threading
+from typing import Any
+
+from sustain.cli.output import add_json, duration_argument, emit, size_argument
+
+HELP = "ship a store's log to standbys"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--store", required=True, metavar="PATH", help="the store")
+    parser.add_argument(
+        "--peer",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="tcp://HOST:PORT[?required=1]; once for each",
+    )
+    parser.add_argument(
+        "--key-file", metavar="FILE", help="the key that both sides share (without: loopback only)"
+    )
+    parser.add_argument("--name", default="", metavar="NAME", help="of this host, for people")
+    parser.add_argument(
+        "--until-drained", "--once", action="store_true", help="end when all committed now has arrived"
+    )
+    parser.add_argument(
+        "--drain-timeout",
+        type=duration_argument,
+        metavar="TIME",
+        help="with --until-drained: give up after; otherwise: go on that long after SIGTERM",
+    )
+    tuning = parser.add_argument_group("tuning")
+    tuning.add_argument(
+        "--chunk", type=size_argument, default=1 << 20, metavar="SIZE", help="most sent at once (1MiB)"
+    )
+    tuning.add_argument(
+        "--linger", type=duration_argument, default=0.0003, metavar="TIME", help="gather for (300us)"
+    )
+    tuning.add_argument(
+        "--heartbeat", type=duration_argument, default=1.0, metavar="TIME", help="when idle (1s)"
+    )
+    tuning.add_argument(
+        "--timeout", type=duration_argument, default=10.0, metavar="TIME", help="peer is gone (10s)"
+    )
+    tuning.add_argument(
+        "--pin-limit",
+        type=float,
+        default=0.75,
+        metavar="SHARE",
+        help="of the log held for a dead peer (0.75)",
+    )
+    tuning.add_argument(
+        "--stall",
+        type=duration_argument,
+        default=10.0,
+        metavar="TIME",
+        help="no progress means dead after (10s)",
+    )
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from sustain.errors import ConfigError
+    from sustain.replication.auth import NO_KEY, load_key
+    from sustain.replication.outlet import LinkConfig
+    from sustain.replication.ship import End, Shipper, ShipperConfig
+    from sustain.replication.urls import parse_peer
+    from sustain.replication.wire import CHUNK_LIMIT
+
+    if not 4096 <= args.chunk <= CHUNK_LIMIT:
+        raise ConfigError(
+            f"--chunk {args.chunk} is not within 4KiB and 4MiB", hint="1MiB serves most networks"
+        )
+    if not 0 < args.pin_limit <= 1:
+        raise ConfigError(
+            f"--pin-limit {args.pin_limit} is not a share", hint="write a number above 0, at most 1"
+        )
+    if not 0 < args.heartbeat < args.timeout:
+        raise ConfigError("--heartbeat must be shorter than --timeout", hint="a third of it, or less")
+    if len(args.name.encode()) > 64:
+        raise ConfigError("--name is longer than 64 bytes", hint="give a short name")
+    config = ShipperConfig(
+        store=args.store,
+        peers=[parse_peer(text) for text in args.peer],
+        link=LinkConfig(
+            key=load_key(args.key_file) if args.key_file else NO_KEY,
+            name=args.name,
+            chunk_bytes=args.chunk,
+            linger_s=args.linger,
+            heartbeat_s=args.heartbeat,
+            timeout_s=args.timeout,
+            report=_say,
+        ),
+        pin_limit=args.pin_limit,
+        stall_s=args.stall,
+        until_drained=args.until_drained,
+        drain_timeout_s=args.drain_timeout,
+    )
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    reason = Shipper(config).run(stop)
+    if reason.error is not None:
+        raise reason.error
+    data: dict[str, Any] = {
+        "store": args.store,
+        "end": str(reason.end),
+        "target": reason.target,
+        "destinations": [{"url": url, "acked": acked} for url, acked in reason.acked.items()],
+    }
+    if args.json or reason.end is End.DRAINED:
+        emit(args, data, lambda: "\n".join(_line(url, acked) for url, acked in reason.acked.items()))
+    return 0
+
+
+def _line(url: str, acked: int | None) -> str:
+    return f"{url} holds everything up to position {acked}" if acked is not None else f"{url}: unknown"
+
+
+def _say(text: str) -> None:
+    print(f"sustain ship: {text}", file=sys.stderr, flush=True)

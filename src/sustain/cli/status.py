@@ -1,0 +1,236 @@
+"""A store as it is now, seen from outside its processes: positions, destinations and their lags, lease, who
+is alive.
+
+Reads the superblock, the control words and `PATH.run.json` (which `sustain run` keeps); takes no lock and
+stops nobody. What cannot be known is "unknown" (null in JSON), never zero.
+"""
+
+import argparse
+import sys
+import threading
+import time
+import uuid
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from sustain._native import Control, boottime_ns
+from sustain.cli.output import add_json, duration_argument, emit, fields, or_unknown, table
+from sustain.store.status import destination_status
+from sustain.units import format_duration, format_size
+
+if TYPE_CHECKING:
+    from sustain._native import ControlWords, Superblock
+
+HELP = "show a live store: positions, destinations, lag, lease"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", help="the store")
+    parser.add_argument("--watch", action="store_true", help="show it again and again until Ctrl-C")
+    parser.add_argument(
+        "--interval",
+        type=duration_argument,
+        default=1.0,
+        metavar="TIME",
+        help="with --watch: time between (1s)",
+    )
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    pause = threading.Event()
+    while True:
+        data = collect(args.path)
+        if args.watch and not args.json and sys.stdout.isatty():
+            print("\x1b[H\x1b[J", end="")
+        emit(args, data, lambda data=data: describe(data))  # type: ignore[misc]
+        if not args.watch:
+            return 0
+        pause.wait(args.interval)
+
+
+def collect(path: str) -> dict[str, Any]:
+    """The JSON shape of `sustain status`. Raises NotAStore and the like."""
+    from sustain.failover import runfile
+
+    control = Control(path)
+    try:
+        block, words, destinations = control.superblock(), control.words(), control.destinations()
+        locks = {
+            "writer": control.writer_locked(),
+            "shipper": control.shipper_locked(),
+            "supervisor": control.supervisor_locked(),
+        }
+    finally:
+        control.close()
+    committed = _committed(block, words)
+    return {
+        "path": path,
+        "store_uuid": str(uuid.UUID(bytes=block["store_uuid"])),
+        "epoch": block["epoch"],
+        "durability": block["durability"],
+        "incomplete": block["incomplete"],
+        "role": _role(words, locks["writer"]),
+        "poisoned": None if words is None else words["poisoned"],
+        "writer": _holder(locks["writer"], words["writer_pid"] if words else 0),
+        "shipper": _holder(locks["shipper"], words["shipper_pid"] if words else 0),
+        "supervisor": {"alive": locks["supervisor"]},
+        "positions": _positions(block, words, committed),
+        "log": {
+            "size_bytes": block["log_size"],
+            "used_bytes": words["appended"] - words["tail"] if words else None,
+        },
+        "lease": _lease(words, boottime_ns()),
+        "primary": _primary(words, boottime_ns()),
+        "destinations": [
+            asdict(
+                destination_status(
+                    each, committed=committed or 0, commit_time_ns=words["commit_time_ns"] if words else 0
+                )
+            )
+            for each in destinations
+        ],
+        "run": runfile.read(path),
+    }
+
+
+def describe(data: dict[str, Any]) -> str:
+    """The same for a person."""
+    positions, log = data["positions"], data["log"]
+    age = positions["last_commit_age_s"]
+    last = "" if age is None else f", the last {format_duration(age)} ago"
+    lines = [
+        ("store", f"{data['path']}: {data['role']}, epoch {data['epoch']}, {data['durability']}"),
+        ("writer", _alive(data["writer"])),
+        ("shipper", _alive(data["shipper"])),
+        ("supervisor", "running" if data["supervisor"]["alive"] else "none (no `sustain run`)"),
+        ("lease", _lease_text(data["lease"])),
+        ("committed", f"position {or_unknown(positions['committed'])}{last}"),
+        ("commits", or_unknown(positions["commits"])),
+        (
+            "log",
+            f"{or_unknown(log['used_bytes'], format_size)} in use of {format_size(log['size_bytes'])}",
+        ),
+    ]
+    if data["run"] is not None:
+        lines.insert(4, ("workload", _run_text(data["run"], data["supervisor"]["alive"])))
+    if data["primary"] is not None:
+        lines.append(("primary", _primary_text(data["primary"])))
+    if data["poisoned"]:
+        lines.append(("POISONED", "a write or flush failed: no more commits until the store is opened again"))
+    if data["incomplete"]:
+        lines.append(("INCOMPLETE", "a snapshot is being received: not usable yet"))
+    text = fields(lines)
+    if data["destinations"]:
+        rows = [("DESTINATION", "STATE", "ACKNOWLEDGED", "LAG", "LAG TIME")]
+        rows += [
+            (
+                each["url"] + ("" if each["required"] else " (not required)"),
+                each["state"],
+                or_unknown(each["acked"]),
+                or_unknown(each["lag_bytes"], format_size),
+                or_unknown(each["lag_s"], format_duration),
+            )
+            for each in data["destinations"]
+        ]
+        return f"{text}\n\n{table(rows)}"
+    return text + "\n\nno destinations"
+
+
+def _committed(block: "Superblock", words: "ControlWords | None") -> int | None:
+    if words is not None:
+        return words["committed"]
+    return block["end"] if block["clean"] else None
+
+
+def _role(words: "ControlWords | None", writer_alive: bool) -> str:
+    if not writer_alive or words is None:
+        return "not open"
+    return {"application": "primary", "receiver": "standby"}.get(words["holder"], "not open")
+
+
+def _holder(alive: bool, pid: int) -> dict[str, Any]:
+    return {"alive": alive, "pid": pid if alive and pid else None}
+
+
+def _positions(block: "Superblock", words: "ControlWords | None", committed: int | None) -> dict[str, Any]:
+    if words is None:
+        return {
+            "committed": committed,
+            "appended": None,
+            "applied": None,
+            "tail": block["tail"],
+            "commits": None,
+            "last_commit_age_s": None,
+        }
+    seen_ns = words["commit_time_ns"]
+    return {
+        "committed": committed,
+        "appended": words["appended"],
+        "applied": words["applied"],
+        "tail": words["tail"],
+        "commits": words["commit_seq"],
+        "last_commit_age_s": max(0.0, (time.time_ns() - seen_ns) / 1e9) if seen_ns else None,
+    }
+
+
+def _lease(words: "ControlWords | None", now_ns: int) -> dict[str, Any]:
+    if words is None:
+        return {"governs": None, "epoch": None, "remaining_s": None, "fence_epoch": None}
+    deadline_ns = words["lease_deadline_ns"]
+    return {
+        "governs": deadline_ns != 0,
+        "epoch": words["lease_epoch"] if deadline_ns else None,
+        "remaining_s": (deadline_ns - now_ns) / 1e9 if deadline_ns else None,
+        "fence_epoch": words["fence_epoch"],
+    }
+
+
+def _primary(words: "ControlWords | None", now_ns: int) -> dict[str, Any] | None:
+    """On a standby: how far the primary was when last heard."""
+    if words is None or words["holder"] != "receiver" or not words["primary_heard_ns"]:
+        return None
+    return {
+        "committed": words["primary_committed"],
+        "heard_s_ago": max(0.0, (now_ns - words["primary_heard_ns"]) / 1e9),
+        "behind_bytes": max(0, words["primary_committed"] - words["committed"]),
+    }
+
+
+def _run_text(run: dict[str, Any], alive: bool) -> str:
+    """What `sustain run` says of itself; of one that has ended, that it is the past."""
+    parts = [f"{or_unknown(run.get('name'))}: {or_unknown(run.get('role'))}"]
+    if run.get("lease"):
+        held = f" held by {run['holder']}" if run.get("holder") else ""
+        parts.append(f"lease {run['lease']}{held}")
+    if run.get("lease_error"):
+        parts.append(f"the lease cannot be reached: {run['lease_error']}")
+    if run.get("restarts"):
+        parts.append(f"{run['restarts']} restarts")
+    if run.get("waiting_for"):
+        parts.append(f"waiting: {run['waiting_for']}")
+    return ", ".join(parts) + ("" if alive else " (when its supervisor ended)")
+
+
+def _alive(holder: dict[str, Any]) -> str:
+    if not holder["alive"]:
+        return "none"
+    return f"running, pid {or_unknown(holder['pid'])}"
+
+
+def _lease_text(lease: dict[str, Any]) -> str:
+    if lease["governs"] is None:
+        return "unknown (not opened since this host started)"
+    if not lease["governs"]:
+        return "none governs this store"
+    left = lease["remaining_s"]
+    if left <= 0:
+        return f"epoch {lease['epoch']}, passed {format_duration(-left)} ago: commits are refused"
+    return f"epoch {lease['epoch']}, {format_duration(left)} left"
+
+
+def _primary_text(primary: dict[str, Any]) -> str:
+    return (
+        f"at position {primary['committed']} when heard {format_duration(primary['heard_s_ago'])} ago, "
+        f"{format_size(primary['behind_bytes'])} ahead of this replica"
+    )

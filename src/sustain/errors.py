@@ -1,0 +1,126 @@
+"""Every error a user can meet, each with what happened, where, and what to do about it.
+
+The binding raises these same classes (it looks them up here by name), so `except sustain.StoreBusy`
+works alike for errors found in Python and in the engine.
+"""
+
+
+class SustainError(Exception):
+    """Base of all errors of Sustain.
+
+    `str(error)` names the file or host; `error.hint` says what to do, "" when there is nothing useful to say.
+    """
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class StoreError(SustainError):
+    """Something is wrong with a store, or with how it is used."""
+
+
+class NotAStore(StoreError):
+    """The file is missing, too short, or does not begin as a store does."""
+
+
+class NewerVersion(StoreError):
+    """The store was written by a newer Sustain and needs features that this one lacks."""
+
+
+class StoreBusy(StoreError):
+    """Another process holds the store for writing."""
+
+
+class StoreCorrupt(StoreError):
+    """A checksum or an invariant does not hold; nothing was changed."""
+
+
+class StoreUntrusted(StoreError):
+    """A `memory` store after an unclean reboot: the local copy may have holes and is refused."""
+
+
+class StoreFenced(StoreError):
+    """The lease has passed or a newer epoch exists: this writer may not commit any more."""
+
+
+class StoreFull(StoreError):
+    """The image has no room for the object; nothing was changed by the failed call."""
+
+
+class LogTooSmall(StoreError):
+    """One commit is larger than the log can ever hold."""
+
+
+class LogFull(StoreError):
+    """The log is full of what a required destination still needs, and the wait for it has timed out."""
+
+
+class StorePoisoned(StoreError):
+    """A write or a flush failed; the store takes no more commits until it is opened again."""
+
+
+class StoreReadOnly(StoreError):
+    """A change was asked of a store that was opened read-only."""
+
+
+class StoreClosed(StoreError):
+    """The store was closed, or belongs to the parent of a forked process."""
+
+
+class ObjectInUse(StoreError):
+    """An array cannot move or go while NumPy views of it are alive."""
+
+
+class NoSuchObject(StoreError, KeyError):
+    """No object of that name, or it is of another kind or shape."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class StoreIOError(StoreError, OSError):
+    """The operating system refused a call; the message names the file and the call."""
+
+    def __init__(self, message: str, *, hint: str = "", errno: int | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.errno = errno
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class WaitTimeout(SustainError, TimeoutError):
+    """`Store.wait` ran out of time; the message names what every destination holds. The commit itself
+    stands."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class ReplicationError(SustainError):
+    """A destination or a peer cannot be used."""
+
+
+class PeerUnreachable(ReplicationError):
+    """No connection to the peer."""
+
+
+class AuthenticationFailed(ReplicationError):
+    """The peer has another key, or none."""
+
+
+class PeerRefused(ReplicationError):
+    """The peer answered and said no: another store, an older epoch, no room."""
+
+
+class ProtocolError(ReplicationError):
+    """What came over the wire is not what the protocol allows."""
+
+
+class LeaseError(SustainError):
+    """The lease store cannot be reached, or its record cannot be understood."""
+
+
+class ConfigError(SustainError):
+    """An option, a URL or a size cannot be understood."""

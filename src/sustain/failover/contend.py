@@ -1,0 +1,194 @@
+"""A standby and the lease: may it take over, is it the best to do so, and when. Pure, part of `decide`.
+
+A standby takes over only with a store that is whole and of this workload, and only when no other standby
+that is alive holds more. Holding more is what `Rank` compares: epoch of the last record, then position.
+When the lease has run out each standby announces its rank *read after that moment*, for this very record
+version; one that is alive but has not answered is waited for, for a short bounded time. What any standby
+acknowledged before the old primary's deadline is thus seen by all, and the takeover is by one that holds
+it. With a single standby nobody is waited for.
+
+When a primary gave the lease back in good order it noted its last position; a standby that holds less
+leaves the lease alone, for the old primary's store is whole, and says so.
+"""
+
+from sustain.failover.draft import Draft
+from sustain.failover.lease.record import Candidate, LeaseRecord, LeaseState, Rank
+from sustain.failover.types import Announce, Exit, SetAside, StoreView, TryAcquire
+
+GOVERNED_EPOCH = 2  # a store that never was under a lease is in epoch 1; every lease opens a new one
+
+
+def contend(draft: Draft) -> bool:
+    """Announce, and take the lease if it is free and ours to take. True when an attempt is under way."""
+    seen, policy = draft.seen, draft.policy
+    if seen.lease is None:
+        draft.note("the lease has not been read yet")
+        return False
+    record = seen.lease.record
+    if _finished(draft, record) or _stranger(draft, record):
+        return True
+    why_not = _unfit(draft, record)
+    if why_not:
+        draft.note(why_not)
+        _beat(draft)
+        return False
+    if seen.lease_busy:
+        return seen.receiver.asked or not seen.receiver.running
+    at_ns = max(_takeable_at_ns(draft), draft.state.yield_until_ns)
+    if not draft.due(at_ns):
+        if at_ns - draft.now_ns < policy.candidate_life_ns // 8:
+            draft.poll_fast()
+        _beat(draft)
+        return False
+    draft.poll_fast()
+    if seen.lease_error and not draft.due(seen.lease_error_ns + policy.retry_ns):
+        return False
+    if not _elected(draft, record):
+        return False
+    at_least = seen.store.epoch if seen.store is not None else 1
+    if not seen.lease_error:
+        draft.stop_receiver("to take over")  # while the swap goes on; started again if another was faster
+    draft.do(TryAcquire(_why(record), at_least))
+    return True
+
+
+def _why(record: LeaseRecord) -> str:
+    if record.state is LeaseState.ABSENT:
+        return "there is no lease yet"
+    if record.state is LeaseState.HELD:
+        return f"the lease of {record.holder}, epoch {record.epoch}, has run out"
+    return f"{record.holder} gave the lease back, epoch {record.epoch}: {record.reason}"
+
+
+def _finished(draft: Draft, record: LeaseRecord) -> bool:
+    if record.state is not LeaseState.DONE or draft.policy.rerun:
+        return False
+    if draft.stop_receiver("the work is finished"):
+        draft.do(Exit(f"the work was finished by {record.holder} in epoch {record.epoch}", 0))
+    return True
+
+
+def _stranger(draft: Draft, record: LeaseRecord) -> bool:
+    store = draft.seen.store
+    if store is None or not record.store_uuid or store.uuid in ("", record.store_uuid):
+        return False
+    if not draft.stop_receiver("the store is of another workload"):
+        return True
+    if store.empty:
+        # Two hosts began the workload at once, and this one failed before it could say so.
+        draft.do(SetAside("it is empty, and another host has made the workload's store"))
+    else:
+        hint = "give it the right --lease, or move the store away so that a standby's store is made here"
+        draft.do(
+            Exit(f"this store ({store.uuid}) is not of this lease's workload ({record.store_uuid})", 1, hint)
+        )
+    return True
+
+
+def _unfit(draft: Draft, record: LeaseRecord) -> str:
+    """Why this host may not take the lease at all, "" when it may."""
+    store, policy = draft.seen.store, draft.policy
+    if store is None:
+        if record.store_uuid or not policy.create:
+            return "waiting for a primary to send the store"
+        return ""
+    if store.problem:
+        return store.problem
+    if record.state is LeaseState.ABSENT and store.epoch >= GOVERNED_EPOCH and not policy.new_lease:
+        return (
+            f"there is no lease record, but this store is in epoch {store.epoch}: "
+            "is the lease's directory mounted? To begin anew with this store, run once with --new-lease"
+        )
+    if store.end is None:
+        return "the store's last position is not known yet"
+    left = record.state in (LeaseState.RELEASED, LeaseState.DONE)
+    if left and _lacks(store, record) and not policy.accept_loss:
+        return (
+            f"{record.holder} left in good order at position {record.position}, this host has {store.end}: "
+            f"start {record.holder} again, or this one with --accept-loss"
+        )
+    return ""
+
+
+def _lacks(store: StoreView, record: LeaseRecord) -> bool:
+    if record.position is None or store.end is None:
+        return False
+    return (store.log_epoch, store.end) < (record.position_epoch, record.position)
+
+
+def _takeable_at_ns(draft: Draft) -> int:
+    view, store = draft.seen.lease, draft.seen.store
+    assert view is not None
+    if view.record.state is LeaseState.ABSENT and (store is None or store.epoch < GOVERNED_EPOCH):
+        return 0
+    if view.takeable_at_ns is None:
+        return draft.now_ns + draft.policy.ttl_ns
+    return view.takeable_at_ns
+
+
+def _elected(draft: Draft, record: LeaseRecord) -> bool:
+    """Whether no other standby that is alive holds more, or those that do have had their time."""
+    seen, state, policy = draft.seen, draft.state, draft.policy
+    if seen.lease is None or draft.now_ns - seen.lease.read_ns > policy.fresh_ns:
+        # This host was stopped, or the lease store hangs: who else is alive is not known as of now.
+        draft.note("reading the lease again")
+        draft.wake_at(draft.now_ns + policy.busy_poll_ns)
+        return False
+    mine = _rank(draft)
+    others = [each.candidate for each in seen.candidates if _alive(draft, each.candidate, each.changed_ns)]
+    if not others:
+        return True
+    if state.election_round != record.version:
+        draft.remember(election_round=record.version, election_from_ns=draft.now_ns)
+    due = draft.due(draft.state.announced_ns + policy.beat_ns)  # whoever waits lives, and says so
+    if due or draft.state.announced_round != record.version:
+        _announce(draft, record.version)
+    waited_ns = draft.now_ns - draft.state.election_from_ns
+    silent = [each.name for each in others if each.usable and each.round != record.version]
+    if silent and waited_ns < policy.election_ns:
+        draft.note(f"waiting for {', '.join(silent)} to say how much they hold")
+        draft.wake_at(draft.state.election_from_ns + policy.election_ns)
+        return False
+    better = [
+        each for each in others if each.usable and _order(each.rank, each.name) > _order(mine, policy.name)
+    ]
+    # One that holds more may have failed just now. Each in the order of what they hold gets its time, so that the
+    # best of those that are left goes before the others lose patience.
+    patience_ns = (1 + 2 * len(better)) * policy.election_ns
+    if better and waited_ns < patience_ns:
+        draft.note(f"{better[0].name} holds more: position {better[0].rank.end}, this host has {mine.end}")
+        draft.wake_at(draft.state.election_from_ns + patience_ns)
+        return False
+    return True
+
+
+def _order(rank: Rank, name: str) -> tuple[Rank, str]:
+    return (rank, name)
+
+
+def _alive(draft: Draft, candidate: Candidate, changed_ns: int) -> bool:
+    """By the last reading: what this host did not see because it was stopped itself tells nothing."""
+    if candidate.name == draft.policy.name or draft.seen.lease is None:
+        return False
+    return draft.seen.lease.read_ns - changed_ns <= draft.policy.candidate_life_ns
+
+
+def _beat(draft: Draft) -> None:
+    """Tell the others now and then that this standby lives."""
+    if draft.seen.store is None or _rank(draft).log_epoch == 0:
+        return
+    if draft.due(draft.state.announced_ns + draft.policy.beat_ns):
+        _announce(draft, 0)
+
+
+def _announce(draft: Draft, round_: int) -> None:
+    store = draft.seen.store
+    usable = store is not None and not store.problem and store.end is not None
+    usable = usable and draft.now_ns >= draft.state.yield_until_ns  # others need not wait for who stands back
+    draft.remember(announced_ns=draft.now_ns, announced_round=round_)
+    draft.do(Announce("say what this standby holds", _rank(draft), usable, round_))
+
+
+def _rank(draft: Draft) -> Rank:
+    store = draft.seen.store
+    return Rank(0, 0) if store is None or store.rank is None else store.rank

@@ -1,0 +1,304 @@
+"""The plain values of failover: what is seen, what is remembered, what shall be done. Pure.
+
+Used by `decide` (which turns the first two into the third), by `observe` and `supervise` (the real host)
+and by `sim` (a simulated one). All are immutable and hold only plain values, so that a decision can be
+logged, replayed and compared. Times ending in `_ns` are of this host's CLOCK_BOOTTIME. None means unknown.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from sustain.failover.lease.record import CandidateView, LeaseGrant, LeaseState, LeaseView, Rank
+from sustain.units import to_ns
+
+
+class Role(StrEnum):
+    STARTING = "starting"  # nothing is known yet
+    STANDBY = "standby"  # receives, and watches the lease
+    PROMOTING = "promoting"  # holds the lease; the store is opened in the new epoch
+    PRIMARY = "primary"  # runs the command
+    STOPPING = "stopping"  # ends the command and hands over in good order
+    FENCED = "fenced"  # the lease is ending or gone: the command must be down before
+
+
+class ChildState(StrEnum):
+    NONE = "none"  # not started yet
+    RUNNING = "running"
+    EXITED = "exited"
+
+
+@dataclass(frozen=True, slots=True)
+class ChildView:
+    """One child process. `status` as subprocess has it: negative is a signal."""
+
+    state: ChildState = ChildState.NONE
+    status: int | None = None
+    changed_ns: int = 0
+    asked_ns: int = 0  # when it was told to end; 0: it was not
+
+    @property
+    def asked(self) -> bool:
+        return self.asked_ns != 0
+
+    @property
+    def running(self) -> bool:
+        return self.state is ChildState.RUNNING
+
+    @property
+    def failed(self) -> bool:
+        """It ended without having been told to."""
+        return self.state is ChildState.EXITED and not self.asked
+
+
+@dataclass(frozen=True, slots=True)
+class StoreView:
+    """The store of this host. `problem` says why it cannot be run from, "" when it can."""
+
+    uuid: str
+    epoch: int  # the newest that it has heard of
+    log_epoch: int  # of the last record it holds
+    end: int | None  # end of the last commit it holds
+    fence_epoch: int = 0
+    problem: str = ""
+    empty: bool = False  # nobody has committed anything to it yet
+
+    @property
+    def rank(self) -> Rank | None:
+        return None if self.end is None else Rank(self.log_epoch, self.end)
+
+
+@dataclass(frozen=True, slots=True)
+class DestinationView:
+    url: str
+    state: str
+    acked: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """All that a host knows at one moment."""
+
+    lease: LeaseView | None  # None: not read yet
+    lease_error: str = ""  # of the last access, "" when it succeeded
+    lease_error_ns: int = 0
+    lease_busy: bool = False  # an access that changes the lease is under way
+    grant: LeaseGrant | None = None
+    grant_lost: str = ""  # why `grant` is known to be another's now
+    candidates: tuple[CandidateView, ...] = ()
+    store: StoreView | None = None  # None: there is no store file
+    preparing: bool = False  # a creation or a promotion is under way
+    prepare_error: str = ""
+    command: ChildView = ChildView()
+    receiver: ChildView = ChildView()
+    shipper: ChildView = ChildView()
+    destinations: tuple[DestinationView, ...] = ()
+    stop_requested: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the operator chose, and margins. Times in nanoseconds."""
+
+    name: str
+    instance: str
+    ttl_ns: int
+    create: bool = False  # this host may make the workload's first store
+    new_lease: bool = False  # the lease record has been lost on purpose: begin a new one with this store
+    accept_loss: bool = False  # take over although a primary that left in good order held more
+    rerun: bool = False  # start again what was finished
+    peers: int = 0
+    listens: bool = True
+    restarts: int = 3
+    restart_window_ns: int = to_ns(60)
+    on_success: str = "stop"  # or "restart"
+    stop_timeout_ns: int = to_ns(10)  # for the command, from SIGTERM to SIGKILL
+    drain_timeout_ns: int = to_ns(10)
+    backoff_ns: int = to_ns(0.1)
+    backoff_limit_ns: int = to_ns(10)
+
+    @property
+    def renew_ns(self) -> int:
+        """A holder renews this long after the last renewal began."""
+        return self.ttl_ns // 4
+
+    @property
+    def retry_ns(self) -> int:
+        """Between attempts while the lease store fails."""
+        return max(self.ttl_ns // 20, to_ns(0.02))
+
+    @property
+    def fence_ns(self) -> int:
+        """The command is told to stop this long before the deadline,
+        so that most programs can end in good order."""
+        return self.ttl_ns // 5
+
+    @property
+    def kill_ns(self) -> int:
+        """What is left of the command is killed this long before the deadline."""
+        return self.ttl_ns // 20
+
+    @property
+    def beat_ns(self) -> int:
+        """Between announcements of a standby."""
+        return self.ttl_ns // 3
+
+    @property
+    def candidate_life_ns(self) -> int:
+        """An announcement that has not changed for this long is of a host that is gone."""
+        return self.ttl_ns
+
+    @property
+    def election_ns(self) -> int:
+        """How long a standby waits for others to say what they hold, and then for a better one to act."""
+        return min(self.ttl_ns // 4, to_ns(0.5))
+
+    @property
+    def poll_ns(self) -> int:
+        """Between readings of the lease while nothing is near."""
+        return min(max(self.ttl_ns // 30, to_ns(0.01)), to_ns(0.1))
+
+    @property
+    def fresh_ns(self) -> int:
+        """A reading of the lease that is older is not a basis for a takeover."""
+        return 2 * self.poll_ns + to_ns(0.02)
+
+    @property
+    def busy_poll_ns(self) -> int:
+        """The same while a takeover is going on."""
+        return min(self.poll_ns, to_ns(0.015))
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """A handover that has begun: the command ends, destinations catch up, the lease is given back."""
+
+    why: str
+    outcome: LeaseState  # RELEASED or DONE
+    exits: bool  # whether this supervisor ends afterwards
+    began_ns: int
+    drain_from_ns: int = 0  # when the command was gone
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What a host's decisions remember from one to the next."""
+
+    role: Role = Role.STARTING
+    started_epoch: int = 0  # the epoch in which the command was first started
+    crashes: tuple[int, ...] = ()  # when, within the window
+    seen_exit_ns: int = 0  # the newest exit of the command that was dealt with
+    restart_at_ns: int = 0
+    leaving: Leaving | None = None
+    drained: bool = True  # whether the last handover left nothing behind
+    yield_until_ns: int = 0  # others may go first until then
+    fence_why: str = ""
+    fenced_ns: int = 0  # since when the command has been told to stop
+    released: bool = False  # the lease was given back, or the attempt made
+    announced_round: int = 0
+    announced_ns: int = 0
+    election_from_ns: int = 0
+    election_round: int = 0
+    receiver_fails: int = 0
+    receiver_seen_ns: int = 0
+    shipper_fails: int = 0
+    shipper_seen_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """Something to do. `reason` is for people and logs, in words and numbers."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TryAcquire(Action):
+    at_least_epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Renew(Action):
+    store_uuid: str = ""  # to be noted in the lease
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseLease(Action):
+    state: LeaseState
+    position: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetLease(Action):
+    """The grant is over; no write to the lease store."""
+
+
+@dataclass(frozen=True, slots=True)
+class Announce(Action):
+    rank: Rank
+    usable: bool
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class CreateStore(Action):
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class SetAside(Action):
+    """Rename the store file; nothing is deleted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Promote(Action):
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class StartCommand(Action):
+    epoch: int
+    first: bool  # of this epoch: a takeover, or the very first start
+
+
+@dataclass(frozen=True, slots=True)
+class StopCommand(Action):
+    """SIGTERM once, SIGKILL to the whole group from `kill_at_ns` on. Asked again until it is gone."""
+
+    kill_at_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class StartShipper(Action):
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class StopShipper(Action):
+    kill_at_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class StartReceiver(Action):
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class StopReceiver(Action):
+    kill_at_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Exit(Action):
+    status: int
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do now, what to remember, and when to decide again at the latest."""
+
+    actions: tuple[Action, ...]
+    state: State
+    wake_ns: int
+    poll_ns: int
+    note: str = ""  # what is being waited for, in words

@@ -1,0 +1,165 @@
+"""The listening side: accepts connections, makes each prove that it has the key, hands it on.
+
+Used by `receive.Receiver` (a standby) and `door.Doorkeeper` (a host that is itself the primary). Everything
+before the proof is bounded: frame length, time, number of connections. Each connection has a thread; there
+are a handful of peers, and the session that a connection becomes blocks in the engine anyway.
+"""
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable
+
+from sustain.errors import AuthenticationFailed, ConfigError, PeerUnreachable, ProtocolError, SustainError
+from sustain.replication import wire
+from sustain.replication.auth import ReceiverHandshake
+from sustain.replication.channel import Channel
+from sustain.replication.urls import is_loopback, join
+from sustain.replication.wire import Hello, Refuse
+
+HANDSHAKES_AT_ONCE = 16
+Serve = Callable[[Channel, ReceiverHandshake, Hello], None]
+
+
+class Listener:
+    """Listens from `start` to `stop`. `serve(channel, handshake, hello)` runs in the connection's own
+    thread."""
+
+    def __init__(
+        self,
+        address: tuple[str, int],
+        key: bytes,
+        serve: Serve,
+        *,
+        timeout_s: float,
+        handshake_timeout_s: float,
+        rejected: Callable[[str, SustainError], None],
+    ) -> None:
+        self._address = self._bound = address
+        self._key = key
+        self._serve = serve
+        self._timeout_s = timeout_s
+        self._handshake_timeout_s = handshake_timeout_s
+        self._rejected = rejected
+        self._handshakes = threading.BoundedSemaphore(HANDSHAKES_AT_ONCE)
+        self._lock = threading.Lock()
+        self._open: set[Channel] = set()
+        self._threads: set[threading.Thread] = set()
+        self._sock: socket.socket | None = None
+        self._stopping = False
+
+    def start(self) -> None:
+        """Bind and begin to accept. Raises ConfigError when the address cannot be had, or is open without a
+        key."""
+        host, port = self._address
+        shown = join(host, port)
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on {shown}: {error.strerror}", hint="name an address of this host"
+            ) from None
+        family, _, _, _, target = found[0]
+        if not self._key and not is_loopback(str(target[0])):
+            raise ConfigError(
+                f"without a key only the loopback interface is listened on, not {shown}",
+                hint="give --key-file, the same key on both sides, or listen on 127.0.0.1",
+            )
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(target)
+            sock.listen(HANDSHAKES_AT_ONCE)
+        except OSError as error:
+            sock.close()
+            hint = "another process listens there, or the address is not this host's"
+            raise ConfigError(f"cannot listen on {shown}: {error.strerror}", hint=hint) from None
+        self._sock = sock
+        self._bound = (str(sock.getsockname()[0]), int(sock.getsockname()[1]))
+        self._spawn(self._accept, "accept")
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where it really listens (the port that the system chose, when 0 was asked)."""
+        return self._bound
+
+    def stop(self, limit_s: float = 10.0) -> None:
+        """Accept no more, end every connection, wait for their threads."""
+        with self._lock:
+            self._stopping = True
+            channels = list(self._open)
+        if self._sock is not None:
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)
+        for channel in channels:
+            channel.close()
+        for thread in list(self._threads):
+            if thread is not threading.current_thread():
+                thread.join(limit_s)
+        if self._sock is not None:
+            self._sock.close()
+
+    def _spawn(self, target: Callable[[], None], name: str) -> None:
+        thread = threading.Thread(target=target, name=f"sustain-{name}", daemon=True)
+        with self._lock:
+            self._threads = {each for each in self._threads if each.is_alive()} | {thread}
+            thread.start()
+
+    def _accept(self) -> None:
+        assert self._sock is not None
+        while True:
+            try:
+                sock, _ = self._sock.accept()
+            except OSError:
+                if self._stopping:
+                    return
+                continue  # the peer gave up while it queued, or descriptors ran out for the moment
+            if self._stopping:
+                sock.close()
+                return
+            if not self._handshakes.acquire(blocking=False):
+                sock.close()
+                continue
+            channel = Channel(sock, self._timeout_s)
+            self._spawn(lambda channel=channel: self._run(channel), "connection")  # type: ignore[misc]
+
+    def _run(self, channel: Channel) -> None:
+        with self._lock:
+            self._open.add(channel)
+        try:
+            try:
+                handshake, hello = self._shake(channel)
+            finally:
+                self._handshakes.release()
+            if not self._stopping:
+                self._serve(channel, handshake, hello)
+        except SustainError as error:
+            self._rejected(channel.peer, error)
+        finally:
+            with self._lock:
+                self._open.discard(channel)
+            channel.release()
+
+    def _shake(self, channel: Channel) -> tuple[ReceiverHandshake, Hello]:
+        channel.set_deadline(self._handshake_timeout_s)
+        if not self._key and not is_loopback(channel.peer_address):
+            raise AuthenticationFailed(
+                "without a key only this host may connect", hint="give both sides a --key-file"
+            )
+        handshake = ReceiverHandshake(self._key)
+        channel.send_raw([handshake.challenge()])
+        try:
+            _, payload = channel.receive_frame(wire.RECEIVER_HANDSHAKE)
+            hello = handshake.hello(payload)
+        except (AuthenticationFailed, ProtocolError) as error:
+            code = "authentication" if isinstance(error, AuthenticationFailed) else "protocol"
+            with contextlib.suppress(PeerUnreachable):
+                channel.send_raw([handshake.refuse(Refuse(code, str(error)[:500], error.hint))])
+            raise
+        channel.set_deadline(None)
+        return handshake, hello
+
+
+def refuse(channel: Channel, handshake: ReceiverHandshake, refusal: Refuse) -> None:
+    """Say no, and leave the other side the time to read it."""
+    channel.send_raw([handshake.refuse(refusal)])

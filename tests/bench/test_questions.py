@@ -1,0 +1,76 @@
+"""Each question, as a smoke run: the documented shape, and that its peers really ran. Never its speed."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bench.__main__ import QUESTIONS
+
+ROOT = Path(__file__).resolve().parents[2]
+SHAPE = {
+    "question", "unit", "ours", "peers", "limit", "ratio", "reach", "met", "runs", "machine",
+    "quick", "missing", "details", "notes",
+}  # fmt: skip
+PEERS = {
+    "commit_memory": {"LMDB", "SQLite", "libpmemobj"},
+    "commit_disk_1": {"SQLite WAL FULL", "pwrite+fdatasync"},
+    "commit_disk_16": {"sustain, one thread", "pwrite+fdatasync, 16 threads", "SQLite WAL FULL, 16 threads"},
+    "commit_array": {"copy", "pickle", "LMDB"},
+    "ship_throughput": {"raw loopback TCP"},
+    "commit_with_shipper": {"without a shipper"},
+    "recovery": {"memory copy"},
+    "takeover": set(),
+    "redis_end_to_end": {"sustain, wait", "Redis", "Redis, WAIT 1"},
+}
+MAY_MISS = {
+    "libpmemobj": Path("/usr/include/libpmemobj.h").exists,
+    "Redis": lambda: bool(shutil.which("redis-server")),
+}
+
+
+def bench(*words: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    made = subprocess.run(
+        [sys.executable, "-m", "bench", *words],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert made.returncode == 0, made.stderr
+    return made.stdout
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_answers_in_the_documented_shape_and_its_peers_ran(name: str) -> None:
+    answer: dict[str, Any] = json.loads(bench(name, "--quick", "--json"))
+    assert set(answer) == SHAPE
+    assert answer["quick"] is True
+    assert answer["ours"] >= 0 if name == "redis_end_to_end" else answer["ours"] > 0
+    assert answer["reach"]
+    assert answer["met"] is None  # a smoke run judges nothing
+    figures = {**answer["peers"], **answer["limit"]}
+    for peer in PEERS[name]:
+        if peer in MAY_MISS and not MAY_MISS[peer]():
+            assert peer in answer["missing"]
+        else:
+            assert figures[peer] is not None
+            assert figures[peer] >= 0
+
+
+def test_lists_every_question() -> None:
+    assert set(json.loads(bench("--json"))) == set(QUESTIONS) == set(PEERS)
+
+
+def test_an_unknown_question_is_wrong_usage() -> None:
+    made = subprocess.run(
+        [sys.executable, "-m", "bench", "nothing"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert made.returncode == 2
+    assert "no such question" in made.stderr

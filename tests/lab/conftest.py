@@ -1,0 +1,47 @@
+"""What every lab test needs: kernels to boot. A machine that could have them and has not is a failure, not a skip.
+
+`make test` has run `scripts/setup-debian.sh test` before, which installs them as root on Debian. Where that cannot
+be (another distribution, no root) the tests are skipped with the reason, except when `CI` is set.
+"""
+
+import os
+import platform
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.lab import vm
+
+
+@pytest.fixture(scope="session")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("lab")
+
+
+def boot_kernel(series: str, scratch: Path) -> vm.Kernel:
+    """The kernel of the series, or the reason why this machine cannot boot one."""
+    if platform.machine() != "x86_64":
+        pytest.skip(f"the lab emulates x86_64 machines only; this is {platform.machine()}")
+    reason = vm.unavailable(series)
+    if reason is not None:
+        pytest.skip(reason)
+    try:
+        return vm.kernel(series, scratch)
+    except vm.LabError as error:
+        could = os.geteuid() == 0 and shutil.which("apt-get") is not None
+        if could or os.environ.get("CI"):
+            pytest.fail(str(error))
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def kernel(scratch: Path) -> vm.Kernel:
+    """Linux 6.12: PAGEMAP_SCAN, asynchronous write protection, DAX."""
+    return boot_kernel("6.12", scratch)
+
+
+@pytest.fixture(scope="session")
+def older_kernel(scratch: Path) -> vm.Kernel:
+    """Linux 6.1, which has no PAGEMAP_SCAN."""
+    return boot_kernel("6.1", scratch)

@@ -1,0 +1,219 @@
+"""Boots a real distribution kernel under emulation, on the machine's own root file system, and runs a script in it.
+
+Used by the tests of this folder. A `Guest` is one boot: QEMU in software emulation, the root file system shared
+read-only over 9p (so the guest has this checkout and its `.venv`), one writable shared directory at `/run/lab`,
+and what hardware the test asks for (an NVDIMM backed by a file). The script's output and exit status come back
+through the shared directory, which is written through: what the guest wrote before it is killed is there after.
+
+    guest = Guest(kernel("6.12"), tmp_path, "uname -r")
+    result = guest.run(limit_s=60)
+
+The kernels lie in `.lab/`, unpacked by `scripts/setup-debian.sh lab`. virtme-ng makes the initial RAM disk (which
+modules, in what order); its own way of running commands is not used, because it needs udev in the guest, hides
+QEMU behind two wrappers that cannot be killed as a power cut would, and doubles the time of a boot.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+TOP = Path(__file__).resolve().parents[2]
+LAB = TOP / ".lab"
+INIT = Path(__file__).with_name("guest-init")
+HINT = "run as root: scripts/setup-debian.sh lab"
+
+
+class LabError(Exception):
+    """The lab cannot be set up, or a guest did not do what it had to in its time; the text has the guest's output."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """An unpacked kernel package with its modules, and the initial RAM disk that mounts the shared root."""
+
+    release: str
+    tree: Path
+    initrd: Path
+
+    @property
+    def image(self) -> Path:
+        return self.tree / "boot" / f"vmlinuz-{self.release}"
+
+
+def unavailable(series: str) -> str | None:
+    """Why this distribution has no kernel of the series, None when it has (or was not asked yet)."""
+    note = LAB / series / "unavailable"
+    return note.read_text().strip() if note.exists() else None
+
+
+def kernel(series: str, scratch: Path) -> Kernel:
+    """The kernel of a series ("6.12", "6.1"); the RAM disk is made in `scratch`. LabError when it is not there."""
+    tree = LAB / series
+    if not (tree / "release").exists():
+        raise LabError(f"no Linux {series} in {LAB}\nhint: {HINT}")
+    release = (tree / "release").read_text().strip()
+    initrd = scratch / f"initrd-{series}"
+    if not initrd.exists():
+        virtme_run = shutil.which("virtme-run", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+        if virtme_run is None:
+            raise LabError("no virtme-run beside this Python\nhint: install the extra `lab` (make lab does)")
+        made = subprocess.run(
+            [
+                *(virtme_run, "--kimg", str(tree / "boot" / f"vmlinuz-{release}"), "--mods", "auto"),
+                *("--disable-kvm", "--disable-microvm", "--force-9p", "--force-initramfs", "--dry-run"),
+                *("--save-initramfs", str(initrd)),
+            ],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        if made.returncode != 0 or not initrd.exists():
+            raise LabError(f"virtme-run made no initial RAM disk: {made.stdout}{made.stderr}")
+    return Kernel(release, tree, initrd)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a guest left: the script's exit status, all it printed, and how long the boot and the run took."""
+
+    status: int
+    output: str
+    seconds: float
+
+
+@dataclass
+class Guest:
+    """One boot. `share` becomes `/run/lab` in the guest; `nvdimm` is the file that backs an NVDIMM, `disk` one
+    that backs /dev/vda."""
+
+    kernel: Kernel
+    share: Path
+    script: str
+    nvdimm: Path | None = None
+    disk: Path | None = None
+    memory_mib: int = 1024
+    environment: dict[str, str] = field(default_factory=dict)
+    _process: subprocess.Popen[bytes] | None = None
+    _started: float = 0.0
+
+    def run(self, limit_s: float) -> Result:
+        """Boot, run the script, wait for the end."""
+        self.start()
+        return self.wait(limit_s)
+
+    def start(self) -> None:
+        for name in ("status", "status.new", "output"):
+            (self.share / name).unlink(missing_ok=True)
+        (self.share / "script").write_text(self._prologue() + self.script)
+        console = (self.share / "console").open("wb")
+        self._started = time.monotonic()
+        try:
+            self._process = subprocess.Popen(
+                self._command(), stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT
+            )
+        except FileNotFoundError as error:
+            raise LabError(f"no {error.filename}\nhint: {HINT}") from None
+        finally:
+            console.close()
+
+    def wait(self, limit_s: float) -> Result:
+        """Until the guest has powered itself off; LabError when it does not in its time, or died without a status."""
+        assert self._process is not None
+        try:
+            self._process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise LabError(f"the guest did not end within {limit_s:.0f} s\n{self.report()}") from None
+        status = self.share / "status"
+        if not status.exists():
+            raise LabError(f"the guest ended without a status\n{self.report()}")
+        return Result(int(status.read_text()), self.output(), time.monotonic() - self._started)
+
+    def wait_for(self, name: str, limit_s: float, at_least: int = 1) -> None:
+        """Until the file `name` in the shared directory has that many bytes. LabError when the guest ends before."""
+        assert self._process is not None
+        path = self.share / name
+        deadline = time.monotonic() + limit_s
+        while not (path.exists() and path.stat().st_size >= at_least):
+            if self._process.poll() is not None:
+                raise LabError(f"the guest ended before it wrote {name}\n{self.report()}")
+            if time.monotonic() > deadline:
+                self.kill()
+                raise LabError(f"the guest did not write {name} within {limit_s:.0f} s\n{self.report()}")
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        """The power cut: SIGKILL of the emulator itself, at once. What was in the guest's memory is gone."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGKILL)
+        if self._process is not None:
+            self._process.wait(30)
+
+    def output(self) -> str:
+        path = self.share / "output"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def report(self) -> str:
+        console = (self.share / "console").read_text(errors="replace")
+        return f"--- output of the script\n{self.output()}\n--- console, its end\n{console[-3000:]}"
+
+    def _prologue(self) -> str:
+        settings = {
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "TOP": str(TOP),
+            "PYTHON": sys.executable,
+            **self.environment,
+        }
+        return "".join(f"export {name}='{value}'\n" for name, value in settings.items())
+
+    def _command(self) -> list[str]:
+        memory = f"{self.memory_mib}M"
+        machine = "q35"
+        extra: list[str] = []
+        if self.nvdimm is not None:
+            machine = "q35,nvdimm=on"
+            memory += ",slots=2,maxmem=8G"
+            size = self.nvdimm.stat().st_size
+            backing = f"id=nv,share=on,mem-path={self.nvdimm},size={size},align=128M"
+            extra += [
+                *("-object", f"memory-backend-file,{backing}"),
+                *("-device", "nvdimm,id=nvdimm1,memdev=nv,label-size=2M"),
+            ]
+        if self.disk is not None:
+            # Flushes go through to the file; whether it survives this machine's own power cut is no matter here.
+            extra += [
+                *("-drive", f"if=none,id=disk,format=raw,cache=writeback,file={self.disk}"),
+                *("-device", "virtio-blk-pci,drive=disk"),
+            ]
+        shared = "security_model=none,multidevs=remap"
+        words = [
+            *("console=ttyS0", "quiet", "loglevel=4", "panic=-1", "rdinit=/init", f"init={INIT}"),
+            f"lab.modules={self.kernel.tree}",
+        ]
+        return [
+            *("qemu-system-x86_64", "-machine", machine, "-accel", "tcg,thread=multi", "-cpu", "max"),
+            *("-smp", "2", "-m", memory, "-no-reboot", "-nodefaults", "-no-user-config", "-net", "none"),
+            *("-vga", "none", "-display", "none", "-serial", "stdio"),
+            *("-fsdev", f"local,id=root,path=/,readonly=on,{shared}"),
+            *("-device", "virtio-9p-pci,fsdev=root,mount_tag=/dev/root"),
+            *("-fsdev", f"local,id=cached,path=/,readonly=on,{shared}"),  # a device can be mounted once
+            *("-device", "virtio-9p-pci,fsdev=cached,mount_tag=cached"),
+            *("-fsdev", f"local,id=share,path={self.share},{shared}"),
+            *("-device", "virtio-9p-pci,fsdev=share,mount_tag=lab"),
+            *("-device", "virtio-rng-pci", *extra),
+            *(
+                "-kernel",
+                str(self.kernel.image),
+                "-initrd",
+                str(self.kernel.initrd),
+                "-append",
+                " ".join(words),
+            ),
+        ]
