@@ -5,6 +5,7 @@
 //! up to there, and the words that free the space only after the superblock is).
 
 use std::collections::VecDeque;
+use std::sync::atomic::{Ordering, fence};
 
 use crate::checksum::{crc, page_sum};
 use crate::control::{Control, UNKNOWN, word};
@@ -336,9 +337,25 @@ impl<M: Medium> Base<M> {
         ImageTarget { m: &self.m, image: self.sb.image_offset, sums: self.sb.sums_offset }
     }
 
+    /// The log is durable up to `to`, the end of a group: say so, then bring the image there.
+    ///
+    /// In this order, because others copy the image while it changes, or after this process was killed: whatever
+    /// they find in it must lie before `COMMITTED`, so that the log up to there puts their copy right.
+    #[inline]
+    pub fn publish(&mut self, to: Point) {
+        let from = self.applied.lsn;
+        self.control.set(word::COMMIT_SEQ, to.seq);
+        self.control.set(word::COMMITTED, to.lsn);
+        // No store to the image may become visible before the word.
+        fence(Ordering::Release);
+        self.apply_log(from, to.lsn);
+        self.control.set(word::APPLIED, to.lsn);
+        self.applied = to;
+    }
+
     /// Apply verified log bytes to the image.
     #[inline]
-    pub fn apply_log(&self, start: u64, end: u64) {
+    fn apply_log(&self, start: u64, end: u64) {
         // SAFETY: whole verified groups in the ring; the caller holds the writer's lock.
         let bytes =
             unsafe { std::slice::from_raw_parts(self.m.mapping().ring_at(start), (end - start) as usize) };

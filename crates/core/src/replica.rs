@@ -275,12 +275,12 @@ impl<M: Medium> Replica<M> {
         let r = persist(&self.base.m, start, last.end.lsn)
             .map_err(|e| Error::io(format!("flush the log of {}", self.base.name), e));
         self.fail(r)?;
-        self.base.apply_log(start, last.end.lsn);
+        self.base.control.set(word::COMMIT_TIME_NS, last.time_ns);
+        self.base.publish(last.end);
         let mut new_epoch = false;
         for g in std::mem::take(&mut self.pending) {
             self.base.note_group(&g);
             new_epoch |= g.opens_epoch;
-            self.base.applied = g.end;
             self.base.mark(g.end);
         }
         self.time_ns = last.time_ns;
@@ -289,10 +289,6 @@ impl<M: Medium> Replica<M> {
             self.fail(r)?;
         }
         let c = self.base.control;
-        c.set(word::APPLIED, last.end.lsn);
-        c.set(word::COMMIT_SEQ, last.end.seq);
-        c.set(word::COMMIT_TIME_NS, last.time_ns);
-        c.set(word::COMMITTED, last.end.lsn);
         c.raise(word::FENCE_EPOCH, self.base.sb.epoch);
         c.wake_commit();
         Ok(())

@@ -341,18 +341,14 @@ impl<M: Medium> Inner<M> {
         }
     }
 
-    /// The log is durable up to `target`: apply, and tell the world.
+    /// The log is durable up to `target`: tell the world, and apply.
     #[inline]
     pub(super) fn flushed(&mut self, target: Point) {
         self.durable = target.lsn;
         let Some(base) = &mut self.writer else { return };
-        base.apply_log(base.applied.lsn, target.lsn);
-        base.applied = target;
+        base.publish(target);
         base.mark(target);
         let c = base.control;
-        c.set(word::APPLIED, target.lsn);
-        c.set(word::COMMIT_SEQ, target.seq);
-        c.set(word::COMMITTED, target.lsn);
         if !self.shadow.is_empty() {
             self.shadow.retain(|_, s| s.last > target.lsn);
         }

@@ -5,6 +5,7 @@
 //! *E*. A mapping that follows the image lazily was rejected: it would show half of a commit.
 
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
 
 use crate::base::{epoch_before, walk_log};
@@ -149,6 +150,8 @@ impl<M: Medium> Reader<M> {
             self.epoch = epoch_before(&self.sb.history, start.lsn, self.sb.epoch);
             let control = self.control;
             let same = || control.get(word::RECOVERY) == generation;
+            // Whatever the copy caught of a commit that was being applied lies before the word as it is now.
+            fence(Ordering::Acquire);
             let end = end.unwrap_or_else(|| self.control.get(word::COMMITTED));
             match self.advance(end) {
                 Ok(Ok(())) if same() => return Ok(()),
