@@ -136,7 +136,8 @@ needs=()
 want_kernels=
 for what in "$@"; do
     case $what in
-        lab|test) needs+=("${lab_needs[@]}"); want_kernels=1 ;;
+        lab) needs+=("${lab_needs[@]}"); want_kernels=1 ;;
+        test) needs+=("${lab_needs[@]}" "${bench_needs[@]}"); want_kernels=1 ;;
         bench) needs+=("${bench_needs[@]}") ;;
         *) usage ;;
     esac

@@ -30,6 +30,7 @@ PEERS = {
 MAY_MISS = {
     "libpmemobj": Path("/usr/include/libpmemobj.h").exists,
     "Redis": lambda: bool(shutil.which("redis-server")),
+    "Redis, WAIT 1": lambda: bool(shutil.which("redis-server")),
 }
 
 

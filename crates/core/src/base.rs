@@ -353,12 +353,12 @@ impl<M: Medium> Base<M> {
         self.applied = to;
     }
 
-    /// Apply verified log bytes to the image.
+    /// Apply verified log bytes, built or received by us, to the image.
     #[inline]
     fn apply_log(&self, start: u64, end: u64) {
-        // SAFETY: whole verified groups in the ring; the caller holds the writer's lock.
-        let bytes =
-            unsafe { std::slice::from_raw_parts(self.m.mapping().ring_at(start), (end - start) as usize) };
+        let from = self.m.mapping().staged_at(start);
+        // SAFETY: whole verified groups; the caller holds the writer's lock.
+        let bytes = unsafe { std::slice::from_raw_parts(from, (end - start) as usize) };
         apply(bytes, &mut self.target());
     }
 

@@ -245,6 +245,17 @@ impl Control {
         self.w(at).fetch_max(value, Ordering::AcqRel) < value
     }
 
+    /// Why a store of `epoch` may not commit now, by lease and fence; `None`: it may.
+    #[inline]
+    #[must_use]
+    pub fn refusal(&self, epoch: u64) -> Option<&'static str> {
+        let deadline = self.get(word::LEASE_DEADLINE_NS);
+        if deadline != 0 && boottime_ns() >= deadline {
+            return Some("the lease has passed");
+        }
+        (self.get(word::FENCE_EPOCH) > epoch).then_some("a newer epoch has begun elsewhere")
+    }
+
     /// Whether the words are of this boot.
     #[must_use]
     pub fn current(&self, boot: &[u8; 16]) -> bool {

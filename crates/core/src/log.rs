@@ -2,7 +2,8 @@
 //!
 //! A group is built in place, behind `appended`, where nobody looks until the control words say so. That saves a
 //! copy of every committed byte; the price is that an abandoned group leaves garbage there, which recovery must be
-//! able to tell from a group anyway.
+//! able to tell from a group anyway. On a disk "in place" is a stage in private memory, written when it is flushed:
+//! see `docs/decisions/0009-disk-stage.md`.
 
 use crate::checksum::crc;
 use crate::format::{
@@ -63,7 +64,7 @@ impl<'a> GroupBuilder<'a> {
         } else if self.at + (len + COMMIT_RECORD) as u64 > self.limit {
             return Err(NoRoom);
         }
-        let p = self.mapping.ring_at(self.at);
+        let p = self.mapping.staged_at(self.at);
         self.at += len as u64;
         self.count += 1;
         Ok(p)
@@ -77,7 +78,7 @@ impl<'a> GroupBuilder<'a> {
         let len = (self.at - self.record) as usize;
         // SAFETY: `room` made sure that these bytes are free ring behind `appended`; only the holder of the writer's
         // lock is here, and no other process looks behind `appended`.
-        let bytes = unsafe { std::slice::from_raw_parts_mut(self.mapping.ring_at(self.record), len) };
+        let bytes = unsafe { std::slice::from_raw_parts_mut(self.mapping.staged_at(self.record), len) };
         let c = RecordHeader::seal(bytes, self.kind, self.record, self.epoch, self.count, self.seed);
         self.crcs = crc(self.crcs, &c.to_le_bytes());
         self.record = self.at;
@@ -155,7 +156,7 @@ impl<'a> GroupBuilder<'a> {
             chain: after.chain,
         };
         // SAFETY: `room` always leaves room for a commit record; otherwise as in `seal`.
-        let bytes = unsafe { std::slice::from_raw_parts_mut(self.mapping.ring_at(self.at), COMMIT_RECORD) };
+        let bytes = unsafe { std::slice::from_raw_parts_mut(self.mapping.staged_at(self.at), COMMIT_RECORD) };
         payload.write(&mut bytes[RECORD_HEADER..]);
         let chain = RecordHeader::seal(bytes, kind::COMMIT, self.at, self.epoch, 0, self.seed);
         Point { lsn: self.at + COMMIT_RECORD as u64, seq: after.seq + 1, chain }

@@ -105,6 +105,7 @@ impl<M: Medium> Replica<M> {
     /// As for opening a store for writing.
     pub fn open_on(m: M, sb: Superblock, name: String) -> Result<Self> {
         let (base, found) = Base::open(m, sb, name, true)?;
+        base.m.stage().map_err(|e| Error::io(format!("get memory for the log of {}", base.name), e))?;
         base.control.set_writer(Holder::Receiver);
         let reader = GroupReader::new(base.sb.crc_seed(), base.sb.image_size, base.applied, base.log_epoch);
         let received = base.applied.lsn;
@@ -209,7 +210,7 @@ impl<M: Medium> Replica<M> {
                 self.base.name
             )));
         }
-        Ok((self.base.m.mapping().ring_at(self.received), len))
+        Ok((self.base.m.mapping().staged_at(self.received), len))
     }
 
     fn trim(&mut self) -> Result<()> {
@@ -238,9 +239,9 @@ impl<M: Medium> Replica<M> {
         let from = self.reader.at();
         self.received += len as u64;
         let have = (self.received - from) as usize;
-        let ring = self.base.m.mapping().ring_at(from);
+        let ring = self.base.m.mapping().staged_at(from);
         // SAFETY: bytes behind the published end of the ring, which only the holder of this replica touches.
-        let bytes = unsafe { std::slice::from_raw_parts(ring, have) };
+        let bytes = unsafe { std::slice::from_raw_parts(ring.cast_const(), have) };
         let mut at = 0;
         let bad = loop {
             match self.reader.step(&bytes[at..]) {

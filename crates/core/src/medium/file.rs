@@ -334,11 +334,13 @@ impl FileMedium {
         Ok(())
     }
 
-    /// Make a range durable by writing the mapping's own bytes to it.
+    /// Make a range durable by writing it: staged log bytes for the first time, all else as the mapping has it.
     fn sync_range(&self, offset: u64, len: u64) -> io::Result<()> {
         let mut at = offset;
-        // SAFETY: `at` checks the range against the mapping.
-        unsafe { self.pwrite_raw(self.mapping.at(offset, len), len as usize, &mut at, libc::RWF_DSYNC) }
+        let from = self.mapping.staged_part(offset, len);
+        let from = from.unwrap_or_else(|| self.mapping.at(offset, len).cast_const());
+        // SAFETY: both check the range.
+        unsafe { self.pwrite_raw(from, len as usize, &mut at, libc::RWF_DSYNC) }
     }
 
     /// `fdatasync` of the whole file, whatever the durability.
@@ -377,8 +379,8 @@ impl Medium for FileMedium {
                 pmem::fence();
                 Ok(())
             }
-            // Writes the same bytes again, from the mapping of the same pages, because this is the only call that
-            // makes a *range* durable without its metadata: msync takes the times along, fdatasync the dirty image.
+            // The only call that makes a *range* durable without its metadata: msync takes the times along,
+            // fdatasync the dirty image.
             Durability::Disk => self.sync_range(offset, len),
         }
     }
@@ -407,5 +409,9 @@ impl Medium for FileMedium {
 
     fn slow_persist(&self) -> bool {
         self.durability == Durability::Disk
+    }
+
+    fn stage(&self) -> io::Result<()> {
+        if self.durability == Durability::Disk { self.mapping.stage() } else { Ok(()) }
     }
 }

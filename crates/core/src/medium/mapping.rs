@@ -3,7 +3,9 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::fd::FromRawFd;
 use std::ptr::NonNull;
+use std::sync::OnceLock;
 
 use crate::error::{Error, Result};
 use crate::format::{LOG_OFFSET, PAGE};
@@ -102,6 +104,40 @@ impl Drop for PrivateView {
     }
 }
 
+/// Private memory of the log's size, mapped twice in a row as the log is.
+struct Stage {
+    ring: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: as `Anonymous`.
+unsafe impl Send for Stage {}
+// SAFETY: as `Anonymous`.
+unsafe impl Sync for Stage {}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping, unmapped once.
+        unsafe { libc::munmap(self.ring.as_ptr().cast(), self.len) };
+    }
+}
+
+/// A file in memory, `len` bytes of zeros.
+///
+/// # Errors
+/// What the system said.
+pub fn memory_file(name: &std::ffi::CStr, len: u64) -> io::Result<File> {
+    // SAFETY: makes a new descriptor, owned by nobody else.
+    let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: as above.
+    let file = unsafe { File::from_raw_fd(fd) };
+    file.set_len(len)?;
+    Ok(file)
+}
+
 /// The shared mapping of a whole store.
 pub struct Mapping {
     file: File,
@@ -110,6 +146,7 @@ pub struct Mapping {
     ring: NonNull<u8>,
     log_size: u64,
     writable: bool,
+    stage: OnceLock<Stage>,
 }
 
 // SAFETY: as `Anonymous`; the words that processes share are accessed as atomics.
@@ -146,7 +183,7 @@ fn map_shared(
 }
 
 /// The log twice in a row, so that a record which crosses the ring's end is contiguous memory.
-fn map_ring(file: &File, log_size: u64, writable: bool, sync: bool) -> io::Result<*mut u8> {
+fn map_ring(file: &File, offset: u64, log_size: u64, writable: bool, sync: bool) -> io::Result<*mut u8> {
     // SAFETY: reserves address space only.
     let p = unsafe {
         libc::mmap(
@@ -178,7 +215,7 @@ fn map_ring(file: &File, log_size: u64, writable: bool, sync: bool) -> io::Resul
     for half in 0..2 {
         // SAFETY: inside the reservation of twice the size.
         let at = unsafe { start.add(half * log_size as usize) };
-        if let Err(e) = map_shared(file, Some(at), LOG_OFFSET, log_size, writable, sync) {
+        if let Err(e) = map_shared(file, Some(at), offset, log_size, writable, sync) {
             // SAFETY: gives the reservation back.
             unsafe { libc::munmap(start.cast(), 2 * log_size as usize) };
             return Err(e);
@@ -194,7 +231,7 @@ impl Mapping {
     /// What `mmap` said; with `sync`, `EOPNOTSUPP` where there is no DAX.
     pub fn new(file: File, len: u64, log_size: u64, writable: bool, sync: bool) -> io::Result<Self> {
         let base = map_shared(&file, None, 0, len, writable, sync)?;
-        let ring = match map_ring(&file, log_size, writable, sync) {
+        let ring = match map_ring(&file, LOG_OFFSET, log_size, writable, sync) {
             Ok(r) => r,
             Err(e) => {
                 // SAFETY: the mapping made above.
@@ -215,6 +252,7 @@ impl Mapping {
             ring: NonNull::new(ring).expect("mmap gives no null"),
             log_size,
             writable,
+            stage: OnceLock::new(),
         })
     }
 
@@ -258,6 +296,44 @@ impl Mapping {
     pub fn ring_at(&self, lsn: u64) -> *mut u8 {
         // SAFETY: the remainder is inside the first half of the doubled ring.
         unsafe { self.ring.as_ptr().add((lsn % self.log_size) as usize) }
+    }
+
+    /// From now on, log bytes to come are built in private memory, and are written to the file from there. For media
+    /// where a store through the mapping costs a page fault after every flush.
+    ///
+    /// # Errors
+    /// No memory.
+    pub fn stage(&self) -> io::Result<()> {
+        let file = memory_file(c"sustain-log", self.log_size)?;
+        let ring = map_ring(&file, 0, self.log_size, true, false)?;
+        let len = 2 * self.log_size as usize;
+        // SAFETY: advice about our own mapping: a forked child has no use for it.
+        unsafe { libc::madvise(ring.cast(), len, libc::MADV_DONTFORK) };
+        let stage = Stage { ring: NonNull::new(ring).expect("mmap gives no null"), len };
+        // Staged already: then this one goes.
+        drop(self.stage.set(stage));
+        Ok(())
+    }
+
+    /// Pointer to the place where the log byte of `lsn`, not yet written, is built; a whole ring's length follows.
+    /// Only bytes built since `stage` are there; without it, it is the ring itself.
+    #[inline]
+    #[must_use]
+    pub fn staged_at(&self, lsn: u64) -> *mut u8 {
+        match self.stage.get() {
+            // SAFETY: the remainder is inside the first half of the doubled ring.
+            Some(s) => unsafe { s.ring.as_ptr().add((lsn % self.log_size) as usize) },
+            None => self.ring_at(lsn),
+        }
+    }
+
+    /// Where bytes `offset..offset + len` of the file are written from, if they are staged log bytes.
+    #[must_use]
+    pub fn staged_part(&self, offset: u64, len: u64) -> Option<*const u8> {
+        let stage = self.stage.get()?;
+        let at = offset.checked_sub(LOG_OFFSET).filter(|at| at + len <= self.log_size)?;
+        // SAFETY: inside the stage, as just checked.
+        Some(unsafe { stage.ring.as_ptr().add(at as usize) })
     }
 
     /// Bytes of the ring.

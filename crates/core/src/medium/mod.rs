@@ -13,7 +13,7 @@ use std::io;
 
 pub(crate) use file::pick_superblock;
 pub use file::{FileMedium, device_size, durability_at, probe_durability};
-pub use mapping::{Anonymous, Mapping, PrivateView, page_is_zero};
+pub use mapping::{Anonymous, Mapping, PrivateView, memory_file, page_is_zero};
 
 /// A mapped store and its way to durability.
 pub trait Medium: Send + Sync {
@@ -56,6 +56,15 @@ pub trait Medium: Send + Sync {
     /// Whether a persist takes long enough that commits should share it.
     fn slow_persist(&self) -> bool;
 
+    /// Log bytes from now on come from [`Mapping::staged_at`], if that is the better way here. What the log holds
+    /// already has been persisted.
+    ///
+    /// # Errors
+    /// No memory.
+    fn stage(&self) -> io::Result<()> {
+        Ok(())
+    }
+
     /// Copy `data` to `offset` of the mapping.
     #[inline]
     fn store(&self, offset: u64, data: &[u8]) {
@@ -90,5 +99,8 @@ impl<M: Medium> Medium for std::sync::Arc<M> {
     }
     fn slow_persist(&self) -> bool {
         (**self).slow_persist()
+    }
+    fn stage(&self) -> io::Result<()> {
+        (**self).stage()
     }
 }

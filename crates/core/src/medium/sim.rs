@@ -6,9 +6,7 @@
 //! Every persist is a crash point; a plan can also make one fail.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io;
-use std::os::fd::FromRawFd;
 use std::sync::{Mutex, MutexGuard};
 
 use crate::error::{Error, Result};
@@ -78,18 +76,6 @@ pub struct SimMedium {
     state: Mutex<State>,
 }
 
-fn memory_file(len: u64) -> Result<File> {
-    // SAFETY: makes a new descriptor, owned by nobody else.
-    let fd = unsafe { libc::memfd_create(c"sustain-sim".as_ptr(), libc::MFD_CLOEXEC) };
-    if fd < 0 {
-        return Err(Error::last_os("make a memory file"));
-    }
-    // SAFETY: as above.
-    let file = unsafe { File::from_raw_fd(fd) };
-    file.set_len(len).map_err(|e| Error::io("size a memory file", e))?;
-    Ok(file)
-}
-
 /// Mappings of media that are gone: most of the time of a crash state would go into faulting pages in.
 static SPARE: Mutex<Vec<Mapping>> = Mutex::new(Vec::new());
 
@@ -98,7 +84,8 @@ fn spare(sb: &Superblock) -> Result<Mapping> {
     let mut pool = SPARE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let fits = |m: &Mapping| m.len() == sb.file_size() && m.log_size() == sb.log_size;
     let Some(i) = pool.iter().position(fits) else {
-        let file = memory_file(sb.file_size())?;
+        let file = super::memory_file(c"sustain-sim", sb.file_size())
+            .map_err(|e| Error::io("make a memory file", e))?;
         return Mapping::new(file, sb.file_size(), sb.log_size, true, false).map_err(|e| Error::io("map", e));
     };
     let mapping = pool.swap_remove(i);

@@ -312,10 +312,10 @@ impl<M: Medium> Inner<M> {
         self.candidates.clear();
         self.objects.settle();
         if slow {
-            // SAFETY: a whole group in the ring, just written by us.
+            // SAFETY: a whole group, just built by us.
             let bytes = unsafe {
                 std::slice::from_raw_parts(
-                    base.m.mapping().ring_at(start.lsn),
+                    base.m.mapping().staged_at(start.lsn),
                     (end.lsn - start.lsn) as usize,
                 )
             };

@@ -6,6 +6,7 @@
 //! newest appended group, and differences are taken against that.
 
 mod append;
+mod gate;
 mod reader;
 
 use std::collections::HashMap;
@@ -16,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use crate::base::Base;
 use crate::capture::{Capture, Mode};
-use crate::control::{Control, Holder, Lock, boottime_ns, word};
+use crate::control::{Control, Holder, Lock, word};
 use crate::error::{Error, Result};
 use crate::format::{Durability, PAGE, PAGE_U64, Point, Superblock};
 use crate::medium::{Anonymous, FileMedium, Medium, PrivateView};
@@ -24,6 +25,7 @@ use crate::objects::Objects;
 use crate::work::Work;
 
 pub use append::Appended;
+use gate::{Duty, Gate};
 use reader::Reader;
 
 /// How a store is opened.
@@ -64,11 +66,15 @@ struct Inner<M: Medium> {
     /// Log bytes before this are durable.
     durable: u64,
     flushing: bool,
+    /// Number of the newest flush that began, and the end of what it makes durable.
+    flush: u64,
+    flush_end: u64,
     checkpointing: bool,
     shadow: HashMap<u64, Shadow>,
     candidates: Vec<u64>,
     scratch: Box<[u8; PAGE]>,
     transaction: Option<ThreadId>,
+    gate: Arc<Gate>,
     poisoned: Option<String>,
     closed: bool,
     options: Options,
@@ -78,6 +84,7 @@ struct Inner<M: Medium> {
 struct Shared<M: Medium> {
     inner: Mutex<Inner<M>>,
     changed: Condvar,
+    gate: Arc<Gate>,
     m: Arc<M>,
     alive: ForkGuard,
     readonly: bool,
@@ -241,6 +248,7 @@ impl<M: Medium + 'static> Store<M> {
         let objects = if fresh { Objects::new(&work) } else { annotate(&name, Objects::open(&work))? };
         let capture = Capture::new(&view, options.capture)
             .map_err(|e| Error::io(format!("find changed pages of {name} in the way asked for"), e))?;
+        m.stage().map_err(|e| Error::io(format!("get memory for the log of {name}"), e))?;
         base.control.set_writer(Holder::Application);
         let appended = base.applied;
         let mut inner = Inner::new(work, objects, appended, options, name);
@@ -379,12 +387,7 @@ impl<M: Medium + 'static> Store<M> {
                     g.trim_early()?;
                     return Ok(lsn);
                 }
-                Appended::InFlight(lsn) => {
-                    g = self.flush_until(g, lsn)?;
-                    self.checkpoint_early(&mut g);
-                    g.not_past_deadline()?;
-                    return Ok(lsn);
-                }
+                Appended::InFlight(lsn) => return self.durable_commit(g, lsn),
                 Appended::NoRoom => g = self.make_room(g, started)?,
             }
         }
@@ -410,34 +413,91 @@ impl<M: Medium + 'static> Store<M> {
         }
     }
 
+    /// A commit that is appended: wait until it is durable. It counts if the lease holds until then.
+    fn durable_commit<'a>(&'a self, mut g: Guard<'a, M>, lsn: u64) -> Result<u64> {
+        let gate = &self.shared.gate;
+        let (control, epoch) = {
+            let base = g.base()?;
+            (base.control, base.sb.epoch)
+        };
+        let mut duty = None;
+        loop {
+            if g.durable >= lsn {
+                break;
+            }
+            g.not_poisoned()?;
+            if g.flushing {
+                let place = gate.place(g.flush_that_serves(lsn));
+                drop(g);
+                gate.sleep(place);
+                // Served, most likely: then the mutex is not needed.
+                if gate.durable() >= lsn && control.refusal(epoch).is_none() {
+                    return Ok(lsn);
+                }
+                g = self.relock();
+                continue;
+            }
+            let flushed;
+            (g, duty, flushed) = self.flush(g);
+            flushed?;
+        }
+        self.checkpoint_early(&mut g);
+        let may = g.not_past_deadline();
+        drop(g);
+        drop(duty); // those who are woken find the mutex free
+        may.map(|()| lsn)
+    }
+
     /// Wait until `lsn` is durable; one of the waiting threads flushes for all.
     fn flush_until<'a>(&'a self, mut g: Guard<'a, M>, lsn: u64) -> Result<Guard<'a, M>> {
+        let gate = &self.shared.gate;
         loop {
             g.not_poisoned()?;
             if g.durable >= lsn {
                 return Ok(g);
             }
             if g.flushing {
-                g = self.wait(g, Duration::from_secs(3600))?;
+                let place = gate.place(g.flush_that_serves(lsn));
+                drop(g);
+                gate.sleep(place);
+                g = self.relock();
                 continue;
             }
-            g.flushing = true;
-            let (from, target) = (g.durable, g.appended);
-            drop(g);
-            let done = crate::log::persist(&self.shared.m, from, target.lsn);
-            g = self.shared.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            g.flushing = false;
-            match done {
-                Ok(()) => g.flushed(target),
-                Err(e) => {
-                    let e = Error::io(format!("flush the log of {}", g.name), e);
-                    g.poison(&e);
-                    self.shared.changed.notify_all();
-                    return Err(e);
-                }
-            }
-            self.shared.changed.notify_all();
+            let (flushed, _duty);
+            (g, _duty, flushed) = self.flush(g);
+            flushed?;
         }
+    }
+
+    /// Flush everything that is appended. Who waited is woken when the duty is dropped.
+    fn flush<'a>(&'a self, mut g: Guard<'a, M>) -> (Guard<'a, M>, Option<Duty<'a>>, Result<()>) {
+        g.flushing = true;
+        g.flush += 1;
+        let (from, target) = (g.durable, g.appended);
+        g.flush_end = target.lsn;
+        drop(g);
+        let done = crate::log::persist(&self.shared.m, from, target.lsn);
+        g = self.relock();
+        g.flushing = false;
+        let done = match done {
+            Ok(()) => {
+                g.flushed(target);
+                Ok(())
+            }
+            Err(e) => {
+                let e = Error::io(format!("flush the log of {}", g.name), e);
+                g.poison(&e);
+                self.shared.changed.notify_all();
+                Err(e)
+            }
+        };
+        let duty = self.shared.gate.served(g.flush, g.durable);
+        (g, Some(duty), done)
+    }
+
+    /// The mutex, also of a store that was closed.
+    fn relock(&self) -> Guard<'_, M> {
+        self.shared.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// The log is full: trim it, or wait until others let go of it.
@@ -489,7 +549,7 @@ impl<M: Medium + 'static> Store<M> {
     }
 
     fn checkpoint_running(&self) -> Result<u64> {
-        let mut g = self.shared.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut g = self.relock();
         let r = (|| {
             if g.closed {
                 return Ok(0);
@@ -497,13 +557,13 @@ impl<M: Medium + 'static> Store<M> {
             let target = g.base()?.applied;
             drop(g);
             let done = self.shared.m.persist_all();
-            g = self.shared.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            g = self.relock();
             if g.closed {
                 return Ok(0);
             }
             g.checkpointed(target, done)
         })();
-        let mut g = self.shared.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut g = self.relock();
         g.checkpointing = false;
         self.shared.changed.notify_all();
         r
@@ -676,7 +736,15 @@ impl<M: Medium + 'static> Store<M> {
 
 impl<M: Medium> Shared<M> {
     fn new(inner: Inner<M>, m: Arc<M>, readonly: bool) -> Result<Self> {
-        Ok(Self { inner: Mutex::new(inner), changed: Condvar::new(), m, alive: ForkGuard::new()?, readonly })
+        let gate = Arc::clone(&inner.gate);
+        Ok(Self {
+            inner: Mutex::new(inner),
+            changed: Condvar::new(),
+            gate,
+            m,
+            alive: ForkGuard::new()?,
+            readonly,
+        })
     }
 }
 
@@ -693,11 +761,14 @@ impl<M: Medium> Inner<M> {
             appended: at,
             durable: at.lsn,
             flushing: false,
+            flush: 0,
+            flush_end: 0,
             checkpointing: false,
             shadow: HashMap::new(),
             candidates: Vec::new(),
             scratch: Box::new([0; PAGE]),
             transaction: None,
+            gate: Arc::new(Gate::new(at.lsn)),
             poisoned: None,
             closed: false,
             options,
@@ -712,6 +783,11 @@ impl<M: Medium> Inner<M> {
     fn base_mut(&mut self) -> Result<&mut Base<Arc<M>>> {
         let name = &self.name;
         self.writer.as_mut().ok_or_else(|| Error::StoreReadOnly(format!("{name} is open read-only")))
+    }
+
+    /// Number of the flush that makes `lsn` durable, which is not yet: the one under way or the next.
+    fn flush_that_serves(&self, lsn: u64) -> u64 {
+        if lsn <= self.flush_end { self.flush } else { self.flush + 1 }
     }
 
     #[inline]
@@ -729,20 +805,14 @@ impl<M: Medium> Inner<M> {
         if let Some(b) = &self.writer {
             b.control.set(word::POISONED, 1);
         }
+        self.gate.open_for_all();
     }
 
     /// Whether this store may still commit, by lease and fence.
     #[inline]
     fn not_past_deadline(&self) -> Result<()> {
         let base = self.base()?;
-        let deadline = base.control.get(word::LEASE_DEADLINE_NS);
-        if deadline != 0 && boottime_ns() >= deadline {
-            return Err(self.fenced("the lease has passed"));
-        }
-        if base.control.get(word::FENCE_EPOCH) > base.sb.epoch {
-            return Err(self.fenced("a newer epoch has begun elsewhere"));
-        }
-        Ok(())
+        base.control.refusal(base.sb.epoch).map_or(Ok(()), |why| Err(self.fenced(why)))
     }
 
     #[cold]
