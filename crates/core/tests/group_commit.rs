@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use sustain_core::format::{Durability, LOG_OFFSET, Superblock};
 use sustain_core::medium::{FileMedium, Mapping, Medium};
-use sustain_core::store::{Options, Store, create};
+use sustain_core::store::{Attempt, Options, Store, create};
 use sustain_core::{Error, Result};
 
 const THREADS: u64 = 12;
@@ -78,7 +78,11 @@ fn run(rounds: u64, fail_from: u64, abreast: bool) -> (u64, u64) {
     let one = |thread: u64, round: u64| -> Result<u64> {
         let (key, value) = (thread.to_le_bytes(), round.to_le_bytes());
         store.change(|w, o| o.map_set(w, map, &key, &value))?;
-        let lsn = store.commit()?;
+        let lsn = match if round % 2 == 0 { store.try_commit() } else { Attempt::Busy } {
+            Attempt::Done(done) => done?,
+            Attempt::InFlight(ticket) => store.finish_commit(ticket)?,
+            Attempt::Busy => store.commit()?,
+        };
         assert!(count.durable.load(Ordering::SeqCst) >= lsn, "it returned before it was durable");
         Ok(lsn)
     };

@@ -10,7 +10,7 @@ use pyo3::types::PyDict;
 use sustain_core::capture::Mode;
 use sustain_core::format::{Durability, Superblock};
 use sustain_core::medium::FileMedium;
-use sustain_core::store::{Options, Store};
+use sustain_core::store::{Attempt, Options, Store};
 
 use crate::errors::{bad_word, raise};
 use crate::objects::ArrayBuffer;
@@ -95,8 +95,9 @@ impl Engine {
 
     fn commit(&self, py: Python<'_>) -> PyResult<u64> {
         match self.store.try_commit() {
-            Some(done) => raise(py, done),
-            None => raise(py, py.detach(|| self.store.commit())),
+            Attempt::Done(done) => raise(py, done),
+            Attempt::InFlight(ticket) => raise(py, py.detach(|| self.store.finish_commit(ticket))),
+            Attempt::Busy => raise(py, py.detach(|| self.store.commit())),
         }
     }
 

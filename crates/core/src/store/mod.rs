@@ -90,6 +90,26 @@ struct Shared<M: Medium> {
     readonly: bool,
 }
 
+/// What became of a commit that could not wait.
+#[derive(Debug)]
+pub enum Attempt {
+    /// It is done, or failed.
+    Done(Result<u64>),
+    /// It counts once [`Store::finish_commit`] has waited for its flush.
+    InFlight(Ticket),
+    /// Nothing was done: [`Store::commit`] has to wait first.
+    Busy,
+}
+
+/// A commit that waits for its flush.
+#[derive(Debug)]
+#[must_use]
+pub struct Ticket {
+    lsn: u64,
+    epoch: u64,
+    place: Option<gate::Place>,
+}
+
 /// An open store. Cheap to share between threads.
 pub struct Store<M: Medium + 'static> {
     shared: Arc<Shared<M>>,
@@ -393,53 +413,65 @@ impl<M: Medium + 'static> Store<M> {
         }
     }
 
-    /// The same if it needs no waiting at all: `None` when the caller must use [`Store::commit`]. For callers that
-    /// hold a lock of their own (the interpreter's) and would have to give it up before waiting.
+    /// The same as far as it goes without waiting. For callers that hold a lock of their own (the interpreter's) and
+    /// have to give it up before they wait.
     #[inline]
-    pub fn try_commit(&self) -> Option<Result<u64>> {
+    pub fn try_commit(&self) -> Attempt {
         let s = &*self.shared;
-        if !s.alive.is_parent() || s.m.slow_persist() {
-            return None;
+        if !s.alive.is_parent() {
+            return Attempt::Busy;
         }
-        let mut g = s.inner.try_lock().ok()?;
+        let Ok(mut g) = s.inner.try_lock() else { return Attempt::Busy };
         if g.closed || g.transaction.is_some() || g.is_large() {
-            return None;
+            return Attempt::Busy;
         }
         match g.append() {
-            Ok(Appended::Nothing(lsn)) => Some(Ok(lsn)),
-            Ok(Appended::Durable(lsn)) => Some(g.trim_early().map(|()| lsn)),
-            Ok(Appended::InFlight(_) | Appended::NoRoom) => None,
-            Err(e) => Some(Err(e)),
+            Ok(Appended::Nothing(lsn)) => Attempt::Done(Ok(lsn)),
+            Ok(Appended::Durable(lsn)) => Attempt::Done(g.trim_early().map(|()| lsn)),
+            Ok(Appended::InFlight(lsn)) => Attempt::InFlight(g.ticket(lsn)),
+            Ok(Appended::NoRoom) => Attempt::Busy,
+            Err(e) => Attempt::Done(Err(e)),
         }
+    }
+
+    /// Wait until a commit that `try_commit` left in flight is durable; its position.
+    ///
+    /// # Errors
+    /// As [`Store::commit`].
+    pub fn finish_commit(&self, ticket: Ticket) -> Result<u64> {
+        if let Some(place) = ticket.place {
+            self.shared.gate.sleep(place);
+            if self.served(&ticket) {
+                return Ok(ticket.lsn);
+            }
+        }
+        self.durable_commit(self.relock(), ticket.lsn)
+    }
+
+    /// Whether a commit is durable and counts, as far as can be seen without the mutex.
+    fn served(&self, ticket: &Ticket) -> bool {
+        self.shared.gate.durable() >= ticket.lsn && self.control().refusal(ticket.epoch).is_none()
     }
 
     /// A commit that is appended: wait until it is durable. It counts if the lease holds until then.
     fn durable_commit<'a>(&'a self, mut g: Guard<'a, M>, lsn: u64) -> Result<u64> {
-        let gate = &self.shared.gate;
-        let (control, epoch) = {
-            let base = g.base()?;
-            (base.control, base.sb.epoch)
-        };
         let mut duty = None;
-        loop {
-            if g.durable >= lsn {
-                break;
-            }
+        while g.durable < lsn {
             g.not_poisoned()?;
-            if g.flushing {
-                let place = gate.place(g.flush_that_serves(lsn));
+            let ticket = g.ticket(lsn);
+            if let Some(place) = ticket.place {
                 drop(g);
-                gate.sleep(place);
-                // Served, most likely: then the mutex is not needed.
-                if gate.durable() >= lsn && control.refusal(epoch).is_none() {
+                self.shared.gate.sleep(place);
+                // Most likely: then the mutex is not needed.
+                if self.served(&ticket) {
                     return Ok(lsn);
                 }
                 g = self.relock();
-                continue;
+            } else {
+                let flushed;
+                (g, duty, flushed) = self.flush(g);
+                flushed?;
             }
-            let flushed;
-            (g, duty, flushed) = self.flush(g);
-            flushed?;
         }
         self.checkpoint_early(&mut g);
         let may = g.not_past_deadline();
@@ -450,22 +482,20 @@ impl<M: Medium + 'static> Store<M> {
 
     /// Wait until `lsn` is durable; one of the waiting threads flushes for all.
     fn flush_until<'a>(&'a self, mut g: Guard<'a, M>, lsn: u64) -> Result<Guard<'a, M>> {
-        let gate = &self.shared.gate;
         loop {
             g.not_poisoned()?;
             if g.durable >= lsn {
                 return Ok(g);
             }
-            if g.flushing {
-                let place = gate.place(g.flush_that_serves(lsn));
+            if let Some(place) = g.ticket(lsn).place {
                 drop(g);
-                gate.sleep(place);
+                self.shared.gate.sleep(place);
                 g = self.relock();
-                continue;
+            } else {
+                let (flushed, _duty);
+                (g, _duty, flushed) = self.flush(g);
+                flushed?;
             }
-            let (flushed, _duty);
-            (g, _duty, flushed) = self.flush(g);
-            flushed?;
         }
     }
 
@@ -785,9 +815,12 @@ impl<M: Medium> Inner<M> {
         self.writer.as_mut().ok_or_else(|| Error::StoreReadOnly(format!("{name} is open read-only")))
     }
 
-    /// Number of the flush that makes `lsn` durable, which is not yet: the one under way or the next.
-    fn flush_that_serves(&self, lsn: u64) -> u64 {
-        if lsn <= self.flush_end { self.flush } else { self.flush + 1 }
+    /// Where a commit that ends at `lsn`, and is not durable yet, waits: for the flush under way or the next. No place
+    /// when none is: then it is to flush.
+    fn ticket(&self, lsn: u64) -> Ticket {
+        let flush = if lsn <= self.flush_end { self.flush } else { self.flush + 1 };
+        let place = self.flushing.then(|| self.gate.place(flush));
+        Ticket { lsn, epoch: self.writer.as_ref().map_or(0, |b| b.sb.epoch), place }
     }
 
     #[inline]
