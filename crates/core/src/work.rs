@@ -34,7 +34,25 @@ pub struct Work {
     checked: UnsafeCell<Vec<u64>>,
     spans: Vec<Span>,
     writable: bool,
+    /// The committed image, which a commit compares with; null: nobody will.
+    image: *const u8,
 }
+
+/// Ask for a cache line that will be needed soon. Any address will do: a wrong one has no effect.
+#[inline(always)]
+pub(crate) fn prefetch(p: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint; it neither faults nor changes anything.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(p.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
+}
+
+/// Bytes of a cache line, and the most lines that one write asks for.
+const LINE: usize = 64;
+const AHEAD: usize = 4;
 
 // SAFETY: the pointers are to mappings that live as long as the store that owns this value, and the store lets one
 // thread at a time use it (its mutex).
@@ -49,7 +67,27 @@ impl Work {
     pub unsafe fn new(base: *mut u8, len: u64, sums: *const u64, writable: bool) -> Self {
         assert!(base as usize % 8 == 0 && len % PAGE_U64 == 0, "views are whole pages");
         let bits = if sums.is_null() { 0 } else { len.div_ceil(PAGE_U64).div_ceil(64) as usize };
-        Self { base, len, sums, checked: UnsafeCell::new(vec![0; bits]), spans: Vec::new(), writable }
+        let checked = UnsafeCell::new(vec![0; bits]);
+        Self { base, len, sums, checked, spans: Vec::new(), writable, image: std::ptr::null() }
+    }
+
+    /// Say where the committed image lies: what the next commit compares is asked for when it is changed here, so that
+    /// it arrives while the application goes on.
+    pub fn compared_with(&mut self, image: *const u8) {
+        self.image = image;
+    }
+
+    #[inline]
+    fn will_be_compared(&self, offset: u64, len: usize) {
+        if self.image.is_null() {
+            return;
+        }
+        let first = self.image.wrapping_add(offset as usize);
+        for at in (0..len.min(AHEAD * LINE)).step_by(LINE) {
+            prefetch(first.wrapping_add(at));
+        }
+        prefetch(first.wrapping_add(len - 1));
+        prefetch(self.sums.wrapping_add((offset / PAGE_U64) as usize).cast());
     }
 
     /// Length of the image in bytes.
@@ -181,6 +219,7 @@ impl Work {
         if data.is_empty() {
             return Ok(());
         }
+        self.will_be_compared(offset, data.len());
         // SAFETY: inside the view; `data` is not in the view, since views are only lent out by shared borrow.
         unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), self.base.add(offset as usize), data.len()) };
         self.remember(offset, data.len() as u64);

@@ -1,7 +1,7 @@
 //! Maps, files, and the memory of arrays.
 
 use std::ffi::c_int;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use pyo3::exceptions::{PyBufferError, PyKeyError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::ffi;
@@ -19,7 +19,7 @@ use crate::errors::raise;
 pub struct Map {
     engine: Py<Engine>,
     name: String,
-    handle: Mutex<MapRef>,
+    handle: Handle,
 }
 
 fn bytes<'a>(what: &str, object: &'a Bound<'_, PyAny>) -> PyResult<&'a [u8]> {
@@ -31,19 +31,36 @@ fn bytes<'a>(what: &str, object: &'a Bound<'_, PyAny>) -> PyResult<&'a [u8]> {
     }
 }
 
-fn guard<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
-    m.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+/// The words of a handle. Read and changed only under the store's mutex: they need no lock of their own.
+struct Handle([AtomicU64; 2]);
+
+impl Handle {
+    fn new(words: [u64; 2]) -> Self {
+        Self(words.map(AtomicU64::new))
+    }
+
+    #[inline]
+    fn get(&self) -> [u64; 2] {
+        [self.0[0].load(Ordering::Relaxed), self.0[1].load(Ordering::Relaxed)]
+    }
+
+    fn set(&self, words: [u64; 2]) {
+        for (to, word) in self.0.iter().zip(words) {
+            to.store(word, Ordering::Relaxed);
+        }
+    }
 }
 
 impl Map {
     #[inline]
     fn with<R>(&self, f: impl FnOnce(&mut Work, &mut Objects, MapRef) -> CoreResult<R>) -> CoreResult<R> {
         self.engine.get().store.change(|w, o| {
-            let mut handle = guard(&self.handle);
-            if !o.map_is_current(*handle) {
-                *handle = o.map(w, &self.name, false)?;
+            let mut handle = MapRef::from_words(self.handle.get());
+            if !o.map_is_current(handle) {
+                handle = o.map(w, &self.name, false)?;
+                self.handle.set(handle.words());
             }
-            f(w, o, *handle)
+            f(w, o, handle)
         })
     }
 }
@@ -53,7 +70,7 @@ impl Map {
     #[new]
     fn new(py: Python<'_>, engine: Py<Engine>, name: String) -> PyResult<Self> {
         let handle = raise(py, engine.get().store.change(|w, o| o.map(w, &name, true)))?;
-        Ok(Self { engine, name, handle: Mutex::new(handle) })
+        Ok(Self { engine, name, handle: Handle::new(handle.words()) })
     }
 
     fn __getitem__<'py>(&self, py: Python<'py>, key: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
@@ -130,17 +147,18 @@ impl Map {
 pub struct File {
     engine: Py<Engine>,
     name: String,
-    handle: Mutex<FileRef>,
+    handle: Handle,
 }
 
 impl File {
     fn with<R>(&self, f: impl FnOnce(&mut Work, &mut Objects, FileRef) -> CoreResult<R>) -> CoreResult<R> {
         self.engine.get().store.change(|w, o| {
-            let mut handle = guard(&self.handle);
-            if !o.file_is_current(*handle) {
-                *handle = o.file(w, &self.name, false)?;
+            let mut handle = FileRef::from_words(self.handle.get());
+            if !o.file_is_current(handle) {
+                handle = o.file(w, &self.name, false)?;
+                self.handle.set(handle.words());
             }
-            f(w, o, *handle)
+            f(w, o, handle)
         })
     }
 }
@@ -155,7 +173,7 @@ impl File {
     #[new]
     fn new(py: Python<'_>, engine: Py<Engine>, name: String) -> PyResult<Self> {
         let handle = raise(py, engine.get().store.change(|w, o| o.file(w, &name, true)))?;
-        Ok(Self { engine, name, handle: Mutex::new(handle) })
+        Ok(Self { engine, name, handle: Handle::new(handle.words()) })
     }
 
     fn pread<'py>(&self, py: Python<'py>, length: i64, offset: i64) -> PyResult<Bound<'py, PyBytes>> {

@@ -48,11 +48,43 @@ pub struct MapRef {
     generation: u64,
 }
 
+impl MapRef {
+    /// Two words that say it all, for who keeps it where only words can be kept.
+    #[inline]
+    #[must_use]
+    pub fn words(self) -> [u64; 2] {
+        [self.at, self.generation]
+    }
+
+    /// The map that [`MapRef::words`] were of. Any others are a handle that is out of date, or damage.
+    #[inline]
+    #[must_use]
+    pub fn from_words([at, generation]: [u64; 2]) -> Self {
+        Self { at, generation }
+    }
+}
+
 /// A file, found by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileRef {
     at: u64,
     generation: u64,
+}
+
+impl FileRef {
+    /// Two words that say it all, for who keeps it where only words can be kept.
+    #[inline]
+    #[must_use]
+    pub fn words(self) -> [u64; 2] {
+        [self.at, self.generation]
+    }
+
+    /// The file that [`FileRef::words`] were of. Any others are a handle that is out of date, or damage.
+    #[inline]
+    #[must_use]
+    pub fn from_words([at, generation]: [u64; 2]) -> Self {
+        Self { at, generation }
+    }
 }
 
 /// How full the image is. Free blocks inside slabs count as used.

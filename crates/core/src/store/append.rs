@@ -12,7 +12,7 @@ use crate::format::{PAGE, PAGE_U64, Point, WORDS_PER_PAGE};
 use crate::log::{GroupBuilder, NoRoom, stored};
 use crate::medium::{Medium, page_is_zero};
 use crate::replay::{Target, apply};
-use crate::work::Span;
+use crate::work::{Span, prefetch};
 
 /// What became of a commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -328,8 +328,19 @@ impl<M: Medium> Inner<M> {
             return Err(e);
         }
         self.flushed(end);
+        self.expect_the_next();
         self.not_past_deadline()?;
         Ok(Appended::Durable(end.lsn))
+    }
+
+    /// Ask for the lines of the log that the next small commit will fill.
+    #[inline]
+    fn expect_the_next(&self) {
+        let Some(base) = &self.writer else { return };
+        let next = base.m.mapping().staged_at(self.appended.lsn);
+        for line in 0..4 {
+            prefetch(next.wrapping_add(line * 64));
+        }
     }
 
     fn nothing(&self) -> Appended {

@@ -262,7 +262,8 @@ impl<M: Medium + 'static> Store<M> {
         }
         let sums = m.mapping().at(base.sb.sums_offset, base.sb.pages() * 8).cast::<u64>();
         // SAFETY: the view and the sums live as long as `Inner`, which drops `work` first.
-        let work = unsafe { Work::new(view.base(), base.sb.image_size, sums, true) };
+        let mut work = unsafe { Work::new(view.base(), base.sb.image_size, sums, true) };
+        work.compared_with(m.mapping().at(base.sb.image_offset, base.sb.image_size));
         // A store that is only just being formatted has no objects yet.
         let fresh = base.applied.seq == 0;
         let objects = if fresh { Objects::new(&work) } else { annotate(&name, Objects::open(&work))? };
