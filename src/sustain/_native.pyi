@@ -188,6 +188,10 @@ class LogTail:
     def wait_commit(self, beyond: int, timeout_s: float) -> int:
         """Sleep until `committed` > `beyond` or the time-out; committed."""
 
+    def nap(self, beyond: int, timeout_s: float) -> None:
+        """Sleep for the time-out, less if somebody waits for copies of a commit, not at all if `committed` >
+        `beyond`. Unlike `wait_commit` it costs a committing writer nothing."""
+
     def log_view(self, lsn: int, length: int) -> memoryview:
         """Read-only, contiguous, no copy; valid only if `tail() <= lsn` *after* the bytes were used."""
 

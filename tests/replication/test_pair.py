@@ -1,6 +1,7 @@
 """A primary and its standbys, on a good network: snapshot, stream, resume, hand over."""
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from sustain.errors import StoreBusy, WaitTimeout
 from sustain.replication.applier import Applier
 from sustain.replication.ship import End
 
-from .conftest import Lab, contents, fill, until
+from .conftest import LINK, Lab, contents, fill, until
 
 
 def test_a_new_standby_gets_a_snapshot_then_the_stream(lab: Lab) -> None:
@@ -29,6 +30,14 @@ def test_a_new_standby_gets_a_snapshot_then_the_stream(lab: Lab) -> None:
     assert standby.position == position
     assert contents(standby) == expected
     standby.close()
+
+
+def test_who_waits_for_copies_is_not_made_to_wait_for_the_linger_time(lab: Lab) -> None:
+    store, receiver = lab.create(), lab.receiver()
+    patient = replace(LINK, linger_s=60.0, heartbeat_s=60.0, timeout_s=180.0)
+    lab.ship(receiver, link=patient)
+    for first in range(50):
+        store.wait(fill(store, first, 1), copies=1, timeout=20)
 
 
 def test_arrays_and_files_arrive(lab: Lab) -> None:

@@ -348,10 +348,20 @@ impl Control {
         }
     }
 
+    /// Sleep until the time-out, or until someone waits for copies of what was committed: a commit alone wakes nobody
+    /// here, and costs the writer nothing. Not at all when `committed` is past `beyond`.
+    pub fn nap(&self, beyond: u64, timeout_ns: u64) {
+        let seen = self.w32(word::COMMIT_FUTEX).load(Ordering::Acquire);
+        if self.get(word::COMMITTED) <= beyond {
+            self.sleep(word::COMMIT_FUTEX, seen, timeout_ns);
+        }
+    }
+
     /// Sleep until `copies` destinations hold `pos` durably, or the time-out; whether they do.
     #[must_use]
     pub fn wait_copies(&self, pos: u64, copies: usize, timeout_ns: u64) -> bool {
         let end = boottime_ns().saturating_add(timeout_ns);
+        let mut urged = false;
         loop {
             let seen = self.w32(word::ACK_FUTEX).load(Ordering::Acquire);
             if (0..SLOTS).filter(|s| self.holds(*s, pos)).count() >= copies {
@@ -360,6 +370,11 @@ impl Control {
             let now = boottime_ns();
             if now >= end {
                 return false;
+            }
+            if !urged {
+                // A shipper that lingers for more to send is to send now.
+                self.bump(word::COMMIT_FUTEX);
+                urged = true;
             }
             self.sleep(word::ACK_FUTEX, seen, (end - now).min(100_000_000));
         }

@@ -196,6 +196,11 @@ impl LogTail {
         py.detach(|| self.tail.control().wait_commit(beyond, timeout.as_nanos() as u64))
     }
 
+    fn nap(&self, py: Python<'_>, beyond: u64, timeout_s: f64) {
+        let timeout = Duration::try_from_secs_f64(timeout_s.clamp(0.0, 1e6)).unwrap_or_default();
+        py.detach(|| self.tail.control().nap(beyond, timeout.as_nanos() as u64));
+    }
+
     fn log_view(&self, py: Python<'_>, lsn: u64, length: u64) -> PyResult<Py<PyAny>> {
         let (p, len) = raise(py, self.tail.log(lsn, length))?;
         crate::memory(py, p.cast_mut(), len, false)

@@ -6,8 +6,8 @@ overwritten under the send, and the connection ends (the receiver refuses such b
 positions; this only ends it sooner).
 
 While commits come in, the thread naps for the linger time between sends instead of asking to be woken: a wake
-costs every commit a system call, a nap costs nothing but a fraction of a millisecond of lag. Once nothing has
-come for a while it sleeps until woken. A second thread reads acknowledgements, so that they count while a
+costs every commit a system call, a nap costs nothing but a fraction of a millisecond of lag, and ends when an
+application waits for copies. Once nothing has come for a while it sleeps until woken. A second thread reads acknowledgements, so that they count while a
 send waits for room.
 """
 
@@ -217,7 +217,8 @@ class Outlet:
     # sending
 
     def _stream(self, lsn: int) -> None:
-        log, halt, linger_s = self._log, self._owner.halt, self._config.linger_s
+        log, halt = self._log, self._owner.halt
+        linger_s = min(self._config.linger_s, self._config.heartbeat_s)
         awake_until = 0.0
         while not halt.is_set():
             committed = log.committed()
@@ -233,7 +234,7 @@ class Outlet:
                     "the log has gone back", hint="the store was replaced; the connection begins again"
                 )
             if time.monotonic() < awake_until:
-                time.sleep(linger_s)
+                log.nap(lsn, linger_s)
             else:
                 log.wait_commit(lsn, min(_WAIT_S, self._config.heartbeat_s))
             self._check(lsn)
