@@ -75,7 +75,7 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    #[inline]
+    #[inline(always)] // its result would go through memory
     pub(super) fn read(work: &Work, slot: u64) -> Result<Self> {
         let at = block(slot & OFFSET_MASK)?;
         let b = work.bytes(at, ENTRY)?;
