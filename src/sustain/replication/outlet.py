@@ -7,8 +7,8 @@ positions; this only ends it sooner).
 
 While commits come in, the thread naps for the linger time between sends instead of asking to be woken: a wake
 costs every commit a system call, a nap costs nothing but a fraction of a millisecond of lag, and ends when an
-application waits for copies. Once nothing has come for a while it sleeps until woken. A second thread reads acknowledgements, so that they count while a
-send waits for room.
+application waits for copies. Once nothing has come for a while it sleeps until woken. A second thread reads
+acknowledgements, so that they count while a send waits for room.
 """
 
 import threading
