@@ -176,7 +176,7 @@ fn interesting() -> impl Strategy<Value = u64> {
         (0u64..1024).prop_map(|n| n * PAGE_U64),
         (0u64..4).prop_map(|n| MIB2 - PAGE_U64 + n * (PAGE_U64 - 8)),
         (0u64..=0xFFFF, 0u64..MIB2).prop_map(|(words, at)| words << 48 | at),
-        (508u64..=514, 0u64..512).prop_map(|(words, page)| words << 48 | page * PAGE_U64),
+        (508u64..=514, 0u64..512).prop_map(|(words, page)| (words << 48) | (page * PAGE_U64)),
         any::<u64>(),
     ]
 }
