@@ -11,8 +11,8 @@ use crate::checksum::{crc, page_sum};
 use crate::control::{Control, UNKNOWN, word};
 use crate::error::{Error, Result};
 use crate::format::{
-    COMMIT_RECORD, CommitPayload, Durability, EpochStart, FLAG_CLEAN, PAGE, PAGE_U64, Point, RECORD_HEADER,
-    RecordHeader, SUPERBLOCK_SIZE, Superblock, kind,
+    COMMIT_RECORD, CommitPayload, Durability, EpochStart, FLAG_CLEAN, FLAG_RECEIVED, PAGE, PAGE_U64, Point,
+    RECORD_HEADER, RecordHeader, SUPERBLOCK_SIZE, Superblock, kind,
 };
 use crate::medium::Medium;
 use crate::replay::{Group, GroupReader, Step, Target, apply};
@@ -193,7 +193,15 @@ pub fn walk_log<M: Medium>(m: &M, sb: &Superblock, control_committed: Option<u64
             w.stop
         )));
     }
-    if let Some(at) = proof_of_damage(bytes, sb, &w) {
+    if end < sb.end_lsn {
+        return Err(Error::corrupt(format!(
+            "the log ends at {end} ({}), but it had been durable up to {}",
+            w.stop, sb.end_lsn
+        )));
+    }
+    if sb.flags & FLAG_RECEIVED == 0
+        && let Some(at) = proof_of_damage(bytes, sb, &w)
+    {
         return Err(Error::corrupt(format!(
             "the log is damaged at {end} ({}): a later commit at {at} shows that it had been durable",
             w.stop
@@ -242,14 +250,15 @@ impl<M: Medium> Base<M> {
         m.settle_all().map_err(|e| Error::io("flush the new store", e))
     }
 
-    /// Take over a mapped store for writing: check, recover, mark as open. The writer's lock is already held.
+    /// Take over a mapped store for writing: check, recover, mark as open. The writer's lock is already held. A
+    /// `receiver` may also have a store whose snapshot is not complete.
     ///
     /// # Errors
     /// `StoreUntrusted`, `StoreCorrupt`, or what the medium said.
-    pub fn open(m: M, sb: Superblock, name: String, incomplete_ok: bool) -> Result<(Self, Recovery)> {
+    pub fn open(m: M, sb: Superblock, name: String, receiver: bool) -> Result<(Self, Recovery)> {
         let boot = crate::control::boot_id();
         let control = Control::of(m.mapping());
-        if sb.flags & crate::format::FLAG_INCOMPLETE != 0 && !incomplete_ok {
+        if sb.flags & crate::format::FLAG_INCOMPLETE != 0 && !receiver {
             return Err(Error::StoreUntrusted(format!(
                 "{name}: a snapshot was being received and is not complete"
             )));
@@ -270,9 +279,14 @@ impl<M: Medium> Base<M> {
         let closed = if clean { closed_at(&m, &sb) } else { None };
         let walk = match closed {
             Some(end) => LogWalk::nothing_to_do(&sb, end),
-            None => walk_log(&m, &sb, committed).map_err(named)?,
+            None => {
+                let walk = walk_log(&m, &sb, committed).map_err(named)?;
+                // Closed at the end that the log has, with what was left of an unfinished group behind it. Then, too,
+                // nothing is replayed: a crash amid that would leave a file that says it is closed.
+                if clean { LogWalk::nothing_to_do(&sb, walk.end) } else { walk }
+            }
         };
-        let replay_from = if closed.is_some() { walk.end.lsn } else { sb.tail.lsn };
+        let replay_from = if clean { walk.end.lsn } else { sb.tail.lsn };
         let mark_step = sb.log_size / 64;
         let mut base = Self {
             control,
@@ -287,8 +301,9 @@ impl<M: Medium> Base<M> {
         };
         let (start, end) = (base.sb.tail.lsn, walk.end.lsn);
         let io = |what: &str, e| Error::io(format!("{what} of {name}"), e);
-        if end > replay_from && base.m.slow_persist() {
-            // What was found may have been only in the page cache, after a flush that failed: make it so.
+        if end > replay_from {
+            // What was found may have been only in a cache, after a flush that failed or never came: make it so.
+            crate::log::stored(&base.m, replay_from, end);
             crate::log::persist(&base.m, replay_from, end).map_err(|e| io("flush the log", e))?;
         }
         // Replay takes words of the image back and forth again: readers in other processes must know.
@@ -307,7 +322,10 @@ impl<M: Medium> Base<M> {
             base.sb.push_history(e.epoch, e.start);
         }
         base.sb.epoch = base.sb.epoch.max(walk.epoch);
-        base.sb.flags &= !FLAG_CLEAN;
+        base.sb.flags &= !(FLAG_CLEAN | FLAG_RECEIVED);
+        if receiver {
+            base.sb.flags |= FLAG_RECEIVED;
+        }
         base.sb.boot_id = boot;
         let at = base.write_superblock()?;
         if clean {
@@ -428,6 +446,8 @@ impl<M: Medium> Base<M> {
     /// What the medium said.
     pub fn write_superblock(&mut self) -> Result<u64> {
         self.sb.sequence += 1;
+        // What is applied had been made durable in the log before.
+        self.sb.end_lsn = self.applied.lsn;
         let offset = self.sb.sequence % 2 * SUPERBLOCK_SIZE as u64;
         self.m.store(offset, &self.sb.encode());
         self.m
@@ -498,7 +518,6 @@ impl<M: Medium> Base<M> {
     pub fn close(&mut self) -> Result<()> {
         self.m.settle_all().map_err(|e| Error::io(format!("flush {}", self.name), e))?;
         self.sb.flags |= FLAG_CLEAN;
-        self.sb.end_lsn = self.applied.lsn;
         // The image is durable up to `applied`; the log before stays as long as there is room, for those who resume.
         let at = self.write_superblock()?;
         self.m

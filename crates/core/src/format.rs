@@ -33,6 +33,8 @@ pub const HISTORY_MAX: usize = 128;
 pub const FLAG_CLEAN: u32 = 1;
 /// Superblock flag: a snapshot is being received.
 pub const FLAG_INCOMPLETE: u32 = 2;
+/// A receiver wrote last: what the commits behind `end_lsn` say of durability is of the primary's medium.
+pub const FLAG_RECEIVED: u32 = 4;
 
 /// What a commit that returned survives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,7 +78,7 @@ pub struct EpochStart {
 /// A superblock in memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Superblock {
-    /// [`FLAG_CLEAN`], [`FLAG_INCOMPLETE`].
+    /// [`FLAG_CLEAN`], [`FLAG_INCOMPLETE`], [`FLAG_RECEIVED`].
     pub flags: u32,
     /// Compatible features.
     pub compat: u64,

@@ -5,16 +5,18 @@
 //! The oracle lies outside of the faulted path: for every position it remembers the whole contents.
 //! `SUSTAIN_CRASH_STATES` sets how many states are drawn in all (100,000 unless told), `SUSTAIN_SEED` where to begin.
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use common::{Watched, setting, superblock};
 use sustain_core::base::Base;
 use sustain_core::capture::Mode;
 use sustain_core::format::{Durability, FLAG_CLEAN, Superblock};
+use sustain_core::medium::Medium;
 use sustain_core::medium::sim::{Faults, Rng, SimMedium};
-use sustain_core::medium::{Mapping, Medium};
 use sustain_core::objects::Objects;
 use sustain_core::store::{Options, Store};
 use sustain_core::{Error, Result};
@@ -29,77 +31,8 @@ struct State {
     array: BTreeMap<u64, u64>,
 }
 
-/// Crash states drawn at flushes, each with its seed.
-struct Probe {
-    rng: Rng,
-    per_flush: u64,
-    drawn: Vec<(u64, SimMedium)>,
-}
-
-/// A medium that the test looks at while a store works on it.
-#[derive(Clone)]
-struct Watched {
-    m: Arc<SimMedium>,
-    probe: Arc<Mutex<Probe>>,
-    /// Broken on purpose: flushes do nothing.
-    lies: bool,
-}
-
-impl Watched {
-    fn draw(&self) {
-        let mut probe = self.probe.lock().unwrap();
-        for _ in 0..probe.per_flush {
-            let seed = probe.rng.draw();
-            let sb = superblock(&self.m);
-            let after = self.m.crash(&sb, &mut Rng::new(seed)).expect("draw a crash state");
-            probe.drawn.push((seed, after));
-        }
-    }
-
-    fn take(&self) -> Vec<(u64, SimMedium)> {
-        std::mem::take(&mut self.probe.lock().unwrap().drawn)
-    }
-}
-
-impl Medium for Watched {
-    fn mapping(&self) -> &Mapping {
-        self.m.mapping()
-    }
-    fn stored(&self, offset: u64, len: u64) {
-        self.m.stored(offset, len);
-    }
-    fn persist(&self, offset: u64, len: u64) -> std::io::Result<()> {
-        self.draw();
-        if self.lies { Ok(()) } else { self.m.persist(offset, len) }
-    }
-    fn persist_all(&self) -> std::io::Result<()> {
-        self.draw();
-        if self.lies { Ok(()) } else { self.m.persist_all() }
-    }
-    fn settle(&self, offset: u64, len: u64) -> std::io::Result<()> {
-        self.draw();
-        if self.lies { Ok(()) } else { self.m.settle(offset, len) }
-    }
-    fn settle_all(&self) -> std::io::Result<()> {
-        self.draw();
-        if self.lies { Ok(()) } else { self.m.settle_all() }
-    }
-    fn slow_persist(&self) -> bool {
-        self.m.slow_persist()
-    }
-}
-
-fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default)
-}
-
 fn options() -> Options {
     Options { capture: Some(Mode::Compare), verify_all: false, log_timeout: Duration::from_millis(50) }
-}
-
-/// The newest superblock of a medium, as opening a file would find it.
-fn superblock(m: &SimMedium) -> Superblock {
-    sustain_core::tail::read_superblock(m.mapping()).expect("one superblock is always valid")
 }
 
 fn cells<M: Medium + 'static>(store: &Store<M>) -> Result<*mut u64> {
@@ -188,12 +121,11 @@ impl Scene {
         let mut sb = Superblock::new([9; 16], MIB2, MIB2, durability, 1).expect("sizes");
         let m = SimMedium::new(&sb).expect("memory");
         Base::format(&m, &mut sb).expect("format");
-        let probe = Probe { rng: Rng::new(rng.draw()), per_flush: 0, drawn: Vec::new() };
-        let medium = Watched { m: Arc::new(m), probe: Arc::new(Mutex::new(probe)), lies };
+        let medium = Watched::new(m, rng.draw(), lies);
         let store = Store::open_on(medium.clone(), sb, "sim".into(), options()).expect("open");
         store.change(|w, _| Objects::format(w, 7)).expect("format the objects");
         let last = store.commit().expect("first commit");
-        medium.probe.lock().unwrap().per_flush = per_flush;
+        medium.draw_per_flush(per_flush);
         let state = State::default();
         Self { store, medium, history: BTreeMap::from([(last, state.clone())]), state, last, rng }
     }
@@ -298,19 +230,21 @@ fn a_failed_flush_poisons_and_the_store_opens_at_the_last_durable_commit() {
                     "it must stay poisoned"
                 );
                 // The commit that failed may or may not be there: its outcome is unknown until recovery tells.
-                let maybe = Store::open_on(
-                    scene.medium.m.after_kill(&superblock(&scene.medium.m)).expect("memory"),
-                    superblock(&scene.medium.m),
-                    "sim".into(),
-                    options(),
-                )
-                .expect("reopen");
-                let position = maybe.position().expect("open");
-                let found = read(&maybe).expect("read");
-                assert!(position >= scene.last);
-                match scene.history.get(&position) {
-                    Some(expected) => assert!(found == *expected),
-                    None => assert!(found == scene.state, "neither the last commit nor the one that failed"),
+                let sb = superblock(&scene.medium.m);
+                let mut left = vec![scene.medium.m.after_kill(&sb).expect("memory")];
+                left.extend((0..4).map(|n| scene.medium.m.crash(&sb, &mut Rng::new(n)).expect("memory")));
+                for after in left {
+                    let sb = superblock(&after);
+                    let maybe = Store::open_on(after, sb, "sim".into(), options()).expect("reopen");
+                    let position = maybe.position().expect("open");
+                    let found = read(&maybe).expect("read");
+                    assert!(position >= scene.last);
+                    match scene.history.get(&position) {
+                        Some(expected) => assert!(found == *expected),
+                        None => {
+                            assert!(found == scene.state, "neither the last commit nor the one that failed")
+                        }
+                    }
                 }
             }
         }
