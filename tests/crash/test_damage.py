@@ -208,13 +208,21 @@ def test_cut_files(specimen: Specimen) -> None:
     assert specimen.opened(readonly=True) == COMMITS
 
 
+def durable_by_superblock(content: bytes) -> int:
+    """How far the newest superblock says that the log was durable: its `end_lsn`."""
+    newest = max((0, 4096), key=lambda at: int.from_bytes(content[at + 64 : at + 72], "little"))
+    return int.from_bytes(content[newest + 144 : newest + 152], "little")
+
+
 def test_zeroed_log_tails(specimen: Specimen) -> None:
     """The log ends at any byte, as after a power cut that lost the rest: the commits that are whole, no other.
 
-    Of a store that knows better (closed in order, or its control words tell what was committed) that is damage.
+    Of a store that knows better (closed in order, its control words tell what was committed, or its superblock how far
+    the log was durable) that is damage.
     """
     step = 1 if EVERY_BIT else 17
     knows = specimen.content[CONTROL.start : CONTROL.start + 8] != bytes(8)
+    durable = durable_by_superblock(specimen.content)
     with specimen.path.open("r+b") as file:
         for cut in range(0, specimen.ends[-1], step):
             whole = max((n for n, end in enumerate(specimen.ends) if end <= cut), default=0)
@@ -230,5 +238,7 @@ def test_zeroed_log_tails(specimen: Specimen) -> None:
                 assert outcome in (COMMITS, "StoreCorrupt"), f"log cut at {cut}: {outcome}"
             elif knows:
                 assert outcome == "StoreCorrupt", f"log cut at {cut}: {outcome}"
+            elif cut < durable:
+                assert outcome == "StoreCorrupt", f"log cut at {cut}: {outcome}, durable was {durable}"
             else:
                 assert outcome == whole, f"log cut at {cut}: {outcome}, whole are {whole}"
