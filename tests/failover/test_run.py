@@ -8,6 +8,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,6 +71,18 @@ def test_the_standby_takes_over_when_everything_of_the_primary_is_killed(pair: C
     one_primary_at_a_time(pair)
     nothing_acknowledged_is_lost(pair)
     assert a.stop() == 0
+
+
+def test_a_primary_tells_a_former_one_that_its_time_is_over(pair: Cluster) -> None:
+    a, b = begin(pair)
+    a.signal_all(signal.SIGKILL)
+    until(lambda: commits_in(b, 3), f"b commits\n{b.output()}")
+    former = [sys.executable, "-m", "sustain.cli", "ship", "--store", str(a.store)]
+    former += ["--peer", f"tcp://127.0.0.1:{b.port}"]
+    told = subprocess.run(former, capture_output=True, text=True, timeout=60, check=False)
+    assert told.returncode != 0
+    assert "epoch 2 is over" in told.stderr
+    assert b.stop() == 0
 
 
 def test_a_primary_that_was_stopped_past_its_lease_does_no_harm(pair: Cluster) -> None:

@@ -27,6 +27,7 @@ from sustain.clock import Clock
 from sustain.errors import StoreBusy, StoreFenced, StoreIOError, StoreUntrusted, SustainError
 from sustain.failover import report, runfile
 from sustain.failover.decide import decide
+from sustain.failover.door import Door
 from sustain.failover.journal import Journal
 from sustain.failover.lease import Lease, LeaseState, LeaseView
 from sustain.failover.lease.worker import LeaseStatus, LeaseWorker
@@ -92,6 +93,13 @@ class Supervisor:
         self._bell = _Bell()
         self._worker = LeaseWorker(lease, clock, policy.name, policy.instance, self._bell.ring)
         self._command, self._shipper, self._receiver = Child(clock), Child(clock), Child(clock)
+        self._door = Door(
+            workload.store,
+            workload.listen,
+            workload.key_file,
+            tell=self._journal.tell,
+            fenced=self._bell.ring,
+        )
         self._preparation = _Preparation(self._bell.ring)
         self._state = State()
         self._stop_requested = False
@@ -212,10 +220,14 @@ class Supervisor:
             case StartShipper():
                 peers = [word for peer in self._workload.peers for word in ("--peer", peer)]
                 self._start_part(self._shipper, "ship", peers)
+                if grant is not None:
+                    self._door.open(grant.epoch)
             case StopShipper():
+                self._door.close()
                 self._shipper.stop(action.kill_at_ns)
             case StartReceiver():
                 assert self._workload.listen is not None
+                self._door.close()
                 self._start_part(self._receiver, "receive", ["--listen", self._workload.listen])
             case StopReceiver():
                 self._receiver.stop(action.kill_at_ns)
@@ -347,6 +359,7 @@ class Supervisor:
 
     def _end(self) -> None:
         """After the last step, and when the supervisor itself has failed: nothing of it may be left."""
+        self._door.close()
         for child in (self._command, self._shipper, self._receiver):
             while child.view().running:
                 child.stop(self._clock.boottime_ns())
