@@ -320,9 +320,6 @@ impl<M: Medium> Inner<M> {
                 )
             };
             apply(bytes, &mut ShadowTarget { base, shadow: &mut self.shadow, last: end.lsn });
-            if self.crowd.came() {
-                self.gate.company_is_complete();
-            }
             return Ok(Appended::InFlight(end.lsn));
         }
         if let Err(e) = crate::log::persist(&base.m, start.lsn, end.lsn) {

@@ -143,23 +143,12 @@ impl<M: Medium + 'static> Store<M> {
     fn flush<'a>(&'a self, mut g: Guard<'a, M>) -> (Guard<'a, M>, Option<Duty<'a>>, Result<()>) {
         g.flushing = true;
         g.flush += 1;
-        if let Some(patience) = g.crowd.patience() {
-            g.flush_end = u64::MAX; // whoever comes now is taken along
-            let seen = self.shared.gate.expecting();
-            drop(g);
-            self.shared.gate.wait_for_company(seen, patience);
-            g = self.relock();
-        }
-        g.crowd.begins();
         let (from, target) = (g.durable, g.appended);
         g.flush_end = target.lsn;
         drop(g);
-        let begun = Instant::now();
         let done = crate::log::persist(&self.shared.m, from, target.lsn);
-        let took = begun.elapsed();
         g = self.relock();
         g.flushing = false;
-        g.crowd.ended(took);
         let done = match done {
             Ok(()) => {
                 g.flushed(target);

@@ -27,7 +27,7 @@ use crate::work::Work;
 
 pub use append::Appended;
 pub use commit::{Attempt, Ticket};
-use gate::{Crowd, Gate};
+use gate::Gate;
 use reader::Reader;
 
 /// How a store is opened.
@@ -71,7 +71,6 @@ struct Inner<M: Medium> {
     /// Number of the newest flush that began, and the end of what it makes durable.
     flush: u64,
     flush_end: u64,
-    crowd: Crowd,
     checkpointing: bool,
     shadow: HashMap<u64, Shadow>,
     candidates: Vec<u64>,
@@ -554,7 +553,6 @@ impl<M: Medium> Inner<M> {
             flushing: false,
             flush: 0,
             flush_end: 0,
-            crowd: Crowd::default(),
             checkpointing: false,
             shadow: HashMap::new(),
             candidates: Vec::new(),
