@@ -29,6 +29,9 @@ lab_needs=(
     /usr/include/stdio.h libc6-dev
     dpkg dpkg
 )
+power_needs=(
+    upsd nut-server
+)
 bench_needs=(
     gcc gcc
     /usr/include/stdio.h libc6-dev
@@ -88,8 +91,8 @@ install_packages() {
         trap - EXIT
         # Nor at the next boot: what the tests need they start themselves.
         for each in "$@"; do
-            if [ "$each" = redis-server ] && command -v systemctl >/dev/null; then
-                systemctl disable --quiet redis-server 2>/dev/null || true
+            if [[ $each = redis-server || $each = nut-server ]] && command -v systemctl >/dev/null; then
+                systemctl disable --quiet "$each" 2>/dev/null || true
             fi
         done
     fi
@@ -137,7 +140,7 @@ want_kernels=
 for what in "$@"; do
     case $what in
         lab) needs+=("${lab_needs[@]}"); want_kernels=1 ;;
-        test) needs+=("${lab_needs[@]}" "${bench_needs[@]}"); want_kernels=1 ;;
+        test) needs+=("${lab_needs[@]}" "${bench_needs[@]}" "${power_needs[@]}"); want_kernels=1 ;;
         bench) needs+=("${bench_needs[@]}") ;;
         *) usage ;;
     esac

@@ -122,5 +122,9 @@ class LeaseError(SustainError):
     """The lease store cannot be reached, or its record cannot be understood."""
 
 
+class PowerSourceError(SustainError):
+    """A power source cannot be reached, or what it says cannot be understood or believed."""
+
+
 class ConfigError(SustainError):
     """An option, a URL or a size cannot be understood."""

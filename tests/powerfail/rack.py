@@ -1,0 +1,129 @@
+"""A real upsd with a dummy-ups driver, in a directory of its own, on a free loopback port.
+
+Packages: nut-server (scripts/setup-debian.sh test). Everything it starts it also ends, by pid.
+"""
+
+import os
+import socket
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from sustain.errors import PowerSourceError
+from sustain.host.nut import NutClient
+
+LIMIT_S = 30.0
+DRIVER = Path("/lib/nut/dummy-ups")
+UPSD = Path("/lib/nut/upsd")  # /usr/sbin/upsd is a script that asks /etc/nut
+FIRST = {
+    "ups.status": "OL",
+    "battery.charge": "100",
+    "battery.runtime": "600",
+    "battery.runtime.low": "60",
+    "ups.load": "20",
+}
+
+
+def available() -> bool:
+    return DRIVER.exists() and UPSD.exists()
+
+
+def until(condition: Any, what: str, limit_s: float = LIMIT_S) -> Any:
+    """What `condition` returns, once it is true."""
+    deadline = time.monotonic() + limit_s
+    pause = threading.Event()
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"not in {limit_s:g} s: {what}"
+        pause.wait(0.02)
+    return found
+
+
+class Rack:
+    """`rack` is the name of its UPS; `master` with password `secret` may do everything."""
+
+    def __init__(self, directory: Path) -> None:
+        self.dir = directory
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = int(free.getsockname()[1])
+        state = directory / "state"
+        state.mkdir()
+        self._write("nut.conf", "MODE=standalone\n")
+        self._write(
+            "ups.conf",
+            "pollinterval = 1\n[rack]\n  driver = dummy-ups\n  port = rack.dev\n  mode = dummy-once\n",
+        )
+        self._write("upsd.conf", f"LISTEN 127.0.0.1 {self.port}\nMAXAGE 2\nSTATEPATH {state}\n")
+        self._write(
+            "upsd.users",
+            "[master]\n  password = secret\n  actions = SET FSD\n  instcmds = ALL\n  upsmon primary\n",
+        )
+        self._write("rack.dev", "".join(f"{name}: {value}\n" for name, value in FIRST.items()))
+        self.environment = {**os.environ, "NUT_CONFPATH": str(directory), "NUT_STATEPATH": str(state)}
+        self.driver = self._start(str(DRIVER), "-a", "rack", "-u", "root", "-D")
+        self.upsd = self.start_upsd()
+        until(self.answers, "upsd has the driver's data")
+
+    @property
+    def url(self) -> str:
+        return f"nut://127.0.0.1:{self.port}/rack"
+
+    def client(self) -> NutClient:
+        return NutClient("127.0.0.1", self.port)
+
+    def answers(self) -> bool:
+        try:
+            with self.client() as client:
+                found = client.variables("rack")
+                return "battery.runtime" in found and found["ups.status"] != "WAIT"
+        except PowerSourceError:
+            return False
+
+    def start_upsd(self) -> "subprocess.Popen[bytes]":
+        self.upsd = self._start(str(UPSD), "-u", "root", "-D")
+        return self.upsd
+
+    def set(self, name: str, value: str) -> None:
+        """Change a variable, and wait until upsd says so."""
+        command = [
+            "upsrw",
+            "-s",
+            f"{name}={value}",
+            "-u",
+            "master",
+            "-p",
+            "secret",
+            f"rack@127.0.0.1:{self.port}",
+        ]
+        subprocess.run(command, env=self.environment, check=True, capture_output=True, timeout=LIMIT_S)
+
+        def there() -> bool:
+            with self.client() as client:
+                return client.variables("rack")[name] == value
+
+        until(there, f"{name} is {value}")
+
+    def force_shutdown(self) -> None:
+        """FSD, as upsmon's primary orders it."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=LIMIT_S) as plain:
+            lines = plain.makefile("rwb")
+            for command in ("USERNAME master", "PASSWORD secret", "LOGIN rack", "PRIMARY rack", "FSD rack"):
+                lines.write(command.encode() + b"\n")
+                lines.flush()
+                answer = lines.readline()
+                assert answer.startswith(b"OK"), (command, answer)
+
+    def end(self) -> None:
+        for process in (self.upsd, self.driver):
+            process.kill()
+            process.wait()
+
+    def _write(self, name: str, text: str) -> None:
+        path = self.dir / name
+        path.write_text(text)
+        path.chmod(0o600)
+
+    def _start(self, *argv: str) -> "subprocess.Popen[bytes]":
+        with (self.dir / "log").open("ab") as log:
+            return subprocess.Popen(argv, env=self.environment, stdout=log, stderr=log, cwd=self.dir)
