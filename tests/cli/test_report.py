@@ -306,3 +306,22 @@ def test_doctor_on_other_kernels(modes: list[str], release: tuple[int, int], sta
     assert doctor.check_kernel((5, 4)).state == "missing"
     assert doctor.check_kernel(None).state == "unknown"
     assert doctor.check_overcommit(2).state == "reduced"
+
+
+def test_power(sus: Callable[..., Ran], tmp_path: Path) -> None:
+    path = tmp_path / "power"
+    path.write_text("ups.status: OL CHRG\nbattery.runtime: 610\nbattery.runtime.low: 60\n")
+    data = json.loads(sus("power", f"file://{path}", "--json").out)
+    assert (data["power"], data["on_battery"], data["usable_s"]) == ("on AC", False, 610 - 72)
+    assert data["charge_percent"] is None
+    text = sus("power", f"file://{path}").out
+    assert "on AC" in text
+    assert "unknown" in text
+
+
+def test_power_that_cannot_be_asked(sus: Callable[..., Ran], tmp_path: Path) -> None:
+    ran = sus("power", f"file://{tmp_path}/none")
+    assert ran.status == 1
+    assert "error:" in ran.err
+    assert "hint:" in ran.err
+    assert sus("power", "mains").status == 2

@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from sustain.errors import ConfigError, SustainError
 
-VERBS = ("create", "info", "verify", "status", "objects", "run", "ship", "receive", "demo", "doctor")
+VERBS = ("create", "info", "verify", "status", "objects", "run", "ship", "receive", "power", "demo", "doctor")
 
 _DESCRIPTION = """\
 Sustain keeps the memory of a Linux host alive: in-memory stores whose every commit is
