@@ -31,6 +31,7 @@ lab_needs=(
 )
 power_needs=(
     upsd nut-server
+    certutil libnss3-tools
 )
 bench_needs=(
     gcc gcc

@@ -43,7 +43,7 @@ def until(condition: Any, what: str, limit_s: float = LIMIT_S) -> Any:
 class Rack:
     """`rack` is the name of its UPS; `master` with password `secret` may do everything."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, tls: bool = False) -> None:
         self.dir = directory
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = int(free.getsockname()[1])
@@ -54,7 +54,8 @@ class Rack:
             "ups.conf",
             "pollinterval = 1\n[rack]\n  driver = dummy-ups\n  port = rack.dev\n  mode = dummy-once\n",
         )
-        self._write("upsd.conf", f"LISTEN 127.0.0.1 {self.port}\nMAXAGE 2\nSTATEPATH {state}\n")
+        secure = self._certificate() if tls else ""
+        self._write("upsd.conf", f"LISTEN 127.0.0.1 {self.port}\nMAXAGE 2\nSTATEPATH {state}\n{secure}")
         self._write(
             "upsd.users",
             "[master]\n  password = secret\n  actions = SET FSD\n  instcmds = ALL\n  upsmon primary\n",
@@ -118,6 +119,18 @@ class Rack:
         for process in (self.upsd, self.driver):
             process.kill()
             process.wait()
+
+    def _certificate(self) -> str:
+        """A certificate that upsd made itself, as lines for upsd.conf. Debian's upsd keeps them with NSS."""
+        store = self.dir / "certificates"
+        store.mkdir()
+        noise = self.dir / "noise"
+        noise.write_bytes(os.urandom(64))
+        made = ["-S", "-x", "-n", "upsd", "-s", "CN=127.0.0.1", "-t", "CT,,", "-v", "12", "-z", str(noise)]
+        for options in (["-N", "--empty-password"], made):
+            command = ["certutil", *options, "-d", f"sql:{store}"]
+            subprocess.run(command, check=True, capture_output=True, timeout=LIMIT_S)
+        return f'CERTPATH {store}\nCERTIDENT upsd ""\n'
 
     def _write(self, name: str, text: str) -> None:
         path = self.dir / name

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,6 +46,27 @@ def test_upsd_is_asked(rack: Rack) -> None:
         assert refused.value.code == "UNKNOWN-UPS"
         assert refused.value.hint
         assert client.variable("rack", "ups.status") == "OL"  # the connection is as good as before
+
+
+@needs_nut
+def test_the_connection_is_encrypted_where_upsd_can(tmp_path: Path) -> None:
+    rack = Rack(tmp_path, tls=True)
+    try:
+        with rack.client() as client:
+            assert client.start_tls() is True
+            assert client.variable("rack", "ups.status") == "OL"
+        with rack.client() as client, pytest.raises(PowerSourceError):
+            client.start_tls(ssl.create_default_context())  # nobody vouches for that certificate
+        source = open_source(f"{rack.url}?tls=1", CLOCK)
+        assert source.read().on_battery is False
+        source.close()
+    finally:
+        rack.end()
+
+
+@needs_nut
+def test_an_upsd_without_tls_is_refused_when_tls_is_asked(rack: Rack) -> None:
+    assert "no TLS" in open_source(f"{rack.url}?tls=1", CLOCK).read().problem
 
 
 @needs_nut
