@@ -56,12 +56,17 @@ def test_nothing_is_left_when_it_is_low_or_forced(said: tuple[float, str, float]
     assert usable_s(memory, POLICY, 3 * NS)[0] == 0
 
 
-def test_unknown_is_nothing_and_not_much() -> None:
-    assert usable_s(PowerMemory(), POLICY, 0)[0] == 0
-    assert usable_s(after((0, "OL", None)), POLICY, 0)[0] == 0
+def test_unknown_is_unknown_and_not_zero() -> None:
+    assert usable_s(PowerMemory(), POLICY, 0)[0] is None
+    assert usable_s(after((0, "OL", None)), POLICY, 0)[0] is None
     assert usable_s(after((0, "OL", None)), replace(POLICY, assumed_runtime_s=200), 0)[0] == 200 - 72
-    assert usable_s(after((0, "OL", 600), (100, "?", None)), POLICY, 100 * NS)[0] == 0
     assert budget_bytes(100, None) == 0
+
+
+def test_a_source_that_is_lost_on_ac_takes_nothing_out_of_the_battery() -> None:
+    seconds, why = usable_s(after((0, "OL", 600), (100, "?", None)), POLICY, 100 * NS)
+    assert seconds == 600 - 72
+    assert "100 s ago" in why
 
 
 def test_the_low_bandwidth_is_what_was_nearly_always_reached() -> None:

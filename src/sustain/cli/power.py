@@ -83,7 +83,7 @@ def _describe(data: dict[str, Any]) -> str:
             ("charge", or_unknown(data["charge_percent"], lambda value: f"{value:.0f} %")),
             ("runtime", or_unknown(data["runtime_s"], format_duration)),
             ("low below", or_unknown(data["runtime_low_s"], format_duration)),
-            ("for a drain", f"{format_duration(data['usable_s'])}: {data['usable_reason']}"),
+            ("for a drain", f"{or_unknown(data['usable_s'], format_duration)}: {data['usable_reason']}"),
         ]
     )
 

@@ -26,23 +26,26 @@ class BudgetPolicy:
     assumed_runtime_s: float | None = None  # where the source gives no runtime; None: then there is no budget
 
 
-def usable_s(memory: PowerMemory, policy: BudgetPolicy, now_ns: int) -> tuple[float, str]:
-    """Seconds of battery that a drain may count on, and why. 0 when low, forced, or nothing is known.
+def usable_s(memory: PowerMemory, policy: BudgetPolicy, now_ns: int) -> tuple[float | None, str]:
+    """Seconds of battery that a drain may count on, and why. 0 when low or forced; None: nobody knows.
 
     The least of what the battery says now (less the age of the reading) and, in an outage, of a countdown of
-    what it said when the battery took over: estimates that rise under load are not believed.
+    what it said when the battery took over: estimates that rise under load are not believed. A source that is
+    lost while the mains are on takes no charge out of the battery: what it said last stands, and that is said.
     """
     good = memory.good
     if memory.power in (Power.LOW, Power.FORCED_SHUTDOWN):
         return 0.0, f"the power is {memory.power}"
-    if good is None or memory.power is Power.UNKNOWN:
-        return 0.0, "nothing is known of the power"
+    if good is None:
+        return None, "nothing is known of the power"
     said_s = good.runtime_s if good.runtime_s is not None else policy.assumed_runtime_s
     if said_s is None:
-        return 0.0, "the source gives no runtime"
-    why = f"the battery says {said_s:.0f} s"
+        return None, "the source gives no runtime"
+    why = f"the battery says {said_s:.0f} s" if good.runtime_s is not None else f"{said_s:.0f} s are assumed"
     if good.on_battery:
         said_s -= (now_ns - good.read_ns) / _NS
+    elif memory.power is Power.UNKNOWN:
+        why = f"the battery said {said_s:.0f} s, {(now_ns - good.read_ns) / _NS:.0f} s ago"
     if memory.countdown_s is not None and memory.outage_ns is not None:
         left_s = memory.countdown_s - (now_ns - memory.outage_ns) / _NS
         if left_s < said_s:
