@@ -126,5 +126,48 @@ class PowerSourceError(SustainError):
     """A power source cannot be reached, or what it says cannot be understood or believed."""
 
 
+class RegionError(SustainError):
+    """Something is wrong with a region, with what is saved of it, or with how it is used."""
+
+
+class NotARegion(RegionError):
+    """Nothing is saved there under that name, or what lies there is not a saved region."""
+
+
+class RegionNewerVersion(RegionError):
+    """The region was saved by a newer Sustain and needs features that this one lacks."""
+
+
+class RegionUnsealed(RegionError):
+    """What is saved there is not complete: the save never came to its seal, or a later one broke it."""
+
+
+class RegionCorrupt(RegionError):
+    """Pages are not what their digests say; the message names them. They are not used."""
+
+
+class RegionBusy(RegionError):
+    """Another process uses the region or what is saved of it, or changes it while it is saved."""
+
+
+class RegionFull(RegionError):
+    """The destination or the target has no room for the region."""
+
+
+class WrongGeneration(RegionError):
+    """A complete save is there, but not the one that was asked for."""
+
+
+class RegionIOError(RegionError, OSError):
+    """The operating system or an object store refused a call; the message names the file or the URL."""
+
+    def __init__(self, message: str, *, hint: str = "", errno: int | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.errno = errno
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class ConfigError(SustainError):
     """An option, a URL or a size cannot be understood."""
