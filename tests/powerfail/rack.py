@@ -1,13 +1,16 @@
-"""A real upsd with a dummy-ups driver, in a directory of its own, on a free loopback port.
+"""A real upsd with a dummy-ups driver, in a directory of its own, on a free port.
 
+It listens on loopback, or on the address of a network that simulated hosts reach (`hosts`).
 Packages: nut-server (scripts/setup-debian.sh test). Everything it starts it also ends, by pid.
 """
 
 import os
+import signal
 import socket
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +33,13 @@ def available() -> bool:
     return DRIVER.exists() and UPSD.exists()
 
 
-def until(condition: Any, what: str, limit_s: float = LIMIT_S) -> Any:
-    """What `condition` returns, once it is true."""
+def until(condition: Any, what: str | Callable[[], str], limit_s: float = LIMIT_S) -> Any:
+    """What `condition` returns, once it is true. `what` was waited for, in words, is asked for after a failure."""
     deadline = time.monotonic() + limit_s
     pause = threading.Event()
     while not (found := condition()):
-        assert time.monotonic() < deadline, f"not in {limit_s:g} s: {what}"
+        if time.monotonic() >= deadline:
+            raise AssertionError(f"not in {limit_s:g} s: {what if isinstance(what, str) else what()}")
         pause.wait(0.02)
     return found
 
@@ -43,9 +47,10 @@ def until(condition: Any, what: str, limit_s: float = LIMIT_S) -> Any:
 class Rack:
     """`rack` is the name of its UPS; `master` with password `secret` may do everything."""
 
-    def __init__(self, directory: Path, *, tls: bool = False) -> None:
+    def __init__(self, directory: Path, *, tls: bool = False, address: str = "127.0.0.1") -> None:
         self.dir = directory
-        with socket.create_server(("127.0.0.1", 0)) as free:
+        self.address = address
+        with socket.create_server((address, 0)) as free:
             self.port = int(free.getsockname()[1])
         state = directory / "state"
         state.mkdir()
@@ -55,7 +60,7 @@ class Rack:
             "pollinterval = 1\n[rack]\n  driver = dummy-ups\n  port = rack.dev\n  mode = dummy-once\n",
         )
         secure = self._certificate() if tls else ""
-        self._write("upsd.conf", f"LISTEN 127.0.0.1 {self.port}\nMAXAGE 2\nSTATEPATH {state}\n{secure}")
+        self._write("upsd.conf", f"LISTEN {address} {self.port}\nMAXAGE 2\nSTATEPATH {state}\n{secure}")
         self._write(
             "upsd.users",
             "[master]\n  password = secret\n  actions = SET FSD\n  instcmds = ALL\n  upsmon primary\n",
@@ -68,10 +73,10 @@ class Rack:
 
     @property
     def url(self) -> str:
-        return f"nut://127.0.0.1:{self.port}/rack"
+        return f"nut://{self.address}:{self.port}/rack"
 
     def client(self) -> NutClient:
-        return NutClient("127.0.0.1", self.port)
+        return NutClient(self.address, self.port)
 
     def answers(self) -> bool:
         try:
@@ -95,7 +100,7 @@ class Rack:
             "master",
             "-p",
             "secret",
-            f"rack@127.0.0.1:{self.port}",
+            f"rack@{self.address}:{self.port}",
         ]
         subprocess.run(command, env=self.environment, check=True, capture_output=True, timeout=LIMIT_S)
 
@@ -107,13 +112,35 @@ class Rack:
 
     def force_shutdown(self) -> None:
         """FSD, as upsmon's primary orders it."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=LIMIT_S) as plain:
+        with socket.create_connection((self.address, self.port), timeout=LIMIT_S) as plain:
             lines = plain.makefile("rwb")
             for command in ("USERNAME master", "PASSWORD secret", "LOGIN rack", "PRIMARY rack", "FSD rack"):
                 lines.write(command.encode() + b"\n")
                 lines.flush()
                 answer = lines.readline()
                 assert answer.startswith(b"OK"), (command, answer)
+
+    def clients(self) -> list[str]:
+        """Addresses of those that are logged in: upsd's primary waits for them before it cuts the power."""
+        with socket.create_connection((self.address, self.port), timeout=LIMIT_S) as plain:
+            plain.sendall(b"LIST CLIENT rack\n")
+            lines = iter(plain.makefile().readline, "")
+            assert next(lines).startswith("BEGIN LIST CLIENT")
+            found = []
+            for line in lines:
+                if line.startswith("END"):
+                    break
+                found.append(line.split()[2])
+        return found
+
+    def kill_upsd(self) -> None:
+        """Nobody answers any more, until `start_upsd`."""
+        self.upsd.kill()
+        self.upsd.wait()
+
+    def stall(self, stalled: bool = True) -> None:
+        """The driver says nothing any more (or speaks again): upsd calls what it has stale, after MAXAGE."""
+        self.driver.send_signal(signal.SIGSTOP if stalled else signal.SIGCONT)
 
     def end(self) -> None:
         for process in (self.upsd, self.driver):
@@ -126,7 +153,20 @@ class Rack:
         store.mkdir()
         noise = self.dir / "noise"
         noise.write_bytes(os.urandom(64))
-        made = ["-S", "-x", "-n", "upsd", "-s", "CN=127.0.0.1", "-t", "CT,,", "-v", "12", "-z", str(noise)]
+        made = [
+            "-S",
+            "-x",
+            "-n",
+            "upsd",
+            "-s",
+            f"CN={self.address}",
+            "-t",
+            "CT,,",
+            "-v",
+            "12",
+            "-z",
+            str(noise),
+        ]
         for options in (["-N", "--empty-password"], made):
             command = ["certutil", *options, "-d", f"sql:{store}"]
             subprocess.run(command, check=True, capture_output=True, timeout=LIMIT_S)
