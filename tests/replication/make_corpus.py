@@ -6,7 +6,7 @@ python -m tests.replication.make_corpus
 from pathlib import Path
 
 from sustain.replication import wire
-from sustain.replication.auth import ReceiverHandshake, ShipperHandshake
+from sustain.replication.auth import STORES, ReceiverHandshake, ShipperHandshake
 from sustain.replication.wire import Bye, Hello, Kind, Refuse, SnapshotBegin, Welcome
 
 KEY = b"k" * 16
@@ -41,7 +41,10 @@ def frames() -> dict[str, bytes]:
         total_bytes=1 << 20,
         compare=True,
     )
-    receiver, shipper = ReceiverHandshake(KEY, bytes(32)), ShipperHandshake(KEY, bytes(range(32)))
+    receiver, shipper = (
+        ReceiverHandshake(KEY, STORES, bytes(32)),
+        ShipperHandshake(KEY, STORES, bytes(range(32))),
+    )
     challenge = receiver.challenge()
     shaken = shipper.hello(challenge[wire.HEADER_BYTES :], hello)
     receiver.hello(shaken[wire.HEADER_BYTES :])

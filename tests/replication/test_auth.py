@@ -7,9 +7,10 @@ import pytest
 
 from sustain.errors import AuthenticationFailed, ConfigError, ProtocolError
 from sustain.replication import wire
-from sustain.replication.auth import ReceiverHandshake, Refused, ShipperHandshake, load_key
+from sustain.replication.auth import STORES, ReceiverHandshake, Refused, Service, ShipperHandshake, load_key
 from sustain.replication.wire import HEADER_BYTES, Hello, Kind, Refuse, Welcome
 
+Receiving, Shipping = ReceiverHandshake[Hello, Welcome], ShipperHandshake[Hello, Welcome]
 KEY, OTHER = b"k" * 16, b"o" * 16
 HELLO = Hello(
     protocol=wire.PROTOCOL,
@@ -30,13 +31,13 @@ def body(frame: bytes) -> bytes:
     return frame[HEADER_BYTES:]
 
 
-def shake(receiver: ReceiverHandshake, shipper: ShipperHandshake) -> Hello:
+def shake(receiver: Receiving, shipper: Shipping) -> Hello:
     return receiver.hello(body(shipper.hello(body(receiver.challenge()), HELLO)))
 
 
 @pytest.mark.parametrize("key", [KEY, b""])
 def test_same_key(key: bytes) -> None:
-    receiver, shipper = ReceiverHandshake(key), ShipperHandshake(key)
+    receiver, shipper = ReceiverHandshake(key, STORES), ShipperHandshake(key, STORES)
     assert shake(receiver, shipper) == HELLO
     welcome = Welcome(name="b", end=7)
     assert shipper.answer(Kind.WELCOME, body(receiver.welcome(welcome))) == welcome
@@ -47,7 +48,7 @@ def test_same_key(key: bytes) -> None:
     [(KEY, OTHER, "another key"), (KEY, b"", "has no key"), (b"", KEY, "asks for a key")],
 )
 def test_another_key(ours: bytes, theirs: bytes, says: str) -> None:
-    receiver, shipper = ReceiverHandshake(theirs), ShipperHandshake(ours)
+    receiver, shipper = ReceiverHandshake(theirs, STORES), ShipperHandshake(ours, STORES)
     with pytest.raises(AuthenticationFailed):
         shake(receiver, shipper)
     refusal = receiver.refuse(Refuse("authentication", "no", ""))
@@ -56,7 +57,7 @@ def test_another_key(ours: bytes, theirs: bytes, says: str) -> None:
 
 
 def test_a_proved_refusal_is_believed() -> None:
-    receiver, shipper = ReceiverHandshake(KEY), ShipperHandshake(KEY)
+    receiver, shipper = ReceiverHandshake(KEY, STORES), ShipperHandshake(KEY, STORES)
     shake(receiver, shipper)
     with pytest.raises(Refused) as caught:
         shipper.answer(Kind.REFUSE, body(receiver.refuse(Refuse("fenced", "over", "", 9))))
@@ -64,16 +65,16 @@ def test_a_proved_refusal_is_believed() -> None:
 
 
 def test_a_fence_without_a_proof_is_not_believed() -> None:
-    shipper = ShipperHandshake(KEY)
-    shake(ReceiverHandshake(KEY), shipper)
+    shipper = ShipperHandshake(KEY, STORES)
+    shake(ReceiverHandshake(KEY, STORES), shipper)
     forged = bytes(64) + wire.encode(Refuse("fenced", "over", "", 9))
     with pytest.raises(AuthenticationFailed):
         shipper.answer(Kind.REFUSE, forged)
 
 
 def test_a_welcome_without_the_key_is_not_believed() -> None:
-    shipper = ShipperHandshake(KEY)
-    impostor = ReceiverHandshake(OTHER)
+    shipper = ShipperHandshake(KEY, STORES)
+    impostor = ReceiverHandshake(OTHER, STORES)
     hello = shipper.hello(body(impostor.challenge()), HELLO)
     impostor._peer_nonce = body(hello)[:32]  # it lets anybody in
     with pytest.raises(AuthenticationFailed):
@@ -81,15 +82,15 @@ def test_a_welcome_without_the_key_is_not_believed() -> None:
 
 
 def test_a_replayed_hello_is_refused() -> None:
-    receiver, shipper = ReceiverHandshake(KEY), ShipperHandshake(KEY)
+    receiver, shipper = ReceiverHandshake(KEY, STORES), ShipperHandshake(KEY, STORES)
     hello = shipper.hello(body(receiver.challenge()), HELLO)
     receiver.hello(body(hello))
     with pytest.raises(AuthenticationFailed):
-        ReceiverHandshake(KEY).hello(body(hello))
+        ReceiverHandshake(KEY, STORES).hello(body(hello))
 
 
 def test_a_proof_cannot_be_reflected_or_reused_for_another_type() -> None:
-    receiver, shipper = ReceiverHandshake(KEY), ShipperHandshake(KEY)
+    receiver, shipper = ReceiverHandshake(KEY, STORES), ShipperHandshake(KEY, STORES)
     hello = shipper.hello(body(receiver.challenge()), HELLO)
     with pytest.raises(AuthenticationFailed):
         shipper.answer(Kind.WELCOME, body(hello))
@@ -99,7 +100,7 @@ def test_a_proof_cannot_be_reflected_or_reused_for_another_type() -> None:
 
 
 def test_each_bit_of_a_hello_matters() -> None:
-    receiver, shipper = ReceiverHandshake(KEY), ShipperHandshake(KEY)
+    receiver, shipper = ReceiverHandshake(KEY, STORES), ShipperHandshake(KEY, STORES)
     hello = body(shipper.hello(body(receiver.challenge()), HELLO))
     for at in range(len(hello)):
         flipped = hello[:at] + bytes([hello[at] ^ 1]) + hello[at + 1 :]
@@ -108,7 +109,7 @@ def test_each_bit_of_a_hello_matters() -> None:
 
 
 def test_another_protocol_version() -> None:
-    receiver, shipper = ReceiverHandshake(KEY), ShipperHandshake(KEY)
+    receiver, shipper = ReceiverHandshake(KEY, STORES), ShipperHandshake(KEY, STORES)
     newer = wire.encode(wire.Challenge(2, bytes(32), True))
     with pytest.raises(ProtocolError, match="protocol 2"):
         shipper.hello(newer, HELLO)
@@ -141,3 +142,15 @@ def test_bad_key_file(tmp_path: Path, data: bytes, mode: int, says: str) -> None
 def test_no_key_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="key file"):
         load_key(tmp_path / "none")
+
+
+def test_who_came_to_the_wrong_place_is_told_so() -> None:
+    regions = Service("regions", Hello, Welcome, b"sustain/1 saver", b"sustain/1 keeper")
+    with pytest.raises(ProtocolError, match="keeps regions, not stores"):
+        ShipperHandshake(KEY, STORES).hello(body(ReceiverHandshake(KEY, regions).challenge()), HELLO)
+
+
+def test_a_proof_for_one_service_is_none_for_another() -> None:
+    regions = Service("stores", Hello, Welcome, b"sustain/1 saver", b"sustain/1 keeper")
+    with pytest.raises(AuthenticationFailed):
+        shake(ReceiverHandshake(KEY, regions), ShipperHandshake(KEY, STORES))

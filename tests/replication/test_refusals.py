@@ -17,7 +17,7 @@ from sustain.errors import (
     StoreFenced,
     SustainError,
 )
-from sustain.replication.auth import ShipperHandshake
+from sustain.replication.auth import STORES, ShipperHandshake
 from sustain.replication.channel import Channel
 from sustain.replication.door import Doorkeeper
 from sustain.replication.ship import End, Shipper, ShipperConfig
@@ -153,7 +153,7 @@ def introduce(address: tuple[str, int], hello: Hello) -> None:
     """Be let in as `hello`'s primary, and vanish."""
     with socket.create_connection(address, timeout=20) as sock:
         channel = Channel(sock, 20.0)
-        handshake = ShipperHandshake(b"")
+        handshake = ShipperHandshake(b"", STORES)
         _, payload = channel.receive_frame(SHIPPER_HANDSHAKE)
         channel.send_raw([handshake.hello(payload, hello)])
         header, payload = channel.receive_frame(SHIPPER_HANDSHAKE)

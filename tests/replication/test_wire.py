@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sustain.errors import AuthenticationFailed, PeerRefused, ProtocolError
 from sustain.replication import wire
-from sustain.replication.auth import ReceiverHandshake, ShipperHandshake
+from sustain.replication.auth import STORES, ReceiverHandshake, ShipperHandshake
 from sustain.replication.wire import (
     HEADER_BYTES,
     PAYLOAD_LIMIT,
@@ -158,7 +158,10 @@ def swallow(data: bytes) -> None:
 
 
 def handle(header: Header, payload: bytes) -> None:
-    shipper, receiver = ShipperHandshake(b"k" * 16, bytes(32)), ReceiverHandshake(b"k" * 16, bytes(32))
+    shipper, receiver = (
+        ShipperHandshake(b"k" * 16, STORES, bytes(32)),
+        ReceiverHandshake(b"k" * 16, STORES, bytes(32)),
+    )
     with contextlib.suppress(ProtocolError, AuthenticationFailed):
         receiver.hello(payload)
     with contextlib.suppress(ProtocolError, AuthenticationFailed, PeerRefused):

@@ -8,10 +8,10 @@ round, a shipper with a newer epoch tells *this* host that its time is over.
 from collections.abc import Callable
 
 from sustain.errors import SustainError
-from sustain.replication.auth import ReceiverHandshake
+from sustain.replication.auth import STORES, ReceiverHandshake
 from sustain.replication.channel import Channel
 from sustain.replication.listener import Listener
-from sustain.replication.wire import Hello, Refuse
+from sustain.replication.wire import Hello, Refuse, Welcome
 
 
 class Doorkeeper:
@@ -33,6 +33,7 @@ class Doorkeeper:
         self._listener = Listener(
             listen,
             key,
+            STORES,
             self._serve,
             timeout_s=handshake_timeout_s,
             handshake_timeout_s=handshake_timeout_s,
@@ -50,7 +51,7 @@ class Doorkeeper:
     def stop(self) -> None:
         self._listener.stop()
 
-    def _serve(self, channel: Channel, handshake: ReceiverHandshake, hello: Hello) -> None:
+    def _serve(self, channel: Channel, handshake: ReceiverHandshake[Hello, Welcome], hello: Hello) -> None:
         if hello.store != self._store_uuid:
             refusal = Refuse("other-store", "this host runs another store", "check the address")
         elif hello.epoch < self._epoch:

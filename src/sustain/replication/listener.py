@@ -1,27 +1,28 @@
 """The listening side: accepts connections, makes each prove that it has the key, hands it on.
 
-Used by `receive.Receiver` (a standby) and `door.Doorkeeper` (a host that is itself the primary). Everything
-before the proof is bounded: frame length, time, number of connections. Each connection has a thread; there
-are a handful of peers, and the session that a connection becomes blocks in the engine anyway.
+Used by `receive.Receiver` (a standby), `door.Doorkeeper` (a host that is itself the primary) and
+`powerfail.regions.serve` (a keeper of regions). Everything before the proof is bounded: frame length, time,
+number of connections. Each connection has a thread; there are a handful of peers, and the session that a
+connection becomes blocks in the engine or on a disk anyway.
 """
 
 import contextlib
 import socket
 import threading
 from collections.abc import Callable
+from typing import Any, Generic
 
 from sustain.errors import AuthenticationFailed, ConfigError, PeerUnreachable, ProtocolError, SustainError
 from sustain.replication import wire
-from sustain.replication.auth import ReceiverHandshake
+from sustain.replication.auth import H, ReceiverHandshake, Service, W
 from sustain.replication.channel import Channel
 from sustain.replication.urls import is_loopback, join
-from sustain.replication.wire import Hello, Refuse
+from sustain.replication.wire import Refuse
 
 HANDSHAKES_AT_ONCE = 16
-Serve = Callable[[Channel, ReceiverHandshake, Hello], None]
 
 
-class Listener:
+class Listener(Generic[H, W]):
     """Listens from `start` to `stop`. `serve(channel, handshake, hello)` runs in the connection's own
     thread."""
 
@@ -29,7 +30,8 @@ class Listener:
         self,
         address: tuple[str, int],
         key: bytes,
-        serve: Serve,
+        service: Service[H, W],
+        serve: Callable[[Channel, ReceiverHandshake[H, W], H], None],
         *,
         timeout_s: float,
         handshake_timeout_s: float,
@@ -37,6 +39,7 @@ class Listener:
     ) -> None:
         self._address = self._bound = address
         self._key = key
+        self._service = service
         self._serve = serve
         self._timeout_s = timeout_s
         self._handshake_timeout_s = handshake_timeout_s
@@ -140,13 +143,13 @@ class Listener:
                 self._open.discard(channel)
             channel.release()
 
-    def _shake(self, channel: Channel) -> tuple[ReceiverHandshake, Hello]:
+    def _shake(self, channel: Channel) -> tuple[ReceiverHandshake[H, W], H]:
         channel.set_deadline(self._handshake_timeout_s)
         if not self._key and not is_loopback(channel.peer_address):
             raise AuthenticationFailed(
                 "without a key only this host may connect", hint="give both sides a --key-file"
             )
-        handshake = ReceiverHandshake(self._key)
+        handshake = ReceiverHandshake(self._key, self._service)
         channel.send_raw([handshake.challenge()])
         try:
             _, payload = channel.receive_frame(wire.RECEIVER_HANDSHAKE)
@@ -160,6 +163,6 @@ class Listener:
         return handshake, hello
 
 
-def refuse(channel: Channel, handshake: ReceiverHandshake, refusal: Refuse) -> None:
+def refuse(channel: Channel, handshake: ReceiverHandshake[Any, Any], refusal: Refuse) -> None:
     """Say no, and leave the other side the time to read it."""
     channel.send_raw([handshake.refuse(refusal)])

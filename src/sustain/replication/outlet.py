@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Protocol
 from sustain._native import LogTail
 from sustain.errors import AuthenticationFailed, PeerUnreachable, ProtocolError, SustainError
 from sustain.replication import wire
-from sustain.replication.auth import NO_KEY, Refused, ShipperHandshake
+from sustain.replication.auth import NO_KEY, STORES, Refused, ShipperHandshake
 from sustain.replication.channel import Channel
 from sustain.replication.pins import UNKNOWN
 from sustain.replication.records import chain_at
@@ -119,7 +119,7 @@ class Outlet:
                 hint="give both sides a --key-file",
             )
         channel.set_deadline(self._config.handshake_timeout_s)
-        handshake = ShipperHandshake(self._config.key)
+        handshake = ShipperHandshake(self._config.key, STORES)
         header, payload = channel.receive_frame(wire.SHIPPER_HANDSHAKE)
         if header.kind is not Kind.CHALLENGE:
             raise ProtocolError(

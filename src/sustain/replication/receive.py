@@ -19,13 +19,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sustain.errors import PeerUnreachable, ReplicationError, StoreError, SustainError
-from sustain.replication.auth import NO_KEY, ReceiverHandshake
+from sustain.replication.auth import NO_KEY, STORES, ReceiverHandshake
 from sustain.replication.channel import Channel
 from sustain.replication.intake import Intake
 from sustain.replication.listener import Listener
 from sustain.replication.standby import Standby
 from sustain.replication.urls import join
-from sustain.replication.wire import Hello, Refuse
+from sustain.replication.wire import Hello, Refuse, Welcome
 
 _HANDOVER_S = 5.0  # how long a new connection waits for the session before it to let go
 
@@ -59,6 +59,7 @@ class Receiver:
         self._listener = Listener(
             config.listen,
             config.key,
+            STORES,
             self._serve,
             timeout_s=config.timeout_s,
             handshake_timeout_s=config.handshake_timeout_s,
@@ -144,7 +145,7 @@ class Receiver:
 
     # connections
 
-    def _serve(self, channel: Channel, handshake: ReceiverHandshake, hello: Hello) -> None:
+    def _serve(self, channel: Channel, handshake: ReceiverHandshake[Hello, Welcome], hello: Hello) -> None:
         with self._admission:
             refusal = self._admit(hello)
             if refusal is not None:

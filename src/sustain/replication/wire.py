@@ -1,6 +1,8 @@
 """Frames and messages between a shipper and a receiver, without any I/O: bytes in, values out, and back.
 
-Used by `channel` (sockets) and `auth` (handshakes); byte tables in docs/formats/wire.md. Every reader here
+Used by `channel` (sockets) and `auth` (handshakes); byte tables in docs/formats/wire.md. What only regions say to
+each other is in `powerfail.regions.frames`; the frames themselves are all here, since a listener must be able to
+tell one kind of peer from the other. Every reader here
 gives a value or raises ProtocolError, whatever the bytes are, and never sets memory aside on the word of a
 peer: a header's length is checked against its type's limit first.
 
@@ -9,6 +11,7 @@ go from one mapping into another with no copy between: the receiver reads the he
 into its ring.
 """
 
+import functools
 import struct
 from enum import IntEnum
 from typing import Annotated, Any, NamedTuple, TypeVar
@@ -22,6 +25,7 @@ HEADER_BYTES = 32
 PAGE_BYTES = 4096
 DIGEST_BYTES = 16
 CHUNK_LIMIT = 4 << 20
+WRITE_PAGES = 256  # most pages of one WRITE
 SEAL_BYTES = 64  # nonce and proof before a sealed message
 _HEADER = struct.Struct("<IHHQQQ")
 _HINT = "the other side is not a Sustain peer, or a newer one; check host, port and versions"
@@ -45,6 +49,14 @@ class Kind(IntEnum):
     HEARTBEAT = 13
     DIGESTS = 14
     BYE = 15
+    WRITE = 32
+    WRITTEN = 33
+    FLUSH = 34
+    FLUSHED = 35
+    SEAL = 36
+    SEALED = 37
+    READ = 38
+    FAILED = 39
 
 
 PAYLOAD_LIMIT: dict[Kind, int] = {
@@ -63,6 +75,14 @@ PAYLOAD_LIMIT: dict[Kind, int] = {
     Kind.HEARTBEAT: 0,
     Kind.DIGESTS: 1 << 20,
     Kind.BYE: 4 << 10,
+    Kind.WRITE: WRITE_PAGES * (PAGE_BYTES + DIGEST_BYTES),
+    Kind.WRITTEN: 0,
+    Kind.FLUSH: 0,
+    Kind.FLUSHED: 0,
+    Kind.SEAL: 4 << 10,
+    Kind.SEALED: 0,
+    Kind.READ: 0,
+    Kind.FAILED: 8 << 10,
 }
 _KINDS = {int(kind): kind for kind in Kind}
 # What each side may hear, by phase; anything else ends the connection.
@@ -81,6 +101,12 @@ RECEIVER_STREAM = frozenset(
     }
 )
 SHIPPER_STREAM = frozenset({Kind.SNAPSHOT_DONE, Kind.ACK, Kind.HEARTBEAT, Kind.DIGESTS, Kind.BYE})
+# The same for regions: who connects to save or to restore, and who keeps them.
+SAVER_HANDSHAKE = frozenset({Kind.CHALLENGE, Kind.WELCOME, Kind.REFUSE, Kind.HEARTBEAT})
+SAVER_STREAM = frozenset(
+    {Kind.DIGESTS, Kind.WRITTEN, Kind.FLUSHED, Kind.SEALED, Kind.PAGES, Kind.FAILED, Kind.HEARTBEAT, Kind.BYE}
+)
+KEEPER_STREAM = frozenset({Kind.WRITE, Kind.FLUSH, Kind.SEAL, Kind.READ, Kind.HEARTBEAT, Kind.BYE})
 
 
 class Header(NamedTuple):
@@ -111,6 +137,8 @@ def unpack_header(data: bytes | bytearray | memoryview, allowed: frozenset[Kind]
         raise ProtocolError(f"{kind.name} of {length} bytes, {PAYLOAD_LIMIT[kind]} allowed", hint=_HINT)
     if kind is Kind.PAGES and (length == 0 or length % PAGE_BYTES):
         raise ProtocolError(f"PAGES of {length} bytes is not whole pages", hint=_HINT)
+    if kind is Kind.WRITE and (length == 0 or length % (PAGE_BYTES + DIGEST_BYTES)):
+        raise ProtocolError(f"WRITE of {length} bytes is not whole pages with their digests", hint=_HINT)
     if kind is Kind.DIGESTS and length % DIGEST_BYTES:
         raise ProtocolError(f"DIGESTS of {length} bytes is not whole digests", hint=_HINT)
     return Header(kind, length, a, b, c)
@@ -130,12 +158,18 @@ class Challenge(msgspec.Struct, frozen=True):
     protocol: Word
     nonce: Nonce
     keyed: bool
+    service: Name = "stores"  # what the receiver keeps
 
 
-class Hello(msgspec.Struct, frozen=True, kw_only=True):
-    """What the primary's side says of itself."""
+class Introduction(msgspec.Struct, frozen=True, kw_only=True):
+    """What every HELLO has."""
 
     protocol: Word
+
+
+class Hello(Introduction, frozen=True, kw_only=True):
+    """What the primary's side says of itself."""
+
     store: Uuid
     replica: Uuid
     name: Name
@@ -197,9 +231,11 @@ class Bye(msgspec.Struct, frozen=True):
 
 M = TypeVar("M", bound=msgspec.Struct)
 _encoder = msgspec.msgpack.Encoder()
-_decoders: dict[type[Any], Any] = {
-    kind: msgspec.msgpack.Decoder(kind) for kind in (Challenge, Hello, Welcome, Refuse, SnapshotBegin, Bye)
-}
+
+
+@functools.cache
+def _decoder(kind: type[Any]) -> Any:
+    return msgspec.msgpack.Decoder(kind)
 
 
 def encode(message: msgspec.Struct) -> bytes:
@@ -210,7 +246,7 @@ def encode(message: msgspec.Struct) -> bytes:
 def decode(kind: type[M], data: bytes | bytearray | memoryview) -> M:
     """The message in `data`. Raises ProtocolError."""
     try:
-        message: M = _decoders[kind].decode(data)
+        message: M = _decoder(kind).decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"{kind.__name__} cannot be read: {error}", hint=_HINT) from None
     return message
