@@ -1,0 +1,188 @@
+"""A virtual machine with an NVDIMM: its memory, taken at one moment, holds every record that the guest had flushed.
+
+The guest is the example's (examples/nvdimm_guest), made and started as a user does: a real kernel with a DAX file
+system on its NVDIMM, in software emulation. The oracle is its console, read from outside: a number that was printed
+had been flushed before. What the guest then finds after a boot elsewhere, it says itself; the tests compare.
+"""
+
+import json
+import mmap
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import pytest
+
+from tests.lab import vm
+from tests.powerfail.rack import until
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
+
+EXAMPLE = vm.TOP / "examples" / "nvdimm_guest"
+BOOT_LIMIT_S = 120.0
+SIZE_BYTES = 96 << 20
+PAGE = 4096
+BOTH_WAYS = 600  # so many records lie in a mapped segment and in one that is written
+
+
+@pytest.fixture(scope="module")
+def built(kernel: vm.Kernel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The kernel and the RAM disk of the example."""
+    target = tmp_path_factory.mktemp("guest")
+    command = [sys.executable, str(EXAMPLE / "build.py"), str(target), "--root", str(kernel.tree)]
+    made = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert made.returncode == 0, made.stderr
+    return target
+
+
+class Console:
+    """What a guest said, in a file that it does not know of."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def lines(self) -> list[str]:
+        """Whole lines: what follows the last line end may be half a number."""
+        if not self.path.exists():
+            return []
+        return self.path.read_text(errors="replace").replace("\r", "").split("\n")[:-1]
+
+    def flushed(self) -> int:
+        """The highest number that was printed as flushed."""
+        return max(
+            (int(line.split()[1]) for line in self.lines() if re.fullmatch(r"flushed \d+", line)), default=0
+        )
+
+    def verified(self) -> tuple[int, int] | None:
+        """How many records the last verification found whole, and the highest number."""
+        found = re.findall(r"^verified (\d+) records, highest (\d+)$", "\n".join(self.lines()), re.MULTILINE)
+        return (int(found[-1][0]), int(found[-1][1])) if found else None
+
+    def wrong(self) -> list[str]:
+        return [line for line in self.lines() if line.startswith("wrong: ")]
+
+    def rest(self) -> str:
+        return "\n".join(line for line in self.lines() if not line.startswith("flushed"))
+
+
+class Machine:
+    """The example's command on one region, without Sustain. A context manager; killed at the end."""
+
+    def __init__(self, built: Path, region: Path, console: Path, append: str = "") -> None:
+        self.console = Console(console)
+        self.region = region
+        environment = {**os.environ, "SUSTAIN_REGION": str(region), "GUEST_APPEND": append}
+        with console.open("wb") as output:
+            self.process = subprocess.Popen(
+                [str(EXAMPLE / "guest.sh"), str(built)],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+        self._started = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+
+    def reaches(self, number: int) -> int:
+        """Wait until record `number` is flushed; the highest one then."""
+
+        def there() -> int:
+            assert self.process.poll() is None, self.console.rest()
+            highest = self.console.flushed()
+            return highest if highest >= number else 0
+
+        return int(until(there, f"record {number}", BOOT_LIMIT_S))
+
+    def stop(self) -> None:
+        """Every virtual processor stands when this returns."""
+        self._ask("stop")
+
+    def cont(self) -> None:
+        self._ask("cont")
+
+    def _ask(self, command: str) -> None:
+        """QMP, spoken here by hand: what is tested elsewhere with its own client is not judged with that client."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(BOOT_LIMIT_S)
+            connection.connect(f"{self.region}.qmp")
+            lines = connection.makefile("rw")
+            assert "QMP" in json.loads(lines.readline())
+            for each in ("qmp_capabilities", command):
+                lines.write(json.dumps({"execute": each}) + "\n")
+                lines.flush()
+                while "return" not in (answer := json.loads(lines.readline())):
+                    assert "event" in answer, answer
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def ends(self) -> int:
+        """Its exit status."""
+        status = self.process.wait(BOOT_LIMIT_S)
+        print(f"{self.region.name}: {time.monotonic() - self._started:.1f} s: {self.console.rest()!r}")
+        return status
+
+
+def changed_record_pages(before: Path, after: Path) -> list[int]:
+    """Offsets of pages that hold records and changed from one copy to the other."""
+    found = []
+    with before.open("rb") as one, after.open("rb") as two:
+        old = mmap.mmap(one.fileno(), 0, access=mmap.ACCESS_READ)
+        new = mmap.mmap(two.fileno(), 0, access=mmap.ACCESS_READ)
+        with old, new:
+            for at in range(0, len(new), PAGE):
+                if new[at : at + 8] == b"svrecrd1" and old[at : at + PAGE] != new[at : at + PAGE]:
+                    found.append(at)
+    return found
+
+
+def test_the_memory_of_one_moment_is_whole_and_a_page_left_out_is_caught(built: Path, tmp_path: Path) -> None:
+    region, early, late = tmp_path / "nv.img", tmp_path / "early.img", tmp_path / "late.img"
+    with region.open("wb") as file:
+        file.truncate(SIZE_BYTES)
+    with Machine(built, region, tmp_path / "first") as machine:
+        machine.reaches(BOTH_WAYS)
+        assert "prepared a new NVDIMM" in machine.console.rest()
+        machine.stop()
+        shutil.copyfile(region, early)
+        at_early = machine.console.flushed()
+        machine.cont()
+        machine.reaches(at_early + 300)
+        machine.stop()
+        shutil.copyfile(region, late)
+        flushed = machine.console.flushed()
+        machine.kill()
+    torn = tmp_path / "torn.img"
+    shutil.copyfile(late, torn)
+
+    with Machine(built, late, tmp_path / "second", "guest.mode=verify") as machine:
+        assert machine.ends() == 0
+        count, highest = machine.console.verified() or (0, 0)
+        assert count == highest >= flushed
+        assert "prepared" not in machine.console.rest()
+
+    # The checker, shown an image of two moments: one page of records is from the earlier one.
+    at = changed_record_pages(early, late)[20]
+    with torn.open("r+b") as file, early.open("rb") as old:
+        file.seek(at)
+        old.seek(at)
+        file.write(old.read(PAGE))
+    with Machine(built, torn, tmp_path / "third", "guest.mode=verify") as machine:
+        assert machine.ends() == 3
+        assert machine.console.verified() is None
+        assert re.fullmatch(r"wrong: record \d+ of \d+ is not what was flushed", machine.console.wrong()[0])
