@@ -176,18 +176,26 @@ class Host:
         self.events_file = self.disk / "events.jsonl"
         self.process: subprocess.Popen[bytes] | None = None
 
+    def kept(self) -> list[str]:
+        """Options about the state."""
+        sizes = ["--size", "16MiB", "--log-size", "8MiB", "--durability", "memory"]
+        return ["--store", str(self.store), *sizes]
+
+    def command(self, app: tuple[str, ...]) -> list[str]:
+        """What is run here."""
+        return [sys.executable, str(APP), str(self.log), *app]
+
     def start(self, *options: str, app: tuple[str, ...] = (), power: tuple[str, ...] | None = None) -> "Host":
         """`sustain run`; `power`: its options about power instead of the site's."""
         others = [each for each in self.site.hosts if each is not self]
         argv = ["ip", "netns", "exec", self.space, sys.executable, "-m", "sustain.cli", "run"]
-        argv += ["--store", str(self.store), "--name", self.name, "--lease", f"file://{self.site.lease}"]
+        argv += [*self.kept(), "--name", self.name, "--lease", f"file://{self.site.lease}"]
         argv += ["--ttl", f"{TTL_S}s", "--listen", f"{self.address}:7411", "--key-file", str(self.site.key)]
         argv += [word for each in others for word in ("--peer", f"tcp://{each.address}:7411")]
-        argv += ["--size", "16MiB", "--log-size", "8MiB", "--durability", "memory"]
         argv += ["--stop-timeout", "2s", "--drain-timeout", "3s"]
         argv += ["--report-dir", str(self.disk), "--event-log", str(self.events_file)]
         argv += [*(self.site.power if power is None else power), *options]
-        argv += ["--", sys.executable, str(APP), str(self.log), *(app or self.site.app)]
+        argv += ["--", *self.command(app or self.site.app)]
         with (self.disk / "output.txt").open("ab") as output:
             self.process = subprocess.Popen(argv, stdout=output, stderr=output, start_new_session=True)
         return self
@@ -200,7 +208,7 @@ class Host:
         if self.process is not None:
             self.process.wait()
         for each in self.memory.iterdir():
-            each.unlink()
+            shutil.rmtree(each) if each.is_dir() else each.unlink()
         return at_ns
 
     def power_on(self) -> "Host":
@@ -277,6 +285,8 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 class Site:
     """A rack with its UPS, hosts that it feeds, a lease that they share. A context manager."""
 
+    host: type[Host] = Host
+
     def __init__(
         self,
         directory: Path,
@@ -308,7 +318,7 @@ class Site:
             login = ("--power-user", "master", "--power-password-file", str(self.password))
             self.power = ("--power", self.rack.url, *login, *power)
             for name in names:
-                self.hosts.append(Host(self, name, memory_bytes))
+                self.hosts.append(self.host(self, name, memory_bytes))
         except BaseException:
             self.close()
             raise
