@@ -32,7 +32,7 @@ export REQUIREMENTS
 help: ## what there is to make
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
 
-build: $(VENV)/.built ## the package, in .venv
+build: $(VENV)/.built src/sustain/_track.so ## the package, in .venv
 
 demo: build ## index real files, kill the primary, take over, compare: under a minute once built
 	@sustain demo
@@ -58,7 +58,7 @@ lab: build $(VENV)/.dev ## only the tests that boot real kernels
 	pytest -m lab
 
 clean: ## everything that was made here
-	rm -rf $(VENV) target src/sustain/_native*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) target src/sustain/_native*.so src/sustain/_track.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # python3-venv may be missing (Debian splits it off): then a bare venv, filled by the system's pip if it has one.
@@ -95,6 +95,10 @@ $(VENV)/.built: $(VENV)/.deps $(RUST) $(if $(wildcard src/sustain/_native*.so),,
 	@echo "building the engine: about a minute the first time"
 	@$(BIN)/maturin develop --locked --release > $(VENV)/build.log 2>&1 || { cat $(VENV)/build.log >&2; exit 1; }
 	@touch $@
+
+# What a program is started with whose writes to a region are tracked.
+src/sustain/_track.so: preload/track.c
+	$(CC) -O2 -fPIC -shared -fvisibility=hidden -Wall -Wextra -Werror -o $@ $<
 
 .PHONY: native-is-missing
 native-is-missing:

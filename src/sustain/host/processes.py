@@ -30,6 +30,15 @@ def start_ticks(pid: int, root: str = "/") -> int | None:
     return int(fields[19])
 
 
+def child_faults(pid: int, root: str = "/") -> int | None:
+    """Page faults of the children that `pid` has waited for (field 11): it grows when one has come and gone."""
+    try:
+        text = Path(root, "proc", str(pid), "stat").read_text(encoding="utf-8", errors="replace")
+        return int(text.rpartition(")")[2].split()[8])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
 def identify(pid: int, root: str = "/") -> Identity | None:
     """The identity of a live process."""
     ticks = start_ticks(pid, root)
