@@ -5,7 +5,10 @@ which clock they are of. Every call that may wait releases the interpreter lock.
 `sustain.errors`.
 """
 
+import mmap
 from typing import Any, TypedDict, final
+
+Buffer = bytes | bytearray | memoryview | mmap.mmap
 
 UNKNOWN: int  # 2**64 - 1, "not known" in the control words
 
@@ -300,6 +303,21 @@ def durability_of(path: str) -> str:
 
 def capture_modes() -> list[str]:
     """Ways to find changed pages that this kernel offers, best first."""
+
+def page_digests(data: Buffer) -> bytes:
+    """XXH3-128 of each page of 4 KiB of `data`, 16 bytes each; a last page that is not whole counts as filled up
+    with zeros. Others may change `data` meanwhile: each digest is that of a copy."""
+
+def changed_pages(data: Buffer, table: Buffer, update: bool = True) -> list[tuple[int, int]]:
+    """(first, count) of each run of pages of `data` whose digest is not the one in `table` (as `page_digests` gives
+    them); with `update` their digests are put there, so `table` must be a bytearray or the like. ValueError when
+    the lengths do not match."""
+
+def differing_pages(one: Buffer, other: Buffer) -> list[tuple[int, int]]:
+    """(first, count) of each run of pages whose digests differ in two tables of the same length."""
+
+def digest(data: Buffer) -> bytes:
+    """XXH3-128 of all of `data`, 16 bytes: the digest of a table."""
 
 def boottime_ns() -> int: ...
 def write_back_way() -> str:

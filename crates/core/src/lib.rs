@@ -14,6 +14,7 @@ pub mod format;
 pub mod log;
 pub mod medium;
 pub mod objects;
+pub mod region;
 pub mod replay;
 pub mod replica;
 pub mod store;

@@ -6,6 +6,7 @@ mod engine;
 mod errors;
 mod objects;
 mod outside;
+mod region;
 mod replica;
 
 use pyo3::prelude::*;
@@ -14,6 +15,7 @@ use pyo3::prelude::*;
 #[pymodule]
 mod _native {
     use pyo3::prelude::*;
+    use pyo3::types::PyBytes;
 
     #[pymodule_export]
     use crate::engine::Engine;
@@ -43,6 +45,40 @@ mod _native {
     #[pyfunction]
     fn boottime_ns() -> u64 {
         sustain_core::control::boottime_ns()
+    }
+
+    /// Digests of the pages of a buffer.
+    #[pyfunction]
+    fn page_digests<'py>(py: Python<'py>, data: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
+        crate::region::page_digests(py, data)
+    }
+
+    /// Runs of pages that are not what a table of digests says.
+    #[pyfunction]
+    #[pyo3(signature = (data, table, update=true))]
+    fn changed_pages(
+        py: Python<'_>,
+        data: &Bound<'_, PyAny>,
+        table: &Bound<'_, PyAny>,
+        update: bool,
+    ) -> PyResult<Vec<(usize, usize)>> {
+        crate::region::changed_pages(py, data, table, update)
+    }
+
+    /// Runs of pages in which two tables differ.
+    #[pyfunction]
+    fn differing_pages(
+        py: Python<'_>,
+        one: &Bound<'_, PyAny>,
+        other: &Bound<'_, PyAny>,
+    ) -> PyResult<Vec<(usize, usize)>> {
+        crate::region::differing_pages(py, one, other)
+    }
+
+    /// Digest of a whole buffer.
+    #[pyfunction]
+    fn digest<'py>(py: Python<'py>, data: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
+        crate::region::digest(py, data)
     }
 
     /// How cache lines are written back on this processor.

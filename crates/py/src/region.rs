@@ -1,0 +1,94 @@
+//! Pages of a region and their digests.
+
+use pyo3::buffer::PyBuffer;
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+use sustain_core::region::{self, DIGEST, Memory, Run, Table};
+
+/// Anything with the buffer protocol, held for as long as its memory is used without the interpreter lock.
+struct Held(PyBuffer<u8>);
+
+// SAFETY: the buffer is only asked for its address and length, and released with the interpreter lock held.
+unsafe impl Sync for Held {}
+
+impl Held {
+    fn get(object: &Bound<'_, PyAny>, writable: bool) -> PyResult<Self> {
+        let buffer = PyBuffer::<u8>::get(object)?;
+        if !buffer.is_c_contiguous() || (writable && buffer.readonly()) {
+            return Err(PyValueError::new_err(
+                "a contiguous buffer of bytes is needed, a writable one for a table",
+            ));
+        }
+        Ok(Self(buffer))
+    }
+
+    fn memory(&self) -> Memory {
+        // SAFETY: the buffer is held; others may change what is in it, which `Memory` allows.
+        unsafe { Memory::new(self.0.buf_ptr().cast(), self.0.len_bytes()) }
+    }
+
+    fn table(&self, pages: usize) -> PyResult<Table> {
+        if self.0.len_bytes() != pages * DIGEST {
+            return Err(PyValueError::new_err(format!(
+                "a table of {pages} pages has {} bytes, not {}",
+                pages * DIGEST,
+                self.0.len_bytes()
+            )));
+        }
+        // SAFETY: the buffer is held and has that length; `get` saw that it is writable where it is written.
+        Ok(unsafe { Table::new(self.0.buf_ptr().cast(), pages) })
+    }
+}
+
+pub(crate) fn page_digests<'py>(py: Python<'py>, data: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
+    let data = Held::get(data, false)?;
+    let pages = data.memory().pages();
+    PyBytes::new_with(py, pages * DIGEST, |out| {
+        // SAFETY: `out` has that length and is ours.
+        let table = Shared(unsafe { Table::new(out.as_mut_ptr(), pages) });
+        py.detach(|| region::digests(data.memory(), table.get()));
+        Ok(())
+    })
+}
+
+pub(crate) fn changed_pages(
+    py: Python<'_>,
+    data: &Bound<'_, PyAny>,
+    table: &Bound<'_, PyAny>,
+    update: bool,
+) -> PyResult<Vec<Run>> {
+    let (data, held) = (Held::get(data, false)?, Held::get(table, update)?);
+    let table = Shared(held.table(data.memory().pages())?);
+    Ok(py.detach(|| region::changed(data.memory(), table.get(), update)))
+}
+
+pub(crate) fn differing_pages(
+    py: Python<'_>,
+    one: &Bound<'_, PyAny>,
+    other: &Bound<'_, PyAny>,
+) -> PyResult<Vec<Run>> {
+    let (one, other) = (Held::get(one, false)?, Held::get(other, false)?);
+    let pages = one.0.len_bytes() / DIGEST;
+    let tables = (Shared(one.table(pages)?), Shared(other.table(pages)?));
+    Ok(py.detach(|| region::differing(tables.0.get(), tables.1.get())))
+}
+
+pub(crate) fn digest<'py>(py: Python<'py>, data: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
+    let data = Held::get(data, false)?;
+    Ok(PyBytes::new(py, &py.detach(|| region::digest_of(data.memory()))))
+}
+
+/// A table on its way into a stretch without the interpreter lock, in the same thread.
+struct Shared(Table);
+
+// SAFETY: the memory is held by the caller for the whole stretch.
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    fn get(&self) -> Table {
+        self.0
+    }
+}
