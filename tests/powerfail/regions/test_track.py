@@ -147,6 +147,8 @@ def test_the_check_catches_a_tracker_that_misses_a_page(tmp_path: Path) -> None:
         def harvest(self) -> Harvest:
             return Harvest(((5, 1),))
 
+        def close(self) -> None: ...
+
     checked = Checked(region, Forgetful())
     with region.open("r+b") as file:
         file.seek(5 * PAGE)
