@@ -45,6 +45,7 @@ class Service(Generic[H, W]):
     welcome: type[W]
     shipper_label: bytes
     receiver_label: bytes
+    answers: frozenset[Kind] = wire.SHIPPER_HANDSHAKE  # what may come after HELLO
 
 
 STORES = Service("stores", Hello, Welcome, b"sustain/1 shipper", b"sustain/1 receiver")

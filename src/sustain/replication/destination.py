@@ -5,7 +5,6 @@ what is kept in the log for it while it is away, when to try again, and which an
 """
 
 import random
-import socket
 import threading
 import time
 
@@ -13,13 +12,12 @@ from sustain._native import LogTail
 from sustain.errors import (
     AuthenticationFailed,
     PeerRefused,
-    PeerUnreachable,
     ProtocolError,
     StoreError,
     SustainError,
 )
 from sustain.replication.auth import Refused
-from sustain.replication.channel import Channel
+from sustain.replication.dial import dial
 from sustain.replication.outlet import LinkConfig, Outlet, Owner
 from sustain.replication.pins import Backoff
 from sustain.replication.urls import Peer, join
@@ -102,15 +100,12 @@ class Destination(threading.Thread):
     def _connect(self) -> None:
         if not self.needs_snapshot and self.hopeless is None:
             self.show("connecting")
-        address = (self.peer.host, self.peer.port)
-        try:
-            sock = socket.create_connection(address, self._config.connect_timeout_s)
-        except OSError as error:
-            raise PeerUnreachable(
-                f"{self.peer.url} cannot be reached: {error.strerror or error}",
-                hint="is `sustain receive` running there, and is the port open?",
-            ) from None
-        session = Outlet(Channel(sock, self._config.timeout_s), self, self._log, self._config, self._owner)
+        channel = dial(
+            self.peer,
+            connect_timeout_s=self._config.connect_timeout_s,
+            timeout_s=self._config.timeout_s,
+        )
+        session = Outlet(channel, self, self._log, self._config, self._owner)
         self._session = session
         try:
             if self._owner.halt.is_set():

@@ -19,16 +19,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from sustain._native import LogTail
-from sustain.errors import AuthenticationFailed, PeerUnreachable, ProtocolError, SustainError
+from sustain.errors import PeerUnreachable, ProtocolError, SustainError
 from sustain.replication import wire
-from sustain.replication.auth import NO_KEY, STORES, Refused, ShipperHandshake
+from sustain.replication.auth import NO_KEY, STORES, Refused
 from sustain.replication.channel import Channel
+from sustain.replication.dial import introduce
 from sustain.replication.pins import UNKNOWN
 from sustain.replication.records import chain_at
 from sustain.replication.session import Course, PrimaryFacts, ReplicaFacts, Resume, Rewind, decide_resume
 from sustain.replication.session import Refused as RefusedDecision
 from sustain.replication.snapshot import send_snapshot
-from sustain.replication.urls import is_loopback
 from sustain.replication.wire import SHIPPER_STREAM, Bye, Hello, Kind, Welcome, decode
 
 if TYPE_CHECKING:
@@ -112,31 +112,22 @@ class Outlet:
 
     def shake_hands(self) -> tuple[Welcome, Hello]:
         """Raises AuthenticationFailed, PeerRefused, ProtocolError, PeerUnreachable."""
-        channel = self.channel
-        if not self._config.key and not is_loopback(channel.peer_address):
-            raise AuthenticationFailed(
-                f"{channel.peer}: without a key only this host may be shipped to",
-                hint="give both sides a --key-file",
-            )
-        channel.set_deadline(self._config.handshake_timeout_s)
-        handshake = ShipperHandshake(self._config.key, STORES)
-        header, payload = channel.receive_frame(wire.SHIPPER_HANDSHAKE)
-        if header.kind is not Kind.CHALLENGE:
-            raise ProtocolError(
-                f"{channel.peer} began with {header.kind.name}", hint="is that a Sustain receiver?"
-            )
-        hello = self._owner.hello()
-        channel.send_raw([handshake.hello(payload, hello)])
-        header, payload = channel.receive_frame(wire.SHIPPER_HANDSHAKE)
-        try:
-            welcome = handshake.answer(header.kind, payload)
-        except Refused:
-            raise
-        except AuthenticationFailed as error:
-            raise AuthenticationFailed(f"{self._destination.peer.url}: {error}", hint=error.hint) from None
-        channel.set_deadline(None)
+        said: list[Hello] = []
+
+        def hello() -> Hello:
+            said.append(self._owner.hello())
+            return said[-1]
+
+        welcome = introduce(
+            self.channel,
+            self._destination.peer,
+            self._config.key,
+            STORES,
+            hello,
+            self._config.handshake_timeout_s,
+        )
         self.accepted = True
-        return welcome, hello
+        return welcome, said[-1]
 
     def decide(self, hello: Hello, welcome: Welcome) -> Course:
         """What this replica needs; its place in the log is pinned before it is looked at."""

@@ -102,7 +102,7 @@ RECEIVER_STREAM = frozenset(
 )
 SHIPPER_STREAM = frozenset({Kind.SNAPSHOT_DONE, Kind.ACK, Kind.HEARTBEAT, Kind.DIGESTS, Kind.BYE})
 # The same for regions: who connects to save or to restore, and who keeps them.
-SAVER_HANDSHAKE = frozenset({Kind.CHALLENGE, Kind.WELCOME, Kind.REFUSE, Kind.HEARTBEAT})
+SAVER_HANDSHAKE = frozenset({Kind.WELCOME, Kind.REFUSE, Kind.HEARTBEAT})
 SAVER_STREAM = frozenset(
     {Kind.DIGESTS, Kind.WRITTEN, Kind.FLUSHED, Kind.SEALED, Kind.PAGES, Kind.FAILED, Kind.HEARTBEAT, Kind.BYE}
 )
