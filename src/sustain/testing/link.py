@@ -86,6 +86,10 @@ class Link:
         self._down = True
         self.cut()
 
+    def passing(self, piece: bytes, before: int, towards: bool) -> bytes:
+        """What passes for `piece`, which comes `before` bytes into its connection. For a path that damages."""
+        return piece
+
     def replay(self, at: int = 0, wait_s: float = 5.0) -> bytes:
         """Send what connection number `at` had sent first over a new connection to the target; its whole
         answer."""
@@ -137,14 +141,15 @@ class Link:
             self._spawn(self._pump, far, near, None, False)
 
     def _pump(self, source: socket.socket, sink: socket.socket, budget: int | None, towards: bool) -> None:
-        first = True
+        first, passed = True, 0
         try:
             while piece := source.recv(self._piece(budget)):
                 self._flowing.wait()
                 if first and towards:
                     self.first_bytes.append(piece)
                 first = False
-                sink.sendall(piece)
+                sink.sendall(self.passing(piece, passed, towards))
+                passed += len(piece)
                 if towards:
                     self.forwarded_bytes += len(piece)
                     if self._rate is not None:

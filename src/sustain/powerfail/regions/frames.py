@@ -26,11 +26,13 @@ from sustain.errors import (
     WrongGeneration,
 )
 from sustain.powerfail.regions.manifest import RegionIdentity, Seal
-from sustain.replication.wire import Introduction, MaybeUuid, Name, Text, Word
+from sustain.replication.auth import Service
+from sustain.replication.wire import SAVER_HANDSHAKE, Introduction, MaybeUuid, Name, Text, Word
 
 RegionName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}\Z", max_length=64)]
 Digest = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
-SAVE, RESTORE = "save", "restore"
+SAVE: Literal["save"] = "save"
+RESTORE: Literal["restore"] = "restore"
 
 _ERRORS: dict[str, type[SustainError]] = {
     "refused": PeerRefused,
@@ -110,3 +112,13 @@ def failed(error: SustainError) -> Failed:
 def error_of(code: str, message: str, hint: str) -> SustainError:
     """The error that `failed` made this of, or the nearest that is known here."""
     return _ERRORS.get(code, RegionError)(message, hint=hint)
+
+
+REGIONS = Service(
+    "regions",
+    RegionHello,
+    RegionWelcome,
+    b"sustain/1 region saver",
+    b"sustain/1 region keeper",
+    SAVER_HANDSHAKE,
+)

@@ -1,0 +1,344 @@
+"""One connection of a keeper, from its proof to its end: a save that is taken in, or a restore that is served.
+
+Used by `serve`, in the connection's thread. A save has two more threads: one receives frames into a few buffers
+that go round, so that the next page arrives while the last one is written; one sends heartbeats, because a
+keeper whose disk is slow must not look dead. The sink is used by the connection's thread alone.
+
+A client that is told that it failed has bytes on their way. They are taken and thrown away for a moment, since
+closing at once would reset the connection under the message.
+"""
+
+import contextlib
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from queue import Empty, SimpleQueue
+
+from sustain.errors import ConfigError, PeerUnreachable, ProtocolError, RegionCorrupt, SustainError
+from sustain.powerfail.regions.frames import RegionHello, RegionWelcome, SealMessage, failed
+from sustain.powerfail.regions.manifest import (
+    DIGEST_BYTES,
+    PAGE_BYTES,
+    SLICE_PAGES,
+    RegionIdentity,
+    Seal,
+    pages_of,
+)
+from sustain.powerfail.regions.sink import Held, Sink, Source
+from sustain.replication.channel import Channel, ConnectionEnded
+from sustain.replication.wire import (
+    KEEPER_STREAM,
+    PAYLOAD_LIMIT,
+    Bye,
+    Header,
+    Kind,
+    decode,
+    encode,
+)
+
+BUFFERS = 4  # frames that one save holds at most
+_LINGER_S = 2.0  # for a client that was told that it failed to hang up
+_TABLE_PIECE_BYTES = PAYLOAD_LIMIT[Kind.DIGESTS]
+_HINT = "run the same version of Sustain on both hosts"
+
+
+class Session(ABC):
+    """What saving and restoring share."""
+
+    def __init__(self, channel: Channel, hello: RegionHello, heartbeat_s: float) -> None:
+        self.channel = channel
+        self.hello = hello
+        self.outcome = "the client has hung up"
+        self._heartbeat_s = heartbeat_s
+        self._ended = threading.Event()
+        self._ticker: threading.Thread | None = None
+        self.over = False  # it only has to let go of its place
+        self._bytes = 0
+        self._began = time.monotonic()
+
+    def describe(self) -> str:
+        """Who does what, for people."""
+        who = f"{self.hello.host} at {self.channel.peer}" if self.hello.host else self.channel.peer
+        return f"{self.hello.purpose} of region {self.hello.name} (epoch {self.hello.epoch}) by {who}"
+
+    def status(self) -> dict[str, object]:
+        """As `Keeper.status` shows it."""
+        return {
+            "purpose": self.hello.purpose,
+            "name": self.hello.name,
+            "epoch": self.hello.epoch,
+            "host": self.hello.host,
+            "address": self.channel.peer,
+            "bytes": self._bytes,
+            "began_s_ago": time.monotonic() - self._began,
+            "heard_s_ago": time.monotonic() - self.channel.heard,
+        }
+
+    def end(self, code: str, message: str) -> None:
+        """From another thread: say why, and hang up."""
+        self.outcome = message
+        self.channel.bye(code, message)
+        self.channel.close()
+
+    def start_heartbeat(self) -> None:
+        self._ticker = threading.Thread(target=self._tick, name="sustain-heartbeat", daemon=True)
+        self._ticker.start()
+
+    def _tick(self) -> None:
+        while not self._ended.wait(self._heartbeat_s):
+            if time.monotonic() - self.channel.said < self._heartbeat_s / 2:
+                continue
+            try:
+                self.channel.send(Kind.HEARTBEAT)
+            except PeerUnreachable:
+                return
+
+    @abstractmethod
+    def run(self) -> None:
+        """Until the connection ends. Raises SustainError when it does not end well."""
+
+    def close(self) -> None:
+        """Let go of everything. After `run`, or instead of it."""
+        self._ended.set()
+        self.channel.close()
+        if self._ticker is not None:
+            self._ticker.join()
+
+    def _tell(self, error: SustainError, flush: int = 0, *, goes_on: bool = False) -> None:
+        with contextlib.suppress(PeerUnreachable):
+            self.channel.send(Kind.FAILED, flush, int(goes_on), payload=encode(failed(error)))
+
+    def _send_table(self, table: bytes) -> None:
+        whole = memoryview(table)
+        for at in range(0, len(whole), _TABLE_PIECE_BYTES):
+            piece = whole[at : at + _TABLE_PIECE_BYTES]
+            self.channel.send(Kind.DIGESTS, at // DIGEST_BYTES, payload=piece)
+        self.channel.send(Kind.DIGESTS, len(whole) // DIGEST_BYTES)
+
+    def _hung_up(self, payload: bytes) -> ConnectionEnded:
+        bye = decode(Bye, payload)
+        self.outcome = bye.message or bye.code
+        return ConnectionEnded(f"{self.channel.peer} ended the connection: {self.outcome}")
+
+
+# A frame of a save and, for WRITE, the buffer that it lies in; or why there are no more.
+_Item = tuple[Header, bytearray | bytes] | SustainError
+
+
+class SaveSession(Session):
+    """Takes in what a saver sends."""
+
+    def __init__(self, channel: Channel, hello: RegionHello, heartbeat_s: float) -> None:
+        super().__init__(channel, hello, heartbeat_s)
+        self._sink: Sink | None = None
+        self._pages = pages_of(hello.size_bytes)
+        self._held: Held | None = None
+        self._items: SimpleQueue[_Item] = SimpleQueue()
+        self._room = threading.Semaphore(BUFFERS)  # for items
+        self._free: deque[bytearray] = deque()
+        self.sealed = False  # the last thing that it did was to seal
+        self._unflushed = False
+        self._reader: threading.Thread | None = None
+
+    def begin(self, sink: Sink) -> RegionWelcome:
+        """Take the place. Raises what `Sink.begin` does, and PeerRefused for an identity that is none."""
+        self._sink = sink
+        identity = RegionIdentity(self.hello.uuid, self.hello.size_bytes, self.hello.name)
+        self._held = held = sink.begin(identity, self.hello.epoch)
+        return RegionWelcome(
+            uuid=identity.uuid,
+            size_bytes=identity.size_bytes,
+            name=identity.name,
+            has_table=held.table is not None,
+            seal=None if held.seal is None else SealMessage.of(held.seal),
+            last_number=held.last_number,
+        )
+
+    def run(self) -> None:
+        assert self._held is not None
+        if self._held.table is not None:
+            self._send_table(self._held.table)
+        self._held = None
+        self._reader = threading.Thread(target=self._receive, name="sustain-region-frames", daemon=True)
+        self._reader.start()
+        while True:
+            item = self._items.get()
+            if isinstance(item, ConnectionEnded):
+                return
+            if isinstance(item, SustainError):
+                if isinstance(item, ProtocolError):
+                    self._tell(item)
+                raise item
+            try:
+                self._carry_out(*item)
+            except SustainError as error:
+                self._tell(error)
+                self._discard()
+                raise
+            self._room.release()
+
+    def close(self) -> None:
+        self.over = True
+        self._ended.set()
+        self.channel.close()
+        self._room.release()
+        if self._reader is not None:
+            self._reader.join()
+        try:
+            if self._sink is not None:
+                self._sink.close()
+        finally:
+            super().close()
+
+    # in the connection's thread
+
+    def _carry_out(self, header: Header, payload: bytearray | bytes) -> None:
+        assert self._sink is not None
+        if header.kind is Kind.WRITE:
+            assert isinstance(payload, bytearray)
+            self.sealed, self._unflushed = False, True
+            self._write(self._sink, header, payload)
+        elif header.kind is Kind.FLUSH:
+            self._unflushed = False
+            try:
+                self._sink.flush()
+            except RegionCorrupt as error:
+                self._tell(error, header.a, goes_on=True)
+            else:
+                self.channel.send(Kind.FLUSHED, header.a)
+        else:
+            seal = self._seal_in(payload)
+            if self._unflushed:
+                raise ProtocolError("SEAL without a FLUSH before it", hint=_HINT)
+            self._sink.seal(seal)
+            self.sealed = True
+            self.outcome = f"sealed as number {seal.number}"
+            self.channel.send(Kind.SEALED, seal.number)
+
+    def _write(self, sink: Sink, header: Header, buffer: bytearray) -> None:
+        pages = header.length // (PAGE_BYTES + DIGEST_BYTES)
+        with memoryview(buffer) as whole:
+            data = whole[: pages * PAGE_BYTES]
+            digests = bytes(whole[pages * PAGE_BYTES : header.length])
+            sink.write(header.a, data, digests)
+            data.release()
+        self._bytes += pages * PAGE_BYTES
+        self._free.append(buffer)
+        self.channel.send(Kind.WRITTEN, self._bytes)
+
+    def _seal_in(self, payload: bytes | bytearray) -> Seal:
+        try:
+            return decode(SealMessage, payload).seal()
+        except ConfigError as error:
+            raise ProtocolError(str(error), hint=_HINT) from None
+
+    def _discard(self) -> None:
+        """Until the client hangs up, for a moment at most."""
+        deadline = time.monotonic() + _LINGER_S
+        with contextlib.suppress(Empty):
+            while not isinstance(item := self._items.get(timeout=deadline - time.monotonic()), SustainError):
+                if isinstance(item[1], bytearray):
+                    self._free.append(item[1])
+                self._room.release()
+
+    # in the reader's thread
+
+    def _receive(self) -> None:
+        try:
+            while not self._ended.is_set():
+                header = self.channel.receive_header(KEEPER_STREAM)
+                if header.kind is Kind.WRITE:
+                    self._receive_pages(header)
+                elif header.kind in (Kind.FLUSH, Kind.SEAL):
+                    self._wait_for_room()
+                    self._items.put((header, self.channel.receive_payload(header)))
+                elif header.kind is Kind.BYE:
+                    raise self._hung_up(self.channel.receive_payload(header))
+                elif header.kind is not Kind.HEARTBEAT:
+                    raise ProtocolError(f"{header.kind.name} in a save", hint=_HINT)
+        except SustainError as error:
+            self._items.put(error)
+
+    def _receive_pages(self, header: Header) -> None:
+        pages = header.length // (PAGE_BYTES + DIGEST_BYTES)
+        if header.a + pages > self._pages:
+            raise ProtocolError(f"pages {header.a}+{pages} lie behind the region's {self._pages}", hint=_HINT)
+        self._wait_for_room()
+        buffer = self._free.pop() if self._free else bytearray(PAYLOAD_LIMIT[Kind.WRITE])
+        with memoryview(buffer) as whole:
+            self.channel.receive_into(whole[: header.length])
+        self._items.put((header, buffer))
+
+    def _wait_for_room(self) -> None:
+        self._room.acquire()
+        if self._ended.is_set():
+            raise ConnectionEnded("the session has ended")
+
+
+class RestoreSession(Session):
+    """Serves what a restorer asks for."""
+
+    def __init__(self, channel: Channel, hello: RegionHello, heartbeat_s: float) -> None:
+        super().__init__(channel, hello, heartbeat_s)
+        self._source: Source | None = None
+        self._table = b""
+        self._pages = 0
+
+    def begin(self, source: Source) -> RegionWelcome:
+        """Open the place. Raises what the source does."""
+        self._source = source
+        identity, seal = source.identity(), source.seal()
+        self._table, self._pages = source.table(), identity.pages
+        return RegionWelcome(
+            uuid=identity.uuid,
+            size_bytes=identity.size_bytes,
+            name=identity.name,
+            has_table=True,
+            seal=SealMessage.of(seal),
+            last_number=seal.number,
+        )
+
+    def run(self) -> None:
+        try:
+            self._send_table(self._table)
+            self._table = b""
+            while True:
+                header = self.channel.receive_header(KEEPER_STREAM)
+                if header.kind is Kind.READ:
+                    self._read(header)
+                elif header.kind is Kind.BYE:
+                    raise self._hung_up(self.channel.receive_payload(header))
+                elif header.kind is not Kind.HEARTBEAT:
+                    raise ProtocolError(f"{header.kind.name} in a restore", hint=_HINT)
+        except ConnectionEnded:
+            return
+        except PeerUnreachable:
+            raise
+        except SustainError as error:
+            self._tell(error)
+            self._discard()
+            raise
+
+    def close(self) -> None:
+        try:
+            if self._source is not None:
+                self._source.close()
+        finally:
+            super().close()
+
+    def _read(self, header: Header) -> None:
+        assert self._source is not None
+        if not 0 < header.b <= SLICE_PAGES or header.a + header.b > self._pages:
+            raise ProtocolError(f"READ of pages {header.a}+{header.b}", hint=_HINT)
+        data = self._source.read(header.a, header.b)
+        self.channel.send(Kind.PAGES, header.a, payload=data)
+        self._bytes += len(data)
+
+    def _discard(self) -> None:
+        """Until the client hangs up, for a moment at most."""
+        deadline = time.monotonic() + _LINGER_S
+        self.channel.set_deadline(_LINGER_S)
+        with contextlib.suppress(SustainError), memoryview(bytearray(64 << 10)) as piece:
+            while time.monotonic() < deadline and self.channel.receive_some(piece):
+                pass
