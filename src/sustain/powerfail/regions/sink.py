@@ -16,7 +16,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
+from urllib.parse import unquote, urlsplit
 
+from sustain.errors import ConfigError
 from sustain.powerfail.regions.manifest import RegionIdentity, Seal
 
 
@@ -111,3 +113,37 @@ class Source(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+_HINT = "write file:///dir, s3://bucket/prefix or tcp://host:port"
+
+
+def open_sink(url: str, *, key: bytes, name: str) -> Sink:
+    """The place at `url` for the region `name`. `key` is for tcp:// alone. Raises ConfigError."""
+    kind, where = _split(url)
+    if kind == "file":
+        from sustain.powerfail.regions.directory import DirectorySink
+
+        return DirectorySink(where, name, url=url)
+    raise AssertionError(kind)
+
+
+def open_source(url: str, *, key: bytes, name: str) -> Source:
+    """What is saved at `url` of the region `name`. Raises ConfigError, NotARegion, RegionBusy, RegionIOError."""
+    kind, where = _split(url)
+    if kind == "file":
+        from sustain.powerfail.regions.directory import DirectorySource
+
+        return DirectorySource(where, name, url=url)
+    raise AssertionError(kind)
+
+
+def _split(url: str) -> tuple[str, str]:
+    """(kind, directory) of a URL; the directory is "" unless the kind is "file"."""
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise ConfigError(f"{url!r}: {error}", hint=_HINT) from None
+    if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/") and not parts.query:
+        return "file", unquote(parts.path)
+    raise ConfigError(f"{url!r} is not a place for regions", hint=_HINT)
