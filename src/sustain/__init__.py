@@ -8,6 +8,7 @@ command that is taken over must start in tens of milliseconds.
 
 from sustain.errors import (
     AuthenticationFailed,
+    BudgetExceeded,
     ConfigError,
     LeaseError,
     LogFull,
@@ -49,6 +50,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AuthenticationFailed",
+    "BudgetExceeded",
     "ConfigError",
     "DestinationStatus",
     "File",

@@ -32,7 +32,14 @@ class ControlWords(TypedDict):
     shipper_pid: int
     shipper_start_ticks: int
     floor: int  # UNKNOWN = none
-    budget_bytes: int
+    budget_bytes: int  # unshipped bytes that the battery allows; 0 with `limit_lsn` 0 = no budget
+    delay_lsn: int  # commits that end behind it are delayed; 0 = none is
+    limit_lsn: int  # commits that would end behind it wait; 0 = no limit
+    delay_limit_ns: int
+    usable_ns: int | None  # battery time for a drain; None = unknown, or nobody ever said
+    power_at_ns: int  # CLOCK_BOOTTIME of that; 0 = nobody ever said
+    power_state: int  # 0 unknown, 1 on AC, 2 flapping, 3 on battery, 4 low, 5 forced shutdown
+    waiting_since_ns: int  # CLOCK_BOOTTIME since which a commit waits for `limit_lsn`; 0 = none does
     primary_committed: int
     primary_heard_ns: int  # CLOCK_BOOTTIME
     primary_commit_time_ns: int  # since 1970
@@ -50,6 +57,8 @@ class Destination(TypedDict):
     snapshot_total_bytes: int
     bytes_sent: int
     connections: int
+    bandwidth_bytes_per_s: int | None  # low percentile of what was measured
+    budget_bytes: int | None
 
 class Superblock(TypedDict):
     version: int
@@ -171,6 +180,13 @@ class Control:
     def set_fence(self, epoch: int) -> None:
         """Raise `fence_epoch`; never lowers it."""
 
+    def set_power(self, state: int, usable_ns: int | None) -> None:
+        """Say how long the battery lasts for a drain (None = unknown: then there is no budget) and the state of the
+        power, as `ControlWords.power_state`; also stamps the time."""
+
+    def clear_power(self) -> None:
+        """Nobody watches the power any more: forget what was said, and all limits."""
+
     def writer_locked(self) -> bool: ...
     def shipper_locked(self) -> bool: ...
     def supervisor_locked(self) -> bool: ...
@@ -226,10 +242,18 @@ class LogTail:
         snapshot_total_bytes: int | None = None,
         bytes_sent: int | None = None,
         connections: int | None = None,
+        bandwidth_bytes_per_s: int | None = None,
+        budget_bytes: int | None = None,
     ) -> None:
         """A new `acked` also stamps its time and wakes those in `Engine.wait_copies`."""
 
     def release_slot(self, slot: int) -> None: ...
+    def power(self) -> tuple[int | None, int, int]:
+        """(usable_ns, power_at_ns, power_state) of the control words."""
+
+    def set_limits(self, budget_bytes: int, delay_lsn: int, limit_lsn: int, delay_limit_ns: int) -> None:
+        """What bounds commits, as in `ControlWords`; all 0 = nothing does. Commits that wait look again."""
+
     def set_floor(self, lsn: int) -> None:
         """Least LSN still needed; UNKNOWN = nothing is pinned."""
 

@@ -56,6 +56,12 @@ class LogFull(StoreError):
     """The log is full of what a required destination still needs, and the wait for it has timed out."""
 
 
+class BudgetExceeded(StoreError):
+    """More would be unshipped than the battery allows, and the wait for acknowledgements has timed out.
+
+    The changes stay, uncommitted: commit again later, or roll back."""
+
+
 class StorePoisoned(StoreError):
     """A write or a flush failed; the store takes no more commits until it is opened again."""
 

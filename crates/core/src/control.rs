@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use crate::error::{Error, Result};
 use crate::format::CONTROL_OFFSET;
@@ -48,6 +48,13 @@ pub mod word {
     pub const SHIPPER_START: usize = 280;
     pub const FLOOR: usize = 288;
     pub const BUDGET_BYTES: usize = 320;
+    pub const DELAY_LSN: usize = 328;
+    pub const LIMIT_LSN: usize = 336;
+    pub const DELAY_LIMIT_NS: usize = 344;
+    pub const USABLE_NS: usize = 352;
+    pub const POWER_AT_NS: usize = 360;
+    pub const POWER_STATE: usize = 368;
+    pub const WAITING_SINCE_NS: usize = 376;
     pub const PRIMARY_COMMITTED: usize = 384;
     pub const PRIMARY_HEARD_NS: usize = 392;
     pub const PRIMARY_TIME_NS: usize = 400;
@@ -66,12 +73,27 @@ pub mod slot {
     pub const SNAPSHOT_TOTAL: usize = 56;
     pub const BYTES_SENT: usize = 64;
     pub const CONNECTIONS: usize = 72;
+    pub const BANDWIDTH: usize = 80;
+    pub const BUDGET: usize = 88;
     pub const URL: usize = 96;
 }
 
 /// Names of the slot states, by number.
 pub const SLOT_STATES: [&str; 7] =
     ["unused", "connecting", "streaming", "snapshot", "needs-snapshot", "refused", "stopped"];
+
+/// What bounds the commits of a store whose log has to get away on a battery. The default: nothing does.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// For people.
+    pub budget_bytes: u64,
+    /// Commits that end behind it are delayed.
+    pub delay_lsn: u64,
+    /// Commits that would end behind it wait; 0: none does.
+    pub limit_lsn: u64,
+    /// The delay at the limit.
+    pub delay_limit_ns: u64,
+}
 
 /// Who holds a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -284,6 +306,53 @@ impl Control {
         self.set(word::WRITER_PID, if holder == Holder::None { 0 } else { u64::from(pid) });
         self.set(word::WRITER_START, if holder == Holder::None { 0 } else { start_ticks(pid) });
         self.set(word::HOLDER, holder as u64);
+        self.set(word::WAITING_SINCE_NS, 0);
+        if holder == Holder::Receiver {
+            self.set_limits(Limits::default()); // of a primary that this replica was once
+        }
+    }
+
+    /// What the battery allows to be unshipped. Commits that wait for it look again.
+    pub fn set_limits(&self, to: Limits) {
+        self.set(word::BUDGET_BYTES, to.budget_bytes);
+        self.set(word::DELAY_LIMIT_NS, to.delay_limit_ns);
+        self.set(word::DELAY_LSN, to.delay_lsn);
+        self.set(word::LIMIT_LSN, to.limit_lsn);
+        fence(Ordering::SeqCst); // with that of `wait_limit`: one of the two sees what the other wrote
+        if self.get(word::WAITING_SINCE_NS) != 0 {
+            self.wake_acks();
+        }
+    }
+
+    /// How long a commit that ends at `end` is held back, in ns.
+    #[inline]
+    #[must_use]
+    pub fn delay_ns(&self, end: u64) -> u64 {
+        let limit = self.get(word::LIMIT_LSN);
+        if limit == 0 {
+            return 0;
+        }
+        let first = self.get(word::DELAY_LSN);
+        if first == 0 || end <= first {
+            return 0;
+        }
+        let share = if end >= limit { 1.0 } else { (end - first) as f64 / (limit - first) as f64 };
+        (self.get(word::DELAY_LIMIT_NS) as f64 * share * share) as u64
+    }
+
+    /// Sleep until the limit is no longer `seen`, or the time-out. The caller has said in `WAITING_SINCE_NS` that it
+    /// waits.
+    pub fn wait_limit(&self, seen: u64, timeout_ns: u64) {
+        let acks = self.w32(word::ACK_FUTEX).load(Ordering::Acquire);
+        fence(Ordering::SeqCst);
+        if self.get(word::LIMIT_LSN) == seen {
+            self.sleep(word::ACK_FUTEX, acks, timeout_ns);
+        }
+    }
+
+    /// A shipper that lingers for more to send is to send now.
+    pub fn urge(&self) {
+        self.bump(word::COMMIT_FUTEX);
     }
 
     /// Wake those who wait for commits, if any sleeps.
@@ -372,8 +441,7 @@ impl Control {
                 return false;
             }
             if !urged {
-                // A shipper that lingers for more to send is to send now.
-                self.bump(word::COMMIT_FUTEX);
+                self.urge();
                 urged = true;
             }
             self.sleep(word::ACK_FUTEX, seen, (end - now).min(100_000_000));
@@ -414,7 +482,9 @@ impl Control {
             self.set_slot(s, slot::URL + i * 8, u64::from_le_bytes(chunk.try_into().expect("eight bytes")));
         }
         self.set_slot(s, slot::REQUIRED, u64::from(required));
-        self.set_slot(s, slot::ACKED, UNKNOWN);
+        for at in [slot::ACKED, slot::BANDWIDTH, slot::BUDGET] {
+            self.set_slot(s, at, UNKNOWN);
+        }
         self.set_slot(s, slot::STATE, 1);
         Some(s)
     }
@@ -459,6 +529,31 @@ pub fn set_lease(mapping: &Mapping, epoch: u64, deadline_ns: u64) -> Result<()> 
 /// As [`set_lease`].
 pub fn set_fence(mapping: &Mapping, epoch: u64) -> Result<()> {
     writable(mapping)?.raise(word::FENCE_EPOCH, epoch);
+    Ok(())
+}
+
+/// Say how long the battery lasts for a drain (`None`: unknown), and the state of the power.
+///
+/// # Errors
+/// As [`set_lease`].
+pub fn set_power(mapping: &Mapping, state: u64, usable_ns: Option<u64>) -> Result<()> {
+    let c = writable(mapping)?;
+    c.set(word::POWER_STATE, state);
+    c.set(word::USABLE_NS, usable_ns.unwrap_or(UNKNOWN));
+    c.set(word::POWER_AT_NS, boottime_ns());
+    Ok(())
+}
+
+/// Nobody watches the power any more: no budget either, also when no shipper runs that would say so.
+///
+/// # Errors
+/// As [`set_lease`].
+pub fn clear_power(mapping: &Mapping) -> Result<()> {
+    let c = writable(mapping)?;
+    c.set(word::POWER_AT_NS, 0);
+    c.set(word::USABLE_NS, 0);
+    c.set(word::POWER_STATE, 0);
+    c.set_limits(Limits::default());
     Ok(())
 }
 

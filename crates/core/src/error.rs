@@ -44,6 +44,9 @@ pub enum Error {
     /// The log stayed full until the time-out.
     #[error("{0}")]
     LogFull(String),
+    /// More would be unshipped than the battery allows, until the time-out.
+    #[error("{0}")]
+    BudgetExceeded(String),
     /// A write or a flush failed before.
     #[error("{0}")]
     StorePoisoned(String),
@@ -111,6 +114,9 @@ impl Error {
             Self::LogTooSmall(_) => "commit more often, or create the store with a larger log_size",
             Self::LogFull(_) => {
                 "see `sustain status` for the destination that holds the log, or make it not required"
+            }
+            Self::BudgetExceeded(_) => {
+                "see `sustain status` for the battery and the bandwidth; commit in smaller steps; the changes are kept"
             }
             Self::StorePoisoned(_) => {
                 "close and open the store again: it recovers to the last durable commit"

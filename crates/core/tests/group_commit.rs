@@ -81,6 +81,7 @@ fn run(rounds: u64, fail_from: u64, abreast: bool) -> (u64, u64) {
         let lsn = match if round % 2 == 0 { store.try_commit() } else { Attempt::Busy } {
             Attempt::Done(done) => done?,
             Attempt::InFlight(ticket) => store.finish_commit(ticket)?,
+            Attempt::HeldBack(_) => unreachable!("there is no budget"),
             Attempt::Busy => store.commit()?,
         };
         assert!(count.durable.load(Ordering::SeqCst) >= lsn, "it returned before it was durable");

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -15,6 +15,9 @@ use sustain_core::store::{Attempt, Options, Store};
 use crate::errors::{bad_word, raise};
 use crate::objects::ArrayBuffer;
 use crate::outside::{destinations_list, superblock_dict, words_dict};
+
+/// Calls that may wait for long come back this often, so that Ctrl-C gets through.
+const SLICE: Duration = Duration::from_millis(200);
 
 /// Documented in `_native.pyi`.
 #[pyclass(subclass, frozen, module = "sustain._native")]
@@ -36,6 +39,18 @@ pub(crate) fn durability(name: &str) -> PyResult<Option<Durability>> {
 /// Sixteen bytes from Python.
 pub(crate) fn uuid(bytes: &[u8]) -> PyResult<[u8; 16]> {
     bytes.try_into().map_err(|_| PyValueError::new_err("a UUID has 16 bytes"))
+}
+
+impl Engine {
+    fn commit_slowly(&self, py: Python<'_>) -> PyResult<u64> {
+        let started = Instant::now();
+        loop {
+            if let Some(lsn) = raise(py, py.detach(|| self.store.commit_for(started, SLICE)))? {
+                return Ok(lsn);
+            }
+            py.check_signals()?;
+        }
+    }
 }
 
 #[pymethods]
@@ -97,7 +112,8 @@ impl Engine {
         match self.store.try_commit() {
             Attempt::Done(done) => raise(py, done),
             Attempt::InFlight(ticket) => raise(py, py.detach(|| self.store.finish_commit(ticket))),
-            Attempt::Busy => raise(py, py.detach(|| self.store.commit())),
+            Attempt::HeldBack(lsn) => raise(py, py.detach(|| self.store.hold_back(lsn))),
+            Attempt::Busy => self.commit_slowly(py),
         }
     }
 
@@ -110,7 +126,7 @@ impl Engine {
     }
 
     fn end(&self, py: Python<'_>) -> PyResult<()> {
-        raise(py, self.store.end())
+        raise(py, py.detach(|| self.store.end()))
     }
 
     fn refresh(&self, py: Python<'_>) -> PyResult<u64> {
@@ -124,11 +140,10 @@ impl Engine {
     fn wait_copies(&self, py: Python<'_>, pos: u64, copies: usize, timeout_s: f64) -> PyResult<bool> {
         let timeout = Duration::try_from_secs_f64(timeout_s.clamp(0.0, 1e9))
             .map_err(|e| PyValueError::new_err(format!("timeout_s: {e}")))?;
-        // In slices, so that Ctrl-C gets through.
-        let end = std::time::Instant::now() + timeout;
+        let end = Instant::now() + timeout;
         loop {
-            let left = end.saturating_duration_since(std::time::Instant::now());
-            let slice = left.min(Duration::from_millis(200));
+            let left = end.saturating_duration_since(Instant::now());
+            let slice = left.min(SLICE);
             if raise(py, py.detach(|| self.store.wait_copies(pos, copies, slice)))? {
                 return Ok(true);
             }

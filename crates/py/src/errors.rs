@@ -17,6 +17,7 @@ fn class(e: &Error) -> &'static str {
         Error::StoreFull(_) => "StoreFull",
         Error::LogTooSmall(_) => "LogTooSmall",
         Error::LogFull(_) => "LogFull",
+        Error::BudgetExceeded(_) => "BudgetExceeded",
         Error::StorePoisoned(_) => "StorePoisoned",
         Error::StoreReadOnly(_) => "StoreReadOnly",
         Error::StoreClosed(_) => "StoreClosed",

@@ -31,6 +31,12 @@ pub(crate) fn superblock_dict<'py>(py: Python<'py>, sb: &Superblock) -> PyResult
     Ok(d)
 }
 
+/// Battery time for a drain; `None`: unknown, or nobody ever said.
+fn usable_ns(c: Words) -> Option<u64> {
+    let usable = c.get(word::USABLE_NS);
+    (usable != UNKNOWN && c.get(word::POWER_AT_NS) != 0).then_some(usable)
+}
+
 pub(crate) fn words_dict(py: Python<'_>, c: Words) -> PyResult<Bound<'_, PyDict>> {
     let d = PyDict::new(py);
     for (name, at) in [
@@ -50,12 +56,19 @@ pub(crate) fn words_dict(py: Python<'_>, c: Words) -> PyResult<Bound<'_, PyDict>
         ("shipper_start_ticks", word::SHIPPER_START),
         ("floor", word::FLOOR),
         ("budget_bytes", word::BUDGET_BYTES),
+        ("delay_lsn", word::DELAY_LSN),
+        ("limit_lsn", word::LIMIT_LSN),
+        ("delay_limit_ns", word::DELAY_LIMIT_NS),
+        ("power_at_ns", word::POWER_AT_NS),
+        ("power_state", word::POWER_STATE),
+        ("waiting_since_ns", word::WAITING_SINCE_NS),
         ("primary_committed", word::PRIMARY_COMMITTED),
         ("primary_heard_ns", word::PRIMARY_HEARD_NS),
         ("primary_commit_time_ns", word::PRIMARY_TIME_NS),
     ] {
         d.set_item(name, c.get(at))?;
     }
+    d.set_item("usable_ns", usable_ns(c))?;
     d.set_item("poisoned", c.get(word::POISONED) != 0)?;
     let holder =
         ["none", "application", "receiver"].get(c.get(word::HOLDER) as usize).copied().unwrap_or("none");
@@ -73,6 +86,10 @@ pub(crate) fn destinations_list(py: Python<'_>, c: Words) -> PyResult<Vec<Bound<
         d.set_item("state", SLOT_STATES.get(c.slot(s, slot::STATE) as usize).copied().unwrap_or("stopped"))?;
         d.set_item("required", c.slot(s, slot::REQUIRED) != 0)?;
         d.set_item("acked", (acked != UNKNOWN).then_some(acked))?;
+        let (bandwidth, budget) = (c.slot(s, slot::BANDWIDTH), c.slot(s, slot::BUDGET));
+        let measured = bandwidth != UNKNOWN && bandwidth != 0;
+        d.set_item("bandwidth_bytes_per_s", measured.then_some(bandwidth))?;
+        d.set_item("budget_bytes", (measured && budget != UNKNOWN).then_some(budget))?;
         for (name, at) in [
             ("sent", slot::SENT),
             ("acked_boottime_ns", slot::ACKED_BOOT_NS),
@@ -138,6 +155,14 @@ impl Control {
 
     fn set_fence(&self, py: Python<'_>, epoch: u64) -> PyResult<()> {
         raise(py, sustain_core::control::set_fence(self.m.mapping(), epoch))
+    }
+
+    fn set_power(&self, py: Python<'_>, state: u64, usable_ns: Option<u64>) -> PyResult<()> {
+        raise(py, sustain_core::control::set_power(self.m.mapping(), state, usable_ns))
+    }
+
+    fn clear_power(&self, py: Python<'_>) -> PyResult<()> {
+        raise(py, sustain_core::control::clear_power(self.m.mapping()))
     }
 
     fn writer_locked(&self, py: Python<'_>) -> PyResult<bool> {
@@ -251,7 +276,8 @@ impl LogTail {
     }
 
     #[pyo3(signature = (slot, *, state = None, sent = None, acked = None, acked_commit_time_ns = None,
-                        snapshot_done_bytes = None, snapshot_total_bytes = None, bytes_sent = None, connections = None))]
+                        snapshot_done_bytes = None, snapshot_total_bytes = None, bytes_sent = None, connections = None,
+                        bandwidth_bytes_per_s = None, budget_bytes = None))]
     #[allow(clippy::too_many_arguments)] // one per word of the slot
     fn update_slot(
         &self,
@@ -264,6 +290,8 @@ impl LogTail {
         snapshot_total_bytes: Option<u64>,
         bytes_sent: Option<u64>,
         connections: Option<u64>,
+        bandwidth_bytes_per_s: Option<u64>,
+        budget_bytes: Option<u64>,
     ) -> PyResult<()> {
         use sustain_core::control::slot as at;
         if slot >= SLOTS {
@@ -277,6 +305,8 @@ impl LogTail {
             (at::SNAPSHOT_TOTAL, snapshot_total_bytes),
             (at::BYTES_SENT, bytes_sent),
             (at::CONNECTIONS, connections),
+            (at::BANDWIDTH, bandwidth_bytes_per_s),
+            (at::BUDGET, budget_bytes),
         ] {
             if let Some(v) = value {
                 c.set_slot(slot, offset, v);
@@ -296,6 +326,16 @@ impl LogTail {
 
     fn release_slot(&self, slot: usize) {
         self.tail.control().set_slot(slot, slot::STATE, 0);
+    }
+
+    fn power(&self) -> (Option<u64>, u64, u64) {
+        let c = self.tail.control();
+        (usable_ns(c), c.get(word::POWER_AT_NS), c.get(word::POWER_STATE))
+    }
+
+    fn set_limits(&self, budget_bytes: u64, delay_lsn: u64, limit_lsn: u64, delay_limit_ns: u64) {
+        let to = control::Limits { budget_bytes, delay_lsn, limit_lsn, delay_limit_ns };
+        self.tail.control().set_limits(to);
     }
 
     fn set_floor(&self, lsn: u64) {

@@ -34,7 +34,7 @@ class Store(_native.Engine):
 
     - `commit() -> int`: all changes since the last commit, atomically and durably; the position after it.
       Raises LogTooSmall (the changes cannot fit the log: roll back, commit in smaller steps), LogFull,
-      StoreFenced, StorePoisoned.
+      BudgetExceeded, StoreFenced, StorePoisoned.
     - `rollback()`: forget all changes since the last commit.
     - `objects()`: list of (name, kind, bytes held); `delete(name)`: ObjectInUse while NumPy views of it live.
     - `refresh() -> int`: read-only stores move to the writer's newest commit.
@@ -178,7 +178,8 @@ def open(
     keeps a private copy of the used pages. `capture`: how changed array pages are found, "auto", "scan"
     (kernel 6.7), "pagemap", "compare". `verify`: "lazy" checks pages when they are first used, "full" all of
     them now. `log_timeout`: seconds that a commit waits for room in a log that a required destination still
-    needs. Raises NotAStore, NewerVersion, StoreBusy, StoreCorrupt, StoreUntrusted, StoreIOError.
+    needs (LogFull), or until less is unshipped than the battery allows (BudgetExceeded). Raises NotAStore,
+    NewerVersion, StoreBusy, StoreCorrupt, StoreUntrusted, StoreIOError.
     """
     _one_of("capture", capture, ("auto", "scan", "pagemap", "compare"))
     _one_of("verify", verify, ("lazy", "full"))

@@ -25,6 +25,8 @@ pub enum Appended {
     InFlight(u64),
     /// The log has no room now; nothing was changed.
     NoRoom,
+    /// It would end behind this limit of what may be unshipped; nothing was changed.
+    OverBudget(u64),
 }
 
 /// Differences closer than this many words share a range: its header costs two words.
@@ -266,7 +268,12 @@ impl<M: Medium> Inner<M> {
         }
         let Some(base) = &self.writer else { return Err(self.fenced("not a writer")) };
         let start = self.appended;
-        let limit = base.sb.tail.lsn + base.sb.log_size;
+        let ring_end = base.sb.tail.lsn + base.sb.log_size;
+        let budget_end = match base.control.get(word::LIMIT_LSN) {
+            0 => ring_end,
+            lsn => lsn,
+        };
+        let limit = ring_end.min(budget_end);
         let group = GroupBuilder::new(base.m.mapping(), base.sb.crc_seed(), base.sb.epoch, start.lsn, limit);
         let mut h = Harvest {
             base,
@@ -293,7 +300,7 @@ impl<M: Medium> Inner<M> {
             })
         };
         if taken.is_err() {
-            return Ok(Appended::NoRoom);
+            return Ok(if limit < ring_end { Appended::OverBudget(limit) } else { Appended::NoRoom });
         }
         if h.group.is_empty() {
             self.work.clear_spans();

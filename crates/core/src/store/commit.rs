@@ -1,5 +1,5 @@
-//! Commits from where they are asked for to where they count: a turn, room in the log, and the flush, which threads
-//! share.
+//! Commits from where they are asked for to where they count: a turn, room in the log and in the budget, and the flush,
+//! which threads share.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,8 +7,12 @@ use std::time::{Duration, Instant};
 use super::append::Appended;
 use super::gate::{Duty, Place};
 use super::{Guard, Inner, Store};
+use crate::control::{boottime_ns, word};
 use crate::error::{Error, Result};
 use crate::medium::Medium;
+
+/// How long a commit that waits for the budget sleeps without a look at its store, which may have been closed or fenced.
+const LOOK_EVERY_NS: u64 = 2_000_000;
 
 /// What became of a commit that could not wait.
 #[derive(Debug)]
@@ -17,6 +21,8 @@ pub enum Attempt {
     Done(Result<u64>),
     /// It counts once [`Store::finish_commit`] has waited for its flush.
     InFlight(Ticket),
+    /// It is durable up to here, and counts once [`Store::hold_back`] has waited.
+    HeldBack(u64),
     /// Nothing was done: [`Store::commit`] has to wait first.
     Busy,
 }
@@ -32,24 +38,56 @@ pub struct Ticket {
 
 impl<M: Medium + 'static> Store<M> {
     /// Commit all changes since the last commit; the position behind them. Waits for durability, for a turn, and
-    /// for room in the log.
+    /// for room in the log and in the budget.
     ///
     /// # Errors
-    /// `StoreFenced`, `StorePoisoned`, `LogTooSmall`, `LogFull`, `StoreReadOnly`, `StoreClosed`, or the system's.
+    /// `StoreFenced`, `StorePoisoned`, `LogTooSmall`, `LogFull`, `BudgetExceeded`, `StoreReadOnly`, `StoreClosed`, or
+    /// the system's.
     pub fn commit(&self) -> Result<u64> {
-        let g = self.lock()?;
-        let mut g = self.wait_turn(g)?;
         let started = Instant::now();
         loop {
-            match g.append()? {
-                Appended::Nothing(lsn) => return Ok(lsn),
+            if let Some(lsn) = self.commit_for(started, Duration::MAX)? {
+                return Ok(lsn);
+            }
+        }
+    }
+
+    /// The same, for a caller that looks after something else from time to time: `None` when there still is no room
+    /// after about `slice`; nothing is committed then, and it is called again. `started` is when the commit began.
+    ///
+    /// # Errors
+    /// As [`Store::commit`].
+    pub fn commit_for(&self, started: Instant, slice: Duration) -> Result<Option<u64>> {
+        let mut g = self.lock()?;
+        let began = Instant::now();
+        loop {
+            // Also after a wait: in the meantime a transaction may have begun.
+            g = self.wait_turn(g)?;
+            let inside = g.transaction.is_some();
+            let lsn = match g.append()? {
+                Appended::Nothing(lsn) => return Ok(Some(lsn)),
                 Appended::Durable(lsn) => {
                     g.trim_early()?;
-                    return Ok(lsn);
+                    drop(g);
+                    lsn
                 }
-                Appended::InFlight(lsn) => return self.durable_commit(g, lsn),
-                Appended::NoRoom => g = self.make_room(g, started)?,
+                Appended::InFlight(lsn) => self.durable_commit(g, lsn)?,
+                Appended::NoRoom | Appended::OverBudget(_) if began.elapsed() >= slice => return Ok(None),
+                Appended::NoRoom => {
+                    g = self.make_room(g, started)?;
+                    continue;
+                }
+                Appended::OverBudget(limit) => {
+                    g = self.wait_for_budget(g, limit, started, slice)?;
+                    continue;
+                }
+            };
+            if inside {
+                self.relock().owed = lsn; // not while others wait for the transaction's end
+            } else {
+                self.hold_back(lsn)?;
             }
+            return Ok(Some(lsn));
         }
     }
 
@@ -67,14 +105,18 @@ impl<M: Medium + 'static> Store<M> {
         }
         match g.append() {
             Ok(Appended::Nothing(lsn)) => Attempt::Done(Ok(lsn)),
-            Ok(Appended::Durable(lsn)) => Attempt::Done(g.trim_early().map(|()| lsn)),
+            Ok(Appended::Durable(lsn)) => match g.trim_early() {
+                Ok(()) if self.control().delay_ns(lsn) == 0 => Attempt::Done(Ok(lsn)),
+                Ok(()) => Attempt::HeldBack(lsn),
+                Err(e) => Attempt::Done(Err(e)),
+            },
             Ok(Appended::InFlight(lsn)) => Attempt::InFlight(g.ticket(lsn)),
-            Ok(Appended::NoRoom) => Attempt::Busy,
+            Ok(Appended::NoRoom | Appended::OverBudget(_)) => Attempt::Busy,
             Err(e) => Attempt::Done(Err(e)),
         }
     }
 
-    /// Wait until a commit that `try_commit` left in flight is durable; its position.
+    /// Wait until a commit that `try_commit` left in flight is durable, and its delay is over; its position.
     ///
     /// # Errors
     /// As [`Store::commit`].
@@ -82,10 +124,25 @@ impl<M: Medium + 'static> Store<M> {
         if let Some(place) = ticket.place {
             self.shared.gate.sleep(place);
             if self.served(&ticket) {
-                return Ok(ticket.lsn);
+                return self.hold_back(ticket.lsn);
             }
         }
-        self.durable_commit(self.relock(), ticket.lsn)
+        self.durable_commit(self.relock(), ticket.lsn)?;
+        self.hold_back(ticket.lsn)
+    }
+
+    /// The budget's delay of a commit that ends at `lsn`, without any lock; `lsn`. It counts if the lease holds until
+    /// then.
+    ///
+    /// # Errors
+    /// `StoreFenced`.
+    pub fn hold_back(&self, lsn: u64) -> Result<u64> {
+        let delay_ns = self.control().delay_ns(lsn);
+        if delay_ns == 0 {
+            return Ok(lsn);
+        }
+        std::thread::sleep(Duration::from_nanos(delay_ns));
+        self.relock().not_past_deadline().map(|()| lsn)
     }
 
     /// Whether a commit is durable and counts, as far as can be seen without the mutex.
@@ -202,6 +259,50 @@ impl<M: Medium + 'static> Store<M> {
             )));
         }
         self.wait(g, Duration::from_millis(1))
+    }
+
+    /// As much is unshipped as the battery allows: wait until there is another limit than `limit`, or another reason to
+    /// look, or for about `slice`.
+    fn wait_for_budget<'a>(
+        &'a self,
+        mut g: Guard<'a, M>,
+        limit: u64,
+        started: Instant,
+        slice: Duration,
+    ) -> Result<Guard<'a, M>> {
+        let (appended, log_timeout) = (g.appended.lsn, g.options.log_timeout);
+        if started.elapsed() >= log_timeout {
+            return Err(Error::BudgetExceeded(format!(
+                "{}: this commit would end behind position {limit}, and what lies before it did not reach a \
+                 destination for {log_timeout:?}: more would be unshipped than the battery allows",
+                g.name
+            )));
+        }
+        let (control, began) = (self.control(), Instant::now());
+        g.waiting += 1;
+        if g.waiting == 1 {
+            control.set(word::WAITING_SINCE_NS, boottime_ns());
+        }
+        control.urge();
+        loop {
+            drop(g);
+            control.wait_limit(limit, LOOK_EVERY_NS);
+            g = self.relock();
+            let over = began.elapsed() >= slice || started.elapsed() >= log_timeout;
+            let moved = control.get(word::LIMIT_LSN) != limit || g.appended.lsn != appended;
+            let idle = g.work.spans().is_empty() && g.candidates.is_empty();
+            if over || moved || idle || g.closed || g.poisoned.is_some() || g.not_past_deadline().is_err() {
+                break;
+            }
+        }
+        g.waiting -= 1;
+        if g.waiting == 0 {
+            control.set(word::WAITING_SINCE_NS, 0);
+        }
+        if g.closed {
+            return Err(Error::StoreClosed(format!("{} was closed", g.name)));
+        }
+        Ok(g)
     }
 
     /// Where persisting is slow, trim in the background when half the log is used.

@@ -76,6 +76,10 @@ struct Inner<M: Medium> {
     candidates: Vec<u64>,
     scratch: Box<[u8; PAGE]>,
     transaction: Option<ThreadId>,
+    /// End of a commit inside the transaction that is still to be held back.
+    owed: u64,
+    /// Commits that wait for the budget.
+    waiting: u32,
     gate: Arc<Gate>,
     poisoned: Option<String>,
     closed: bool,
@@ -358,18 +362,22 @@ impl<M: Medium + 'static> Store<M> {
         }
         g = self.wait_turn(g)?;
         g.transaction = Some(std::thread::current().id());
+        g.owed = 0;
         Ok(())
     }
 
-    /// End the transaction of this thread, if there is one.
+    /// End the transaction of this thread, if there is one. Holds back what a commit in it was to be held back.
     ///
     /// # Errors
-    /// `StoreClosed`.
+    /// `StoreClosed`; `StoreFenced` as for a commit.
     pub fn end(&self) -> Result<()> {
         let mut g = self.lock()?;
         if g.transaction == Some(std::thread::current().id()) {
             g.transaction = None;
             self.shared.changed.notify_all();
+            let owed = std::mem::take(&mut g.owed);
+            drop(g);
+            self.hold_back(owed)?; // 0: behind no limit
         }
         Ok(())
     }
@@ -558,6 +566,8 @@ impl<M: Medium> Inner<M> {
             candidates: Vec::new(),
             scratch: Box::new([0; PAGE]),
             transaction: None,
+            owed: 0,
+            waiting: 0,
             gate: Arc::new(Gate::new(at.lsn)),
             poisoned: None,
             closed: false,
