@@ -41,6 +41,11 @@ class Sink(ABC):
 
     url: str
 
+    @property
+    def bandwidth_bytes_per_s(self) -> float | None:
+        """A low percentile of what it takes, where the sink measures that itself; None: unknown."""
+        return None
+
     @abstractmethod
     def begin(self, identity: RegionIdentity, epoch: int) -> Held:
         """Take the place for a save of `epoch`, which it notes durably; what it holds.
@@ -53,8 +58,9 @@ class Sink(ABC):
     def write(self, first_page: int, data: bytes | memoryview, digests: bytes) -> None:
         """Put whole pages (at most SLICE_PAGES of them) from `first_page` on; `digests` has 16 bytes for each.
 
-        Breaks the seal durably before the first byte, unless the place keeps the sealed state apart. It need
-        not be durable before `flush`, and an error may come only then.
+        `data` is the caller's again when the call returns. Breaks the seal durably before the first byte, unless
+        the place keeps the sealed state apart. It need not be durable before `flush`, and an error may come only
+        then.
         """
 
     @abstractmethod
