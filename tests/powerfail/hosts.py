@@ -185,8 +185,19 @@ class Host:
         """What is run here."""
         return [sys.executable, str(APP), str(self.log), *app]
 
+    @property
+    def ups(self) -> Rack:
+        return self.site.racks[self.name]
+
+    def power_options(self) -> list[str]:
+        """What `sustain run` is told of its power: nothing where there is no UPS."""
+        if self.name not in self.site.racks:
+            return []
+        login = ["--power-user", "master", "--power-password-file", str(self.site.password)]
+        return ["--power", self.ups.url, *login, *self.site.power]
+
     def start(self, *options: str, app: tuple[str, ...] = (), power: tuple[str, ...] | None = None) -> "Host":
-        """`sustain run`; `power`: its options about power instead of the site's."""
+        """`sustain run`; `power`: its options about power instead of the usual ones."""
         others = [each for each in self.site.hosts if each is not self]
         argv = ["ip", "netns", "exec", self.space, sys.executable, "-m", "sustain.cli", "run"]
         argv += [*self.kept(), "--name", self.name, "--lease", f"file://{self.site.lease}"]
@@ -194,7 +205,7 @@ class Host:
         argv += [word for each in others for word in ("--peer", f"tcp://{each.address}:7411")]
         argv += ["--stop-timeout", "2s", "--drain-timeout", "3s"]
         argv += ["--report-dir", str(self.disk), "--event-log", str(self.events_file)]
-        argv += [*(self.site.power if power is None else power), *options]
+        argv += [*(self.power_options() if power is None else power), *options]
         argv += ["--", *self.command(app or self.site.app)]
         with (self.disk / "output.txt").open("ab") as output:
             self.process = subprocess.Popen(argv, stdout=output, stderr=output, start_new_session=True)
@@ -283,7 +294,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 class Site:
-    """A rack with its UPS, hosts that it feeds, a lease that they share. A context manager."""
+    """Hosts, their UPSes, a lease that they share. A context manager."""
 
     host: type[Host] = Host
 
@@ -292,11 +303,13 @@ class Site:
         directory: Path,
         names: str = "ab",
         *,
+        fed: str = "a",
         power: tuple[str, ...] = (),
         app: tuple[str, ...] = (),
         memory_bytes: int = 64 << 20,
     ) -> None:
-        """`power`: options of `sustain run` beside `--power`; `app`: what the command is given."""
+        """`fed`: hosts that have a UPS of their own, and watch it; `power`: their options beside `--power`; `app`:
+        what the command is given."""
         self.dir = directory
         self.lease = directory / "lease"
         self.lease.mkdir(parents=True)
@@ -307,16 +320,15 @@ class Site:
         self.password.write_text("secret\n")
         self.password.chmod(0o600)
         self.app = app
-        self.power: tuple[str, ...] = ()
+        self.power = power
         self.hosts: list[Host] = []
-        self.rack: Rack | None = None
+        self.racks: dict[str, Rack] = {}
         self.network = Network()
         try:
-            rack = directory / "rack"
-            rack.mkdir()
-            self.rack = Rack(rack, address=self.network.address)
-            login = ("--power-user", "master", "--power-password-file", str(self.password))
-            self.power = ("--power", self.rack.url, *login, *power)
+            for name in fed:
+                rack = directory / f"rack-{name}"
+                rack.mkdir()
+                self.racks[name] = Rack(rack, address=self.network.address)
             for name in names:
                 self.hosts.append(self.host(self, name, memory_bytes))
         except BaseException:
@@ -334,8 +346,8 @@ class Site:
 
     @property
     def ups(self) -> Rack:
-        assert self.rack is not None
-        return self.rack
+        """The one of the first host that has one."""
+        return next(iter(self.racks.values()))
 
     def begin(self) -> tuple[Host, ...]:
         """The first host is the primary, the others hold what it commits."""
@@ -378,6 +390,6 @@ class Site:
     def close(self) -> None:
         for host in self.hosts:
             host.end()
-        if self.rack is not None:
-            self.rack.end()
+        for rack in self.racks.values():
+            rack.end()
         self.network.close()

@@ -17,8 +17,7 @@ pytestmark = [
 
 
 def test_a_power_cut_ends_everything_and_the_standby_takes_over(tmp_path: Path) -> None:
-    with Site(tmp_path, app=("--cell", "512")) as site:
-        site.power = ()
+    with Site(tmp_path, fed="", app=("--cell", "512")) as site:
         a, b = site.begin()
         assert len(pids_in(a.space)) == 3  # supervisor, command, shipper
         cut_ns = a.cut()
@@ -40,7 +39,7 @@ def test_a_power_cut_ends_everything_and_the_standby_takes_over(tmp_path: Path) 
 
 def test_what_a_killed_process_had_in_its_socket_does_not_leave_the_host(tmp_path: Path) -> None:
     """The kernel goes on sending for a process that was killed; a host without power does not."""
-    with Site(tmp_path) as site:
+    with Site(tmp_path, fed="") as site:
         a = site[0]
         a.throttle(100_000)
         pour = "import socket, sys; s = socket.create_connection((sys.argv[1], 9)); s.sendall(bytes(1 << 20))"
