@@ -1,34 +1,40 @@
-"""Receive a store from its primary and keep it as a standby, until asked to stop.
+"""Receive what another host ships, and keep it, until asked to stop: a store, as a standby, or saved regions.
 
-The store is created here if there is none. While it runs, `sustain status PATH` shows how far it is.
+--store PATH: the store is created here if there is none. While it runs, `sustain status PATH` shows how far it
+is. --region-dir DIR: regions that `sustain save` or a pre-copier sends to tcp://HOST:PORT are kept in DIR/NAME
+(in memory, where DIR lies on tmpfs), and given back to `sustain restore`.
 """
 
 import argparse
 import signal
 import sys
 import threading
+from collections.abc import Callable
+from typing import Any
 
 from sustain.cli.output import add_json, duration_argument, emit, size_argument
 
-HELP = "keep a standby of a store that another host ships"
+HELP = "keep a standby of a store, or regions, that another host ships"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--store", required=True, metavar="PATH", help="the standby's file, created if absent"
-    )
+    kept = parser.add_mutually_exclusive_group(required=True)
+    kept.add_argument("--store", metavar="PATH", help="the standby's file, created if absent")
+    kept.add_argument("--region-dir", metavar="DIR", help="keep regions there, one folder each")
+    parser.add_argument("--region-name", default="", metavar="NAME", help="keep only that region (any)")
     parser.add_argument("--listen", required=True, metavar="HOST:PORT", help="where the shipper connects to")
     parser.add_argument(
         "--key-file", metavar="FILE", help="the key that both sides share (without: loopback only)"
     )
     parser.add_argument("--name", default="", metavar="NAME", help="of this host, for people")
-    parser.add_argument("--size-limit", type=size_argument, metavar="SIZE", help="refuse stores above it")
+    parser.add_argument("--size-limit", type=size_argument, metavar="SIZE", help="refuse what is above it")
     parser.add_argument(
         "--durability",
         choices=("auto", "pmem", "disk", "memory"),
         default="auto",
         help="of a store that is created here (auto: the best that the medium offers)",
     )
+    parser.add_argument("--status", metavar="FILE", help="write what is going on there (regions)")
     parser.add_argument("--port-file", metavar="FILE", help="write the port there once it listens")
     parser.add_argument(
         "--heartbeat", type=duration_argument, default=1.0, metavar="TIME", help="when idle (1s)"
@@ -41,20 +47,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from sustain.errors import ConfigError
-    from sustain.replication.auth import NO_KEY, load_key
-    from sustain.replication.orphan import write_durably
-    from sustain.replication.receive import Receiver, ReceiverConfig
-    from sustain.replication.urls import join, parse_listen
 
     if not 0 < args.heartbeat < args.timeout:
         raise ConfigError("--heartbeat must be shorter than --timeout", hint="a third of it, or less")
     if len(args.name.encode()) > 64:
         raise ConfigError("--name is longer than 64 bytes", hint="give a short name")
+    if args.store and (args.region_name or args.status):
+        raise ConfigError("--region-name and --status go with --region-dir", hint="see `sustain status`")
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return _receive_store(args, stop) if args.store else _keep_regions(args, stop)
+
+
+def _receive_store(args: argparse.Namespace, stop: threading.Event) -> int:
+    from sustain.replication.receive import Receiver, ReceiverConfig
+    from sustain.replication.urls import parse_listen
+
     receiver = Receiver(
         ReceiverConfig(
             store=args.store,
             listen=parse_listen(args.listen),
-            key=load_key(args.key_file) if args.key_file else NO_KEY,
+            key=_key(args),
             name=args.name,
             size_limit=args.size_limit,
             durability=args.durability,
@@ -63,14 +77,8 @@ def run(args: argparse.Namespace) -> int:
             report=_say,
         )
     )
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
     receiver.start()
-    address = join(*receiver.address)
-    if args.port_file:
-        write_durably(args.port_file, lambda fd: _write(fd, f"{receiver.address[1]}\n"))
-    _say(f"listening on {address}")
+    _announce(args, receiver.address)
     while not stop.wait(0.1):
         if receiver.wait(0):
             break
@@ -80,6 +88,92 @@ def run(args: argparse.Namespace) -> int:
         raise receiver.failure
     emit(args, status, lambda: f"{args.store} ends at position {status['end']}, epoch {status['epoch']}")
     return 0
+
+
+def _keep_regions(args: argparse.Namespace, stop: threading.Event) -> int:
+    from sustain.powerfail.regions.kept import keeper_of, regions_in, room
+    from sustain.powerfail.regions.manifest import check_name
+    from sustain.powerfail.regions.serve import KeeperConfig
+    from sustain.replication.urls import parse_listen
+
+    root = args.region_dir
+    limit = args.size_limit
+    keeper = keeper_of(
+        root,
+        KeeperConfig(
+            listen=parse_listen(args.listen),
+            key=_key(args),
+            only=check_name(args.region_name) if args.region_name else "",
+            size_limit=(lambda: room(root)) if limit is None else (lambda: limit),
+            heartbeat_s=args.heartbeat,
+            timeout_s=args.timeout,
+            report=_say,
+        ),
+    )
+
+    def status() -> dict[str, Any]:
+        return {"region_dir": root, **keeper.status(), "regions": regions_in(root)}
+
+    keeper.start()
+    _announce(args, keeper.address)
+    shown = _Shown(args.status, status)
+    while not stop.wait(0.25):
+        shown.refresh()
+    keeper.stop()
+    shown.refresh()
+    found = status()
+    emit(args, found, lambda: _summary(found))
+    return 0
+
+
+class _Shown:
+    """A file that says what goes on; written when that changes, whole or not at all. Not durable: it is of now."""
+
+    def __init__(self, path: str | None, status: Callable[[], dict[str, Any]]) -> None:
+        self._path, self._status = path, status
+        self._last = ""
+        self.refresh()
+
+    def refresh(self) -> None:
+        import json
+        import os
+
+        if self._path is None:
+            return
+        text = json.dumps(self._status()) + "\n"
+        if text != self._last:
+            with open(f"{self._path}.tmp", "w", encoding="utf-8") as file:
+                file.write(text)
+            os.replace(f"{self._path}.tmp", self._path)
+            self._last = text
+
+
+def _summary(status: dict[str, Any]) -> str:
+    lines = []
+    for each in status["regions"]:
+        if each["problem"]:
+            state = each["problem"]
+        elif each["seal"]:
+            state = f"sealed as number {each['seal']['number']} of epoch {each['seal']['epoch']}"
+        else:
+            state = f"not complete (epoch {each['epoch']}, last seal {each['last_number'] or 'never'})"
+        lines.append(f"{each['name']}: {state}")
+    return "\n".join(lines) or f"{status['region_dir']} holds no region"
+
+
+def _key(args: argparse.Namespace) -> bytes:
+    from sustain.replication.auth import NO_KEY, load_key
+
+    return load_key(args.key_file) if args.key_file else NO_KEY
+
+
+def _announce(args: argparse.Namespace, address: tuple[str, int]) -> None:
+    from sustain.replication.orphan import write_durably
+    from sustain.replication.urls import join
+
+    if args.port_file:
+        write_durably(args.port_file, lambda fd: _write(fd, f"{address[1]}\n"))
+    _say(f"listening on {join(*address)}")
 
 
 def _write(fd: int, text: str) -> None:

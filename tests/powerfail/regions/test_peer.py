@@ -339,6 +339,7 @@ def test_the_errors_of_the_place_arrive_as_what_they_are(lab: Lab) -> None:
     sink.flush()
     with pytest.raises(RegionCorrupt, match="another table"):
         sink.seal(seal_of(region(3, seed=2)))
+    sink.close()
     with pytest.raises(RegionUnsealed):
         lab.source(keeper).seal()
     save(sink, data, number=3)

@@ -17,7 +17,14 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from sustain._native import digest
-from sustain.errors import ConfigError, PeerUnreachable, ProtocolError, RegionCorrupt, SustainError
+from sustain.errors import (
+    ConfigError,
+    PeerUnreachable,
+    ProtocolError,
+    RegionCorrupt,
+    RegionUnsealed,
+    SustainError,
+)
 from sustain.powerfail.regions.frames import (
     REGIONS,
     RESTORE,
@@ -204,9 +211,9 @@ class PeerSink(Sink):
         self._meter = Meter()
         self._pages = 0
         self._sent = self._taken = 0  # bytes of pages, on this connection
-        self._flushes = self._flushed = 0
-        self._sealed = 0
-        self._damage: Failed | None = None
+        self._asked: tuple[Kind, int] | None = None  # the FLUSH or SEAL that is not answered yet
+        self._flushes = 0
+        self._refused: Failed | None = None  # what it was answered with, if not with a yes
 
     @property
     def bandwidth_bytes_per_s(self) -> float | None:
@@ -233,8 +240,8 @@ class PeerSink(Sink):
             link.close()
             raise
         self._pages = identity.pages
-        self._sent = self._taken = self._flushes = self._flushed = self._sealed = 0
-        self._damage = None
+        self._sent = self._taken = self._flushes = 0
+        self._asked = self._refused = None
         self._link = link
         link.start(self._handle)
         return held
@@ -266,20 +273,22 @@ class PeerSink(Sink):
 
     def flush(self) -> None:
         link = self._open()
-        number = self._flushes = self._flushes + 1
+        self._flushes += 1
         with link.changed:
             self._meter.flush_asked(time.monotonic())
-        link.send([pack_header(Kind.FLUSH, 0, number)])
-        link.wait(lambda: self._flushed == number)
-        damage, self._damage = self._damage, None
-        if damage is not None:
-            raise RegionCorrupt(f"{self.url}: {damage.message}", hint=damage.hint)
+        self._ask(link, Kind.FLUSH, self._flushes)
 
     def seal(self, seal: Seal) -> None:
-        link = self._open()
-        message = encode(SealMessage.of(seal))
-        link.send([pack_header(Kind.SEAL, len(message)), message])
-        link.wait(lambda: self._sealed == seal.number)
+        self._ask(self._open(), Kind.SEAL, seal.number, encode(SealMessage.of(seal)))
+
+    def _ask(self, link: _Link, kind: Kind, number: int, message: bytes = b"") -> None:
+        """Send what is answered, and wait for the answer. Raises what it says."""
+        self._asked, self._refused = (kind, number), None
+        link.send([pack_header(kind, len(message), number), message])
+        link.wait(lambda: self._asked is None)
+        if self._refused is not None:
+            told = self._refused
+            raise error_of(told.code, f"{self.url}: {told.message}", told.hint)
 
     def close(self) -> None:
         link, self._link = self._link, None
@@ -307,17 +316,16 @@ class PeerSink(Sink):
                 self._meter.taken(header.a - self._taken, now_s)
                 self._taken = header.a
                 link.changed.notify_all()
-        elif header.kind in (Kind.FLUSHED, Kind.FAILED):
-            if header.a != self._flushes or self._flushed == self._flushes:
-                raise ProtocolError(f"{self.url}: flush {header.a} was not asked for", hint=_HINT)
-            damage = link.failed(header) if header.kind is Kind.FAILED else None
+        elif header.kind in (Kind.FLUSHED, Kind.SEALED, Kind.FAILED):
+            asked = self._asked
+            answers = {Kind.FLUSH: Kind.FLUSHED, Kind.SEAL: Kind.SEALED}
+            if asked is None or header.a != asked[1] or header.kind not in (answers[asked[0]], Kind.FAILED):
+                raise ProtocolError(f"{self.url}: {header.kind.name} answers nothing", hint=_HINT)
+            refused = link.failed(header) if header.kind is Kind.FAILED else None
             with link.changed:
-                self._meter.flushed(now_s)
-                self._damage, self._flushed = damage, header.a
-                link.changed.notify_all()
-        elif header.kind is Kind.SEALED:
-            with link.changed:
-                self._sealed = header.a
+                if asked[0] is Kind.FLUSH:
+                    self._meter.flushed(now_s)
+                self._asked, self._refused = None, refused
                 link.changed.notify_all()
         else:
             raise ProtocolError(f"{self.url}: {header.kind.name} in a save", hint=_HINT)
@@ -350,6 +358,15 @@ class PeerSource(Source):
         self._asked: deque[_Asked] = deque()  # in the order of their READs
         self._arriving: deque[_Asked] = deque()  # those whose PAGES are still to come
         self._last_end = 0
+        self._unsealed: RegionUnsealed | None = None
+
+    def open(self) -> None:
+        """Connect. Raises NotARegion, RegionBusy, RegionCorrupt, ReplicationError; what is not sealed is an error
+        only when it is asked for."""
+        try:
+            self._open()
+        except RegionUnsealed as error:
+            self._unsealed = error
 
     def identity(self) -> RegionIdentity:
         self._open()
@@ -417,6 +434,8 @@ class PeerSource(Source):
 
     def _open(self) -> _Link:
         with self._lock:
+            if self._unsealed is not None:
+                raise self._unsealed
             if self._link is None:
                 self._link = self._connect()
             self._link.check()
@@ -468,8 +487,10 @@ def open_peer_sink(url: str, *, key: bytes, name: str, host: str = "") -> PeerSi
 
 
 def open_peer_source(url: str, *, key: bytes, name: str, host: str = "") -> PeerSource:
-    """The source that `tcp://HOST:PORT` names. Nothing is connected yet. Raises ConfigError."""
-    return PeerSource(parse_peer(url), name, PeerOptions(key=key, host=host))
+    """The source that `tcp://HOST:PORT` names. Raises ConfigError, and what `PeerSource.open` does."""
+    source = PeerSource(parse_peer(url), name, PeerOptions(key=key, host=host))
+    source.open()
+    return source
 
 
 def _seal_of(url: str, welcome: RegionWelcome) -> Seal | None:

@@ -15,7 +15,14 @@ from abc import ABC, abstractmethod
 from collections import deque
 from queue import Empty, SimpleQueue
 
-from sustain.errors import ConfigError, PeerUnreachable, ProtocolError, RegionCorrupt, SustainError
+from sustain.errors import (
+    ConfigError,
+    PeerUnreachable,
+    ProtocolError,
+    RegionCorrupt,
+    SustainError,
+    WrongGeneration,
+)
 from sustain.powerfail.regions.frames import RegionHello, RegionWelcome, SealMessage, failed
 from sustain.powerfail.regions.manifest import (
     DIGEST_BYTES,
@@ -105,9 +112,9 @@ class Session(ABC):
         if self._ticker is not None:
             self._ticker.join()
 
-    def _tell(self, error: SustainError, flush: int = 0, *, goes_on: bool = False) -> None:
+    def _tell(self, error: SustainError, number: int = 0, *, goes_on: bool = False) -> None:
         with contextlib.suppress(PeerUnreachable):
-            self.channel.send(Kind.FAILED, flush, int(goes_on), payload=encode(failed(error)))
+            self.channel.send(Kind.FAILED, number, int(goes_on), payload=encode(failed(error)))
 
     def _send_table(self, table: bytes) -> None:
         whole = memoryview(table)
@@ -209,9 +216,13 @@ class SaveSession(Session):
                 self.channel.send(Kind.FLUSHED, header.a)
         else:
             seal = self._seal_in(payload)
-            if self._unflushed:
-                raise ProtocolError("SEAL without a FLUSH before it", hint=_HINT)
-            self._sink.seal(seal)
+            if self._unflushed or header.a != seal.number:
+                raise ProtocolError("SEAL without a FLUSH before it, or of two numbers", hint=_HINT)
+            try:
+                self._sink.seal(seal)
+            except (RegionCorrupt, WrongGeneration) as error:
+                self._tell(error, header.a, goes_on=True)
+                return
             self.sealed = True
             self.outcome = f"sealed as number {seal.number}"
             self.channel.send(Kind.SEALED, seal.number)

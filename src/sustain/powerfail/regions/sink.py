@@ -131,6 +131,10 @@ def open_sink(url: str, *, key: bytes, name: str) -> Sink:
         from sustain.powerfail.regions.directory import DirectorySink
 
         return DirectorySink(where, name, url=url)
+    if kind == "tcp":
+        from sustain.powerfail.regions.peer import open_peer_sink
+
+        return open_peer_sink(url, key=key, name=name)
     raise AssertionError(kind)
 
 
@@ -141,6 +145,10 @@ def open_source(url: str, *, key: bytes, name: str) -> Source:
         from sustain.powerfail.regions.directory import DirectorySource
 
         return DirectorySource(where, name, url=url)
+    if kind == "tcp":
+        from sustain.powerfail.regions.peer import open_peer_source
+
+        return open_peer_source(url, key=key, name=name)
     raise AssertionError(kind)
 
 
@@ -152,4 +160,6 @@ def _split(url: str) -> tuple[str, str]:
         raise ConfigError(f"{url!r}: {error}", hint=_HINT) from None
     if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/") and not parts.query:
         return "file", unquote(parts.path)
+    if parts.scheme == "tcp":
+        return "tcp", ""
     raise ConfigError(f"{url!r} is not a place for regions", hint=_HINT)
