@@ -25,6 +25,7 @@ QUESTIONS = (
     "recovery",
     "takeover",
     "redis_end_to_end",
+    "drain",
 )
 
 

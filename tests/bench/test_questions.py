@@ -26,6 +26,7 @@ PEERS = {
     "recovery": {"memory copy"},
     "takeover": set(),
     "redis_end_to_end": {"sustain, wait", "Redis", "Redis, WAIT 1"},
+    "drain": {"raw TCP on this link", "the link"},
 }
 MAY_MISS = {
     "libpmemobj": Path("/usr/include/libpmemobj.h").exists,
