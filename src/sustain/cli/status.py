@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +22,11 @@ from sustain.units import format_duration, format_size
 if TYPE_CHECKING:
     from sustain._native import ControlWords, Superblock
 
-HELP = "show a live store: positions, destinations, lag, lease"
+HELP = "show a live store or region: positions, destinations, lag, lease, power"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", help="the store")
+    parser.add_argument("path", help="the store, or the region")
     parser.add_argument("--watch", action="store_true", help="show it again and again until Ctrl-C")
     parser.add_argument(
         "--interval",
@@ -40,13 +41,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     pause = threading.Event()
     while True:
-        data = collect(args.path)
+        data, text = _look(args.path)
         if args.watch and not args.json and sys.stdout.isatty():
             print("\x1b[H\x1b[J", end="")
-        emit(args, data, lambda data=data: describe(data))  # type: ignore[misc]
+        emit(args, data, lambda data=data, text=text: text(data))  # type: ignore[misc]
         if not args.watch:
             return 0
         pause.wait(args.interval)
+
+
+def _look(path: str) -> tuple[dict[str, Any], Callable[[dict[str, Any]], str]]:
+    """What is at the path, and how it is said to a person."""
+    from sustain.cli.region_status import collect_region, describe_region, is_region
+
+    if is_region(path):
+        return collect_region(path), describe_region
+    return collect(path), describe
 
 
 def collect(path: str) -> dict[str, Any]:
@@ -113,7 +123,7 @@ def describe(data: dict[str, Any]) -> str:
         ),
     ]
     if data["run"] is not None:
-        lines.insert(4, ("workload", _run_text(data["run"], data["supervisor"]["alive"])))
+        lines.insert(4, ("workload", run_text(data["run"], data["supervisor"]["alive"])))
     if data["primary"] is not None:
         lines.append(("primary", _primary_text(data["primary"])))
     if data["poisoned"]:
@@ -197,7 +207,7 @@ def _primary(words: "ControlWords | None", now_ns: int) -> dict[str, Any] | None
     }
 
 
-def _run_text(run: dict[str, Any], alive: bool) -> str:
+def run_text(run: dict[str, Any], alive: bool) -> str:
     """What `sustain run` says of itself; of one that has ended, that it is the past."""
     parts = [f"{or_unknown(run.get('name'))}: {or_unknown(run.get('role'))}"]
     if run.get("lease"):
