@@ -28,8 +28,10 @@ def _same(observation: Observation) -> Observation:
     return observation
 
 
-def _renew(lease: MemoryLease, grant: LeaseGrant, store_uuid: str) -> LeaseGrant | None:
-    return lease.renew(grant, store_uuid)
+def _renew(
+    lease: MemoryLease, grant: LeaseGrant, store_uuid: str, state: LeaseState | None
+) -> LeaseGrant | None:
+    return lease.renew(grant, store_uuid, state)
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Variant:
     why: str = ""
     see: Callable[[Observation], Observation] = _same
     decide: Decide = decide
-    renew: Callable[[MemoryLease, LeaseGrant, str], LeaseGrant | None] = _renew
+    renew: Callable[[MemoryLease, LeaseGrant, str, LeaseState | None], LeaseGrant | None] = _renew
     margin: float = RATE_MARGIN
     engine_fences: bool = True
     counts_from_end: bool = False
@@ -53,7 +55,9 @@ class Variant:
 CORRECT = Variant("correct")
 
 
-def _blind(lease: MemoryLease, grant: LeaseGrant, store_uuid: str) -> LeaseGrant | None:
+def _blind(
+    lease: MemoryLease, grant: LeaseGrant, store_uuid: str, state: LeaseState | None
+) -> LeaseGrant | None:
     """Write without comparing."""
     lease._access("write")
     shared = lease._store
@@ -62,6 +66,7 @@ def _blind(lease: MemoryLease, grant: LeaseGrant, store_uuid: str) -> LeaseGrant
         version=shared.record.version + 1,
         counter=grant.record.counter + 1,
         store_uuid=store_uuid or grant.record.store_uuid,
+        state=state or grant.record.state,
     )
     shared.record = record
     return lease._granted(record, lease._clock.boottime_ns())
@@ -124,7 +129,7 @@ def _mute(observation: Observation, state: State, policy: Policy, now_ns: int) -
 
 def _never_takes(observation: Observation, state: State, policy: Policy, now_ns: int) -> Plan:
     plan = decide(observation, state, policy, now_ns)
-    held = observation.lease is not None and observation.lease.record.state is LeaseState.HELD
+    held = observation.lease is not None and observation.lease.record.state.owned
     kept = tuple(each for each in plan.actions if not (isinstance(each, TryAcquire) and held))
     return replace(plan, actions=kept)
 

@@ -115,7 +115,7 @@ class Checker:
         self._deadlines[epoch] = (host, deadline_ns)
 
     def acquired(self, host: Host, previous: LeaseRecord) -> None:
-        if previous.state is not LeaseState.HELD:
+        if not previous.state.owned:
             return
         self._released = None
         holder, deadline_ns = self._deadlines.get(previous.epoch, (host, 0))

@@ -303,7 +303,7 @@ class Host:
             case Renew():
                 grant = self._grant
                 assert grant is not None
-                self._access(lambda lease: self._renew(lease, grant, action.store_uuid))
+                self._access(lambda lease: self._renew(lease, grant, action))
             case ReleaseLease():
                 self._release(action)
             case ForgetLease():
@@ -473,8 +473,8 @@ class Host:
 
         return answer
 
-    def _renew(self, lease: MemoryLease, grant: LeaseGrant, store_uuid: str) -> Callable[[], None]:
-        renewed = self.world.variant.renew(lease, grant, store_uuid)
+    def _renew(self, lease: MemoryLease, grant: LeaseGrant, action: Renew) -> Callable[[], None]:
+        renewed = self.world.variant.renew(lease, grant, action.store_uuid, action.state)
 
         def answer() -> None:
             if self._grant is None or self._grant.epoch != grant.epoch:

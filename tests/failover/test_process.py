@@ -11,7 +11,6 @@ import pytest
 
 from sustain.clock import SystemClock
 from sustain.errors import LeaseError
-from sustain.failover.lease import LeaseState
 from sustain.failover.lease.worker import LeaseWorker
 from sustain.failover.process import Child
 from sustain.failover.types import ChildState
@@ -130,7 +129,7 @@ def test_a_lease_store_that_hangs_blocks_nobody() -> None:
         raise LeaseError(f"cannot {what}")
 
     lease.fault = hang
-    worker.renew(grant, "")
+    worker.renew(grant, "", None)
     assert hangs.wait(30)
     assert worker.status() == (worker.status()[0], True)
     assert not worker.stop(0.01)
@@ -155,11 +154,11 @@ def test_the_worker_learns_that_its_lease_is_anothers() -> None:
         b.read()
         clock.advance(2)
         assert b.acquire(b.read(), "b", 1.0, 1) is not None
-        worker.renew(grant, "")
+        worker.renew(grant, "", None)
         lost = until(lambda: worker.status()[0].lost, "it is lost")
         assert lost == "b has the lease now, epoch 3"
         worker.forget()
         assert worker.status()[0].grant is None
-        assert shared.record.state is LeaseState.HELD
+        assert shared.record.state.owned
     finally:
         assert worker.stop(30)

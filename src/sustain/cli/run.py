@@ -7,8 +7,16 @@ store, and one of them takes over when the lease runs out. The command finds its
 import argparse
 import os
 import re
+from typing import TYPE_CHECKING, Any
 
 from sustain.cli.output import duration_argument, size_argument
+from sustain.units import parse_size
+
+if TYPE_CHECKING:
+    from sustain.clock import Clock
+    from sustain.failover.keeper import Keeper
+    from sustain.failover.power import Watching
+    from sustain.powerfail.sources import PowerSource
 
 HELP = "run a command here, or stand by to take it over"
 
@@ -61,8 +69,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     first = parser.add_argument_group("the first start")
     first.add_argument("--create", action="store_true", help="make the store, if the workload has none yet")
-    first.add_argument("--size", type=size_argument, default="256MiB", help="of that store (256MiB)")
-    first.add_argument("--log-size", type=size_argument, default="64MiB", help="of its log (64MiB)")
+    first.add_argument("--size", type=size_argument, help="of that store (256MiB)")
+    first.add_argument("--log-size", type=size_argument, help="of its log (64MiB)")
     first.add_argument(
         "--durability",
         choices=("auto", "pmem", "disk", "memory"),
@@ -77,9 +85,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--accept-loss", action="store_true", help="take over although the last primary held more"
     )
     unusual.add_argument("--rerun", action="store_true", help="start again a work that was finished")
-    parser.add_argument("--report-dir", metavar="DIR", help="for reports of takeovers (beside the store)")
+    _add_power(parser)
+    parser.add_argument(
+        "--report-dir", metavar="DIR", help="for reports of takeovers and outages (beside the store)"
+    )
     parser.add_argument("--event-log", metavar="FILE", help="append every event as a JSON line")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="what to run")
+
+
+def _add_power(parser: argparse.ArgumentParser) -> None:
+    power = parser.add_argument_group("when the power fails (docs/operating/power.md)")
+
+    def time(name: str, default: float, text: str) -> None:
+        power.add_argument(
+            name, type=duration_argument, default=default, metavar="TIME", help=f"{text} ({default:g}s)"
+        )
+
+    power.add_argument("--power", metavar="URL", help="nut://HOST[:PORT]/UPS, acpi: or file:///PATH")
+    power.add_argument("--power-user", metavar="USER", help="of upsd, which then waits for this host")
+    power.add_argument("--power-password-file", metavar="FILE", help="that user's password")
+    time("--power-poll", 1.0, "between two questions to the source")
+    time("--power-debounce", 5.0, "on battery for so long is an outage")
+    time("--power-settle", 10.0, "on AC for so long is its end")
+    time("--power-margin", 10.0, "battery time held back for the unforeseen")
+    time("--power-reserve", 0.0, "battery time held back for others")
+    power.add_argument(
+        "--assumed-runtime",
+        type=duration_argument,
+        metavar="TIME",
+        help="of the battery, where the source says none (without: no budget)",
+    )
+    time("--outage-hold", 0.0, "sit out an outage that is shorter, as long as the battery allows")
+    time("--outage-stop-timeout", 10.0, "for the command to end in an outage, at most")
+    power.add_argument(
+        "--shed", action="append", default=[], metavar="CMD", help="shell command at an outage, in order"
+    )
+    power.add_argument(
+        "--signal",
+        choices=("completing", "initiating"),
+        default="completing",
+        help="other hosts may take over when all has been saved, or wait for the rest themselves (completing)",
+    )
+    time("--arrival-timeout", 60.0, "wait so long for what an early signal has promised")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -93,6 +140,7 @@ def run(args: argparse.Namespace) -> int:
 
     command = _check(args)
     clock, instance = SystemClock(), uuid.uuid4().hex[:12]
+    power = _power(args, clock)
     policy = Policy(
         name=args.name,
         instance=instance,
@@ -108,21 +156,92 @@ def run(args: argparse.Namespace) -> int:
         on_success=args.on_success,
         stop_timeout_ns=to_ns(args.stop_timeout),
         drain_timeout_ns=to_ns(args.drain_timeout),
+        outage_hold_ns=to_ns(args.outage_hold),
+        outage_stop_ns=to_ns(args.outage_stop_timeout),
+        signal_early=args.signal == "initiating",
+        sheds=bool(args.shed),
+        arrival_limit_ns=to_ns(args.arrival_timeout),
     )
+    keeper = _keeper(args, clock)
     workload = Workload(
-        store=os.path.abspath(args.store),
         command=tuple(command),
         lease_url=args.lease,
         listen=args.listen,
         peers=tuple(args.peer),
         key_file=args.key_file,
-        size=args.size,
-        log_size=args.log_size,
-        durability=args.durability,
         report_dir=args.report_dir or "",
         event_log=args.event_log,
+        sheds=tuple(args.shed),
     )
-    return Supervisor(workload, policy, open_lease(args.lease, instance, clock, args.ttl), clock).run()
+    lease = open_lease(args.lease, instance, clock, args.ttl)
+    return Supervisor(workload, policy, keeper, lease, clock, power).run()
+
+
+def _keeper(args: argparse.Namespace, clock: "Clock") -> "Keeper":
+    """What keeps the workload's state."""
+    where: dict[str, Any] = {
+        "listen": args.listen,
+        "peers": tuple(args.peer),
+        "key_file": args.key_file,
+    }
+    from sustain.failover.keeper.store import NewStore, StoreKeeper
+
+    new = NewStore(parse_size(args.size or "256MiB"), parse_size(args.log_size or "64MiB"), args.durability)
+    return StoreKeeper(os.path.abspath(args.store), args.name, clock, new=new, **where)
+
+
+def _power(args: argparse.Namespace, clock: "Clock") -> "tuple[PowerSource, Watching] | None":
+    """The power source and how it is watched; None when there is none."""
+    from sustain.errors import ConfigError
+    from sustain.failover.power import Watching
+    from sustain.powerfail.budget import BudgetPolicy
+    from sustain.powerfail.decide import PowerPolicy
+    from sustain.powerfail.sources import open_source
+
+    if args.power is None:
+        for given, option in ((args.power_user, "--power-user"), (args.shed, "--shed")):
+            if given:
+                raise ConfigError(f"{option} without --power", hint="name the power source: --power URL")
+        return None
+    if bool(args.power_user) is not bool(args.power_password_file):
+        raise ConfigError(
+            "--power-user and --power-password-file belong together", hint="give both, or neither"
+        )
+    if not 0.05 <= args.power_poll <= 30:
+        raise ConfigError(f"--power-poll {args.power_poll:g}s is out of range", hint="between 50ms and 30s")
+    login = None
+    if args.power_user:
+        login = (args.power_user, _password(args.power_password_file))
+    source = open_source(args.power, clock, login=login)
+    watching = Watching(
+        poll_s=args.power_poll,
+        power=PowerPolicy(debounce_s=args.power_debounce, settle_s=args.power_settle),
+        budget=BudgetPolicy(
+            margin_s=args.power_margin,
+            reserve_s=args.power_reserve,
+            assumed_runtime_s=args.assumed_runtime,
+        ),
+    )
+    return source, watching
+
+
+def _password(path: str) -> str:
+    import stat
+
+    from sustain.errors import ConfigError
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            text = file.read(4096).rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"--power-password-file {path}: {getattr(error, 'strerror', None) or error}",
+            hint="a file with the password of that upsd user, as in upsd.users",
+        ) from None
+    if mode & (stat.S_IROTH | stat.S_IWOTH):
+        raise ConfigError(f"--power-password-file {path} is open to everybody", hint=f"chmod 600 {path}")
+    return text
 
 
 def _check(args: argparse.Namespace) -> list[str]:

@@ -55,8 +55,10 @@ def contend(draft: Draft) -> bool:
 def _why(record: LeaseRecord) -> str:
     if record.state is LeaseState.ABSENT:
         return "there is no lease yet"
-    if record.state is LeaseState.HELD:
+    if record.state.owned:
         return f"the lease of {record.holder}, epoch {record.epoch}, has run out"
+    if record.state is LeaseState.SAVED:
+        return f"{record.holder} has saved the state, epoch {record.epoch}: {record.reason}"
     return f"{record.holder} gave the lease back, epoch {record.epoch}: {record.reason}"
 
 
@@ -88,6 +90,8 @@ def _stranger(draft: Draft, record: LeaseRecord) -> bool:
 def _unfit(draft: Draft, record: LeaseRecord) -> str:
     """Why this host may not take the lease at all, "" when it may."""
     store, policy = draft.seen.store, draft.policy
+    if draft.seen.power is not None and draft.seen.power.fails:
+        return f"the power of this host fails ({draft.seen.power.power}): another host shall take over"
     if store is None:
         if record.store_uuid or not policy.create:
             return "waiting for a primary to send the store"
@@ -101,13 +105,46 @@ def _unfit(draft: Draft, record: LeaseRecord) -> str:
         )
     if store.end is None:
         return "the store's last position is not known yet"
-    left = record.state in (LeaseState.RELEASED, LeaseState.DONE)
-    if left and _lacks(store, record) and not policy.accept_loss:
-        return (
-            f"{record.holder} left in good order at position {record.position}, this host has {store.end}: "
-            f"start {record.holder} again, or this one with --accept-loss"
-        )
+    if record.state.left and _lacks(store, record):
+        return _lacking(draft, store, record)
+    if not store.prefix and not policy.accept_loss:
+        return _unsaved(store, record)
     return ""
+
+
+def _unsaved(store: StoreView, record: LeaseRecord) -> str:
+    """Why a region may not be taken from an owner that ended without having saved it; "" when it did."""
+    if record.state is LeaseState.CLAIMED:
+        here = (store.log_epoch, store.end or 0)
+        unsaved = record.position is not None and here < (record.position_epoch, record.position)
+    else:
+        unsaved = record.state.owned and store.log_epoch != record.epoch
+    if not unsaved:
+        return ""
+    return (
+        f"{record.holder} ended without having saved the region in epoch {record.epoch}, this host has "
+        f"epoch {store.log_epoch}: start {record.holder} again, or this host with --accept-loss"
+    )
+
+
+def _lacking(draft: Draft, store: StoreView, record: LeaseRecord) -> str:
+    """Why not yet, or not at all: the last owner noted more than this host holds."""
+    has = f"position {record.position}, this host has {store.end}"
+    accept = draft.policy.accept_loss
+    if record.state is not LeaseState.SAVED:
+        left = f"{record.holder} left in good order at {has}"
+        return "" if accept else f"{left}: start {record.holder} again, or this one with --accept-loss"
+    # An early signal: what is missing may be on its way.
+    if draft.state.arrival_version != record.version:
+        draft.remember(arrival_version=record.version, arrival_from_ns=draft.now_ns)
+    until_ns = draft.state.arrival_from_ns + draft.policy.arrival_limit_ns
+    if not draft.due(until_ns):
+        draft.poll_fast()
+        draft.wake_at(draft.now_ns + draft.policy.busy_poll_ns)
+        return f"{record.holder} saves {has}: what is missing is waited for"
+    limit = f"within {draft.policy.arrival_limit_ns / 1e9:g} s"
+    late = f"{record.holder} saved {has}, and the rest did not arrive {limit}"
+    return "" if accept else f"{late}: start {record.holder} again, or this one with --accept-loss"
 
 
 def _lacks(store: StoreView, record: LeaseRecord) -> bool:
@@ -184,6 +221,7 @@ def _beat(draft: Draft) -> None:
 def _announce(draft: Draft, round_: int) -> None:
     store = draft.seen.store
     usable = store is not None and not store.problem and store.end is not None
+    usable = usable and not (draft.seen.power is not None and draft.seen.power.fails)
     usable = usable and draft.now_ns >= draft.state.yield_until_ns  # others need not wait for who stands back
     draft.remember(announced_ns=draft.now_ns, announced_round=round_)
     draft.do(Announce("say what this standby holds", _rank(draft), usable, round_))

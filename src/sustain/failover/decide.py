@@ -14,9 +14,13 @@ Rejected: a table of states and events. Half of what may happen (children, lease
 state, and such tables are where the forgotten cell hides.
 """
 
+from dataclasses import replace
+
+from sustain.failover import outage
 from sustain.failover.contend import contend
 from sustain.failover.draft import Draft
 from sustain.failover.handover import fence, hand_over
+from sustain.failover.keep import keep_receiver, keep_shipper
 from sustain.failover.lease.record import LeaseGrant, LeaseState
 from sustain.failover.types import (
     ChildState,
@@ -30,15 +34,15 @@ from sustain.failover.types import (
     Renew,
     Role,
     StartCommand,
-    StartReceiver,
-    StartShipper,
     State,
+    Thaw,
 )
 
 
 def decide(observation: Observation, state: State, policy: Policy, now_ns: int) -> Plan:
     """What to do now, what to remember, when to ask again."""
     draft = Draft(observation, state, policy, now_ns)
+    outage.notice(draft)
     if observation.grant is not None:
         _hold(draft, observation.grant)
     else:
@@ -51,6 +55,8 @@ def _wait(draft: Draft) -> None:
     seen, state = draft.seen, draft.state
     leaving = state.leaving
     ends = seen.stop_requested or (leaving is not None and leaving.exits)
+    if outage.without_lease(draft) and not (ends and draft.state.role is Role.SAVED):
+        return
     # What only a primary runs must be gone before anything else: it would hold the store.
     down = draft.stop_command("this host has no lease", draft.now_ns)
     down = draft.stop_shipper("this host has no lease") and down
@@ -69,7 +75,7 @@ def _wait(draft: Draft) -> None:
     if not down or seen.preparing:
         return
     if not contend(draft):
-        _keep_receiver(draft)
+        keep_receiver(draft)
 
 
 def _ending(draft: Draft) -> str:
@@ -80,32 +86,14 @@ def _ending(draft: Draft) -> str:
     return f"{leaving.why}{left}"
 
 
-def _keep_receiver(draft: Draft) -> None:
-    """A standby receives; a receiver that ends unasked is started again, later each time."""
-    receiver, policy = draft.seen.receiver, draft.policy
-    if not policy.listens or receiver.running:
-        if receiver.running and draft.now_ns - receiver.changed_ns > policy.backoff_limit_ns:
-            draft.remember(receiver_fails=0)
-        return
-    if receiver.failed and draft.state.receiver_seen_ns != receiver.changed_ns:
-        draft.remember(receiver_seen_ns=receiver.changed_ns, receiver_fails=draft.state.receiver_fails + 1)
-    fails = draft.state.receiver_fails if receiver.failed else 0
-    if draft.due(receiver.changed_ns + draft.backoff(fails) if fails else 0):
-        draft.do(StartReceiver("a standby receives" if not fails else f"it ended unasked, {fails} in a row"))
-
-
 def _hold(draft: Draft, grant: LeaseGrant) -> None:
     """A grant: from taking it over to running the command."""
-    seen, state, policy = draft.seen, draft.state, draft.policy
+    seen, policy = draft.seen, draft.policy
     if why := _must_fence(draft, grant):
         fence(draft, grant, why)
         return
     _renew(draft, grant)
-    if seen.stop_requested and (state.leaving is None or not state.leaving.exits):
-        began_ns = draft.now_ns if state.leaving is None else state.leaving.began_ns
-        draft.remember(leaving=Leaving("stopped as asked", LeaseState.RELEASED, True, began_ns))
-    if draft.state.leaving is not None:
-        hand_over(draft, grant)
+    if _leaves(draft, grant):
         return
     if not draft.stop_receiver("this host is the primary now") or seen.preparing:
         draft.become(Role.PROMOTING)
@@ -123,14 +111,41 @@ def _hold(draft: Draft, grant: LeaseGrant) -> None:
         draft.do(CreateStore("the workload's first store"))
     elif store.log_epoch != grant.epoch:
         draft.become(Role.PROMOTING)
+        if not draft.stop_shipper("a new epoch begins"):
+            return
         draft.do(Promote(f"epoch {grant.epoch} begins at position {store.end}", grant.epoch))
     elif grant.record.store_uuid != store.uuid:
         # Before the command runs, so that nobody else thinks the workload has no store yet.
         if not seen.lease_busy:
-            draft.do(Renew("note the store in the lease", store.uuid))
+            draft.do(Renew("note the store in the lease", store.uuid, LeaseState.HELD))
+    elif policy.freezes and grant.record.state is LeaseState.CLAIMED:
+        # What was sealed before is not the region's state once the program runs: nobody may take that then.
+        if not seen.lease_busy:
+            draft.do(Renew("say in the owner record that the program runs", state=LeaseState.HELD))
     else:
         draft.become(Role.PRIMARY)
         _run(draft, grant)
+
+
+def _leaves(draft: Draft, grant: LeaseGrant) -> bool:
+    """Whether this host is leaving: as asked, because it must, or because its power fails."""
+    state = draft.state
+    if draft.seen.stop_requested and (state.leaving is None or not state.leaving.exits):
+        if state.leaving is not None and state.leaving.outage:
+            draft.remember(leaving=replace(state.leaving, exits=True))
+        else:
+            began_ns = draft.now_ns if state.leaving is None else state.leaving.began_ns
+            draft.remember(leaving=Leaving("stopped as asked", LeaseState.RELEASED, True, began_ns))
+    if why := outage.leaves_now(draft):
+        outage.begin(draft, grant, why)
+    leaving = draft.state.leaving
+    if leaving is None:
+        return False
+    if leaving.outage:
+        outage.save(draft, grant)
+    else:
+        hand_over(draft, grant)
+    return True
 
 
 def _must_fence(draft: Draft, grant: LeaseGrant) -> str:
@@ -176,7 +191,11 @@ def _cannot_promote(draft: Draft, grant: LeaseGrant) -> str:
 def _run(draft: Draft, grant: LeaseGrant) -> None:
     """Primary, promoted: the command runs, and the shipper."""
     seen, state = draft.seen, draft.state
-    if state.started_epoch != grant.epoch:
+    if state.started_epoch != grant.epoch and seen.command.running:
+        # A frozen program whose power came back: it goes on in the new epoch.
+        draft.remember(started_epoch=grant.epoch)
+        draft.do(Thaw(f"epoch {grant.epoch} is open"))
+    elif state.started_epoch != grant.epoch:
         draft.remember(started_epoch=grant.epoch, crashes=(), restart_at_ns=0)
         draft.do(StartCommand(f"epoch {grant.epoch} is open", grant.epoch, first=True))
     elif seen.command.state is ChildState.EXITED:
@@ -186,7 +205,10 @@ def _run(draft: Draft, grant: LeaseGrant) -> None:
             return
     elif seen.command.state is ChildState.NONE:
         draft.do(StartCommand("it could not be started before", grant.epoch, first=False))
-    _keep_shipper(draft)
+    elif grant.record.state is LeaseState.CLAIMED and not seen.lease_busy and not seen.lease_error:
+        # Only said: nobody waits for it, the command least of all.
+        draft.do(Renew("say in the owner record that the command runs", state=LeaseState.HELD))
+    keep_shipper(draft)
 
 
 def _after_exit(draft: Draft, grant: LeaseGrant) -> None:
@@ -225,18 +247,3 @@ def _how(status: int | None) -> str:
     if status is None:
         return "ended"
     return f"was ended by signal {-status}" if status < 0 else f"exited with status {status}"
-
-
-def _keep_shipper(draft: Draft) -> None:
-    shipper, policy = draft.seen.shipper, draft.policy
-    if not policy.peers:
-        return
-    if shipper.running:
-        if draft.now_ns - shipper.changed_ns > policy.backoff_limit_ns:
-            draft.remember(shipper_fails=0)
-        return
-    if shipper.failed and draft.state.shipper_seen_ns != shipper.changed_ns:
-        draft.remember(shipper_seen_ns=shipper.changed_ns, shipper_fails=draft.state.shipper_fails + 1)
-    fails = draft.state.shipper_fails if shipper.failed else 0
-    if draft.due(shipper.changed_ns + draft.backoff(fails) if fails else 0):
-        draft.do(StartShipper("a primary ships" if not fails else f"it ended unasked, {fails} in a row"))

@@ -11,9 +11,10 @@ program that was told to stop has stopped.
 
 from dataclasses import replace
 
+from sustain.failover import outage
 from sustain.failover.draft import Draft
 from sustain.failover.lease.record import LeaseGrant, LeaseState
-from sustain.failover.types import ForgetLease, Leaving, ReleaseLease, Role
+from sustain.failover.types import Evacuate, ForgetLease, Leaving, ReleaseLease, Role
 
 
 def hand_over(draft: Draft, grant: LeaseGrant) -> None:
@@ -30,6 +31,10 @@ def hand_over(draft: Draft, grant: LeaseGrant) -> None:
         leaving = replace(leaving, drain_from_ns=draft.now_ns)
         draft.remember(leaving=leaving)
     opened = seen.store is not None and seen.store.log_epoch == grant.epoch
+    if opened and policy.freezes:
+        draft.do(
+            Evacuate(leaving.why)
+        )  # nothing is left to be frozen; what the program changed last is saved
     if opened and not _drained(draft, leaving):
         draft.note("destinations catch up")
         return
@@ -99,6 +104,8 @@ def fence(draft: Draft, grant: LeaseGrant, why: str) -> None:
     latest_ns = fenced_ns + policy.stop_timeout_ns
     kill_at_ns = draft.now_ns if lost else min(grant.deadline_ns - policy.kill_ns, latest_ns)
     down = draft.stop_command(why, kill_at_ns)
+    if down and not lost and outage.drain_goes_on(draft, grant):
+        return
     # The shipper goes on until the command is down: what is committed and not yet shipped may still arrive.
     if not down or not draft.stop_shipper(why) or seen.preparing:
         return

@@ -10,6 +10,7 @@ from typing import Any, TextIO
 
 from sustain.clock import Clock
 from sustain.errors import ConfigError
+from sustain.failover.outage_report import OutageReport
 from sustain.failover.report import Takeover
 from sustain.failover.types import (
     Announce,
@@ -18,6 +19,7 @@ from sustain.failover.types import (
     Exit,
     Observation,
     Plan,
+    ReadyForPowerOff,
     ReleaseLease,
     Renew,
     Role,
@@ -26,7 +28,7 @@ from sustain.failover.types import (
 )
 from sustain.units import format_duration, format_size
 
-_QUIET = (Renew, Announce)  # several a second, or as good as
+_QUIET = (Renew, Announce, ReadyForPowerOff)  # several a second, or as good as
 _SAID_TO_PEOPLE = (StartCommand, StopCommand, ReleaseLease, Exit)
 
 
@@ -63,12 +65,18 @@ class Journal:
         ):
             self._child(name, child)
         if role is not before:
+            power = self._said.pop("power", "")
             self._said.clear()
+            self._said["power"] = power
             epoch = None if seen.grant is None else seen.grant.epoch
             self._event("role", role=str(role), before=str(before), epoch=epoch)
             self._print(f"{role}{'' if epoch is None else f', epoch {epoch}'}")
         self._once("waiting", plan.note, "waiting: ")
-        self._outage(seen)
+        self._lease_outage(seen)
+        if seen.power is not None and self._said.get("power") != seen.power.power:
+            self._said["power"] = seen.power.power
+            self._event("power", state=str(seen.power.power), reason=seen.power.reason)
+            self._print(f"power: {seen.power.power}: {seen.power.reason}")
         for action in plan.actions:
             kind = type(action).__name__
             if isinstance(action, _QUIET) or self._said.get(kind) == action.reason:
@@ -92,6 +100,14 @@ class Journal:
             f"was free{f'; {path}' if path else ''}"
         )
 
+    def outage(self, found: OutageReport, path: str) -> None:
+        data = found.as_dict()
+        self._event("outage", **data)
+        said = f"outage: {found.outage.outcome}, complete: {data['complete']}"
+        if self._said.get("outage") != said:
+            self._said["outage"] = said
+            self._print(f"{said}{f'; {path}' if path else ''}")
+
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
@@ -111,7 +127,7 @@ class Journal:
             self._event(key, text=text)
             self._print(prefix + text)
 
-    def _outage(self, seen: Observation) -> None:
+    def _lease_outage(self, seen: Observation) -> None:
         """One line when the lease store fails, one when it answers again."""
         if bool(seen.lease_error) == self._out_of_reach:
             return

@@ -40,7 +40,10 @@ class StoreWatch:
             self.close()
             return StoreView("", 0, 0, None, problem=str(error)), ()
         return _view(self._path, block, words), tuple(
-            DestinationView(each["url"], each["state"], each["acked"]) for each in destinations
+            DestinationView(
+                each["url"], each["state"], each["acked"], each["required"], each["bandwidth_bytes_per_s"]
+            )
+            for each in destinations
         )
 
     def words(self) -> ControlWords | None:

@@ -12,6 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from sustain.clock import Clock
+from sustain.failover.keeper.base import Opened
+from sustain.failover.lease.record import LeaseState, LeaseView
 from sustain.units import format_duration, format_size
 
 
@@ -24,7 +27,7 @@ class Takeover:
     store_uuid: str
     old_epoch: int
     old_holder: str
-    old_state: str  # of the lease: "held" (it ran out), "released"
+    old_state: str  # of the lease: "held", "claimed", "saving" (it ran out); "saved", "released", "done"
     old_reason: str
     new_epoch: int
     held_position: int | None  # the end of what this host had
@@ -80,6 +83,9 @@ class Takeover:
     def uncertain(self) -> list[str]:
         if self.released_position is not None:
             return []
+        if self.old_state == LeaseState.SAVING:
+            said = "it was saving on its battery and was not heard to finish"
+            return [f"what {self.old_holder} had committed beyond what this host holds: {said}"]
         if self.primary_committed is None or self.primary_heard_boottime_ns is None:
             return ["this host never heard how far the old primary was: unknown whether commits are missing"]
         ago = _span(self.primary_heard_boottime_ns, self.acquired_boottime_ns) or 0.0
@@ -91,7 +97,9 @@ class Takeover:
     def text(self) -> str:
         when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self.finished_realtime_ns / 1e9))
         how = (
-            "its lease ran out" if self.old_state == "held" else f"it gave the lease back: {self.old_reason}"
+            f"its lease ran out ({self.old_state})"
+            if LeaseState(self.old_state).owned
+            else f"it gave the lease back ({self.old_state}): {self.old_reason}"
         )
         free = _span(self.lease_free_boottime_ns, self.acquired_boottime_ns)
         rows = [
@@ -117,19 +125,67 @@ class Takeover:
         return "\n".join(lines) + "\n"
 
 
+class Taken:
+    """What is known of a takeover while it goes on."""
+
+    def __init__(self, view: LeaseView, began_ns: int) -> None:
+        self.view = view
+        self.began_ns = began_ns
+        self._promoted_ns = 0
+        self._opened = Opened(None, None, 0, None, None)
+
+    def promoted(self, now_ns: int, opened: Opened) -> None:
+        """The state is open in the new epoch."""
+        self._promoted_ns, self._opened = now_ns, opened
+
+    def report(self, name: str, path: str, epoch: int, clock: Clock) -> Takeover:
+        """All of it; the command has just been started."""
+        old, opened = self.view.record, self._opened
+        now_ns = clock.boottime_ns()
+        return Takeover(
+            name=name,
+            store=path,
+            store_uuid=old.store_uuid,
+            old_epoch=old.epoch,
+            old_holder=old.holder,
+            old_state=str(old.state),
+            old_reason=old.reason,
+            new_epoch=epoch,
+            held_position=opened.held,
+            start_position=opened.start,
+            commits_held=opened.commits,
+            primary_committed=opened.primary_committed,
+            primary_heard_boottime_ns=opened.primary_heard_ns,
+            released_position=old.position if old.state.left else None,
+            lease_free_boottime_ns=self.view.takeable_at_ns or None,
+            acquired_boottime_ns=self.began_ns,
+            promoted_boottime_ns=self._promoted_ns or now_ns,
+            command_started_boottime_ns=now_ns,
+            finished_realtime_ns=clock.realtime_ns(),
+        )
+
+
 def save(report: Takeover, directory: str) -> str:
     """Write takeover-EPOCH-NAME.json and .txt; the text's path. Raises OSError."""
+    return write(f"takeover-{report.new_epoch}-{report.name}", report.as_dict(), report.text(), directory)
+
+
+def write(base: str, data: dict[str, Any], text: str, directory: str) -> str:
+    """A report as BASE.json and BASE.txt, whole and flushed: what it says may be the last that this host says.
+    The text's path. Raises OSError."""
     os.makedirs(directory, exist_ok=True)
-    base = Path(directory, f"takeover-{report.new_epoch}-{report.name}")
     for suffix, content in (
-        (".json", json.dumps(report.as_dict(), indent=2, ensure_ascii=False) + "\n"),
-        (".txt", report.text()),
+        (".json", json.dumps(data, indent=2, ensure_ascii=False) + "\n"),
+        (".txt", text),
     ):
-        target = base.with_name(base.name + suffix)
+        target = Path(directory, base + suffix)
         draft = target.with_name(target.name + ".new")
-        draft.write_text(content, encoding="utf-8")
+        with draft.open("w", encoding="utf-8") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(draft, target)
-    return str(base) + ".txt"
+    return str(Path(directory, base + ".txt"))
 
 
 def _span(since_ns: int | None, until_ns: int) -> float | None:

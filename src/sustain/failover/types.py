@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from sustain.failover.lease.record import CandidateView, LeaseGrant, LeaseState, LeaseView, Rank
+from sustain.powerfail.decide import Power
 from sustain.units import to_ns
 
 
@@ -18,6 +19,8 @@ class Role(StrEnum):
     PROMOTING = "promoting"  # holds the lease; the store is opened in the new epoch
     PRIMARY = "primary"  # runs the command
     STOPPING = "stopping"  # ends the command and hands over in good order
+    SAVING = "saving"  # the power fails: ends the command and brings away what others do not hold
+    SAVED = "saved"  # the power fails, and all that was to do is done: it may be cut
     FENCED = "fenced"  # the lease is ending or gone: the command must be down before
 
 
@@ -61,6 +64,8 @@ class StoreView:
     fence_epoch: int = 0
     problem: str = ""
     empty: bool = False  # nobody has committed anything to it yet
+    prefix: bool = True  # what is here is a prefix of the history; a region without its last save is nothing
+    frozen: bool = False  # a region whose program is held still: its end is final
 
     @property
     def rank(self) -> Rank | None:
@@ -72,6 +77,27 @@ class DestinationView:
     url: str
     state: str
     acked: int | None
+    required: bool = False
+    bandwidth: float | None = None  # bytes per second that a drain may count on
+
+
+@dataclass(frozen=True, slots=True)
+class PowerView:
+    """What is the matter with the power of this host, by its source."""
+
+    power: Power
+    reason: str = ""
+    usable_s: float | None = None  # battery time that a drain may count on
+    usable_reason: str = ""
+
+    @property
+    def fails(self) -> bool:
+        return self.power.outage
+
+    @property
+    def ending(self) -> bool:
+        """The battery, or whoever commands it, says that it will be over soon."""
+        return self.power in (Power.LOW, Power.FORCED_SHUTDOWN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +119,8 @@ class Observation:
     shipper: ChildView = ChildView()
     destinations: tuple[DestinationView, ...] = ()
     stop_requested: bool = False
+    power: PowerView | None = None  # None: no power source is watched
+    shed_done: bool = True  # what was to be shed has been, or had its time
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +143,12 @@ class Policy:
     drain_timeout_ns: int = to_ns(10)
     backoff_ns: int = to_ns(0.1)
     backoff_limit_ns: int = to_ns(10)
+    outage_hold_ns: int = 0  # an outage that lasts no longer than this is sat out, if the battery allows
+    outage_stop_ns: int = to_ns(10)  # for the command to end in an outage, at most
+    signal_early: bool = False  # others are told when the save begins, and wait for what they need
+    freezes: bool = False  # the state is a region: the program is frozen and saved, not stopped and drained
+    sheds: bool = False  # something is to be shed at an outage
+    arrival_limit_ns: int = to_ns(60)  # how long what an early signal promised is waited for
 
     @property
     def renew_ns(self) -> int:
@@ -177,6 +211,26 @@ class Leaving:
     exits: bool  # whether this supervisor ends afterwards
     began_ns: int
     drain_from_ns: int = 0  # when the command was gone
+    outage: bool = False  # because the power fails
+    kill_ns: int = 0  # in an outage: when what is left of the command is killed
+
+
+@dataclass(frozen=True, slots=True)
+class Outage:
+    """What was done about an outage, for its report. Times are CLOCK_BOOTTIME; 0: not yet."""
+
+    why: str
+    epoch: int
+    began_ns: int  # when it was decided to leave
+    usable_s: float | None  # then
+    committed: int | None  # then
+    held: int | None  # then, by the destination that held most
+    down_ns: int = 0  # the command was gone
+    end: int | None = None  # where the store ended
+    drained_ns: int = 0
+    done_ns: int = 0
+    outcome: str = "saving"  # "saved", "incomplete", "resumed", "fenced"
+    usable_end_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +243,12 @@ class State:
     seen_exit_ns: int = 0  # the newest exit of the command that was dealt with
     restart_at_ns: int = 0
     leaving: Leaving | None = None
+    outage: Outage | None = None  # the one that is going on, or the last
+    outage_from_ns: int = 0  # when the one that is going on was first seen; 0: none is
+    evacuating: bool = False  # the program of a region was told to freeze
+    early: bool = False  # the lease was given back before everything had arrived elsewhere
+    arrival_version: int = 0  # of the lease record that promises what is waited for
+    arrival_from_ns: int = 0
     drained: bool = True  # whether the last handover left nothing behind
     yield_until_ns: int = 0  # others may go first until then
     fence_why: str = ""
@@ -219,6 +279,41 @@ class TryAcquire(Action):
 @dataclass(frozen=True, slots=True)
 class Renew(Action):
     store_uuid: str = ""  # to be noted in the lease
+    state: LeaseState | None = None  # likewise
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeLease(Action):
+    """Take one's own lease again in a new epoch: the power is back."""
+
+    at_least_epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shed(Action):
+    """Carry out what the operator wants shed in an outage. Once an outage."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evacuate(Action):
+    """Freeze the program, save what of its region is not saved yet, seal it. Asked again until that is done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Thaw(Action):
+    """The program goes on. Does no harm to one that was not frozen."""
+
+
+@dataclass(frozen=True, slots=True)
+class CloseEpoch(Action):
+    """Nobody commits in this epoch here any more."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyForPowerOff(Action):
+    """Tell the power source that this host needs it no more. Asked again as long as it is so."""
 
 
 @dataclass(frozen=True, slots=True)

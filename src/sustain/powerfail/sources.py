@@ -32,6 +32,17 @@ class PowerSource(ABC):
     def _read(self) -> PowerReading:
         """Raises PowerSourceError."""
 
+    @property
+    def counted(self) -> bool | None:
+        """Whether the source waits for this host before the power is cut; None: it waits for nobody."""
+        return None
+
+    def log_in(self) -> None:  # noqa: B027 - most wait for nobody
+        """Be waited for. Raises PowerSourceError."""
+
+    def log_out(self) -> None:  # noqa: B027 - likewise
+        """Be waited for no more: as far as this host is concerned, the power may be cut."""
+
     def close(self) -> None:  # noqa: B027 - most have nothing to close
         """It is not asked any more. upsd is told so, if this host had logged in there."""
 
@@ -40,12 +51,48 @@ class NutSource(PowerSource):
     """A UPS behind an upsd. The connection is made when it is needed, and made anew after an error."""
 
     def __init__(
-        self, url: str, clock: Clock, host: str, port: int, ups: str, *, timeout_s: float, tls: bool
+        self,
+        url: str,
+        clock: Clock,
+        host: str,
+        port: int,
+        ups: str,
+        *,
+        timeout_s: float,
+        tls: bool,
+        login: tuple[str, str] | None = None,
     ) -> None:
         super().__init__(url, clock)
         self._host, self._port, self._ups = host, port, ups
         self._timeout_s, self._tls = timeout_s, tls
+        self._login = login
+        self._logged_in = False
         self._client: nut.NutClient | None = None
+
+    @property
+    def counted(self) -> bool | None:
+        return None if self._login is None else self._logged_in
+
+    def log_in(self) -> None:
+        if self._login is None or self._logged_in:
+            return
+        try:
+            self.client().login(self._ups, *self._login)
+        except PowerSourceError:
+            self._drop()  # half a login: the next one begins anew
+            raise
+        self._logged_in = True
+
+    def log_out(self) -> None:
+        if self._client is not None:
+            self._client.logout()
+        self._client, self._logged_in = None, False
+
+    def _drop(self) -> None:
+        """A login ends with its connection."""
+        if self._client is not None:
+            self._client.close()
+        self._client, self._logged_in = None, False
 
     def client(self) -> nut.NutClient:
         """The connection. Raises PowerSourceError."""
@@ -69,16 +116,12 @@ class NutSource(PowerSource):
         except nut.NutRefused:
             raise  # the connection is as good as before
         except PowerSourceError:
-            if self._client is not None:
-                self._client.close()
-                self._client = None
+            self._drop()
             raise
         return from_nut(variables, self._clock.boottime_ns())
 
     def close(self) -> None:
-        if self._client is not None:
-            self._client.logout()
-            self._client = None
+        self.log_out()
 
 
 class AcpiSource(PowerSource):
@@ -125,10 +168,12 @@ class FileSource(PowerSource):
         return from_nut({name.strip(): value.strip() for name, _, value in pairs}, self._clock.boottime_ns())
 
 
-def open_source(url: str, clock: Clock, *, timeout_s: float = 5.0) -> PowerSource:
+def open_source(
+    url: str, clock: Clock, *, timeout_s: float = 5.0, login: tuple[str, str] | None = None
+) -> PowerSource:
     """The source that `url` names. Nothing is asked of it yet. Raises ConfigError.
 
-    Options: `nut://…?tls=1` refuses an upsd without TLS; `file:///…?max_age=SECONDS`.
+    `login`: user and password of upsd, for `log_in`. Options: `nut://…?tls=1` refuses an upsd without TLS; `file:///…?max_age=SECONDS`.
     """
     try:
         parts = urlsplit(url)
@@ -142,9 +187,8 @@ def open_source(url: str, clock: Clock, *, timeout_s: float = 5.0) -> PowerSourc
         tls = options.pop("tls", "0")
         if tls not in ("0", "1"):
             raise ConfigError(f"power source {url!r}: tls is 0 or 1", hint=_HINT)
-        source = NutSource(
-            url, clock, parts.hostname, port or nut.PORT, path.strip("/"), timeout_s=timeout_s, tls=tls == "1"
-        )
+        where = (parts.hostname, port or nut.PORT, path.strip("/"))
+        source = NutSource(url, clock, *where, timeout_s=timeout_s, tls=tls == "1", login=login)
     elif parts.scheme == "acpi" and not path and not parts.netloc:
         source = AcpiSource(url, clock)
     elif parts.scheme == "file" and path.startswith("/") and not parts.netloc:
@@ -154,6 +198,8 @@ def open_source(url: str, clock: Clock, *, timeout_s: float = 5.0) -> PowerSourc
         source = FileSource(url, clock, Path(path), number(max_age))
     else:
         raise ConfigError(f"power source {url!r} is not known", hint=_HINT)
+    if login is not None and not isinstance(source, NutSource):
+        raise ConfigError(f"power source {url!r} knows no users", hint="only nut:// has --power-user")
     if options:
         raise ConfigError(f"power source {url!r}: unknown option {min(options)!r}", hint=_HINT)
     return source

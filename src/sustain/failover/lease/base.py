@@ -53,12 +53,22 @@ class Lease(ABC):
         """
 
     @abstractmethod
-    def renew(self, grant: LeaseGrant, store_uuid: str = "") -> LeaseGrant | None:
-        """A later deadline; `store_uuid` is noted if given. None when the lease is another's now."""
+    def renew(
+        self, grant: LeaseGrant, store_uuid: str = "", state: LeaseState | None = None
+    ) -> LeaseGrant | None:
+        """A later deadline; `store_uuid` and an owner's `state` are noted if given. None when the lease is
+        another's now."""
+
+    @abstractmethod
+    def resume(self, grant: LeaseGrant, at_least_epoch: int) -> LeaseGrant | None:
+        """Take one's own lease again, in a new epoch: the power came back while the state was being saved.
+
+        None when the lease is another's now.
+        """
 
     @abstractmethod
     def release(self, grant: LeaseGrant, state: LeaseState, position: int | None, reason: str) -> bool:
-        """Mark it released or done; False when it was another's already.
+        """Mark it released, saved or done; False when it was another's already.
 
         `position`: the store's end in this epoch; None when the store was not opened in it.
         """
@@ -117,14 +127,31 @@ class SwapLease(Lease):
             instance=self._instance,
             counter=1,
             ttl_s=ttl_s,
-            state=LeaseState.HELD,
+            state=LeaseState.CLAIMED,
             store_uuid=seen.record.store_uuid,
             position=seen.record.position,  # still true if this holder never gets to open the store
             position_epoch=seen.record.position_epoch,
         )
         return self._granted(record, began_ns) if self._swap(seen.record, record) else None
 
-    def renew(self, grant: LeaseGrant, store_uuid: str = "") -> LeaseGrant | None:
+    def resume(self, grant: LeaseGrant, at_least_epoch: int) -> LeaseGrant | None:
+        began_ns = self._clock.boottime_ns()
+        current = self._load()
+        if not self._mine(current, grant):
+            return None
+        record = replace(
+            current,
+            version=current.version + 1,
+            epoch=max(current.epoch, at_least_epoch) + 1,
+            counter=1,
+            state=LeaseState.HELD,  # at once: a region that was sealed before is not saved any more
+        )
+        return self._granted(record, began_ns) if self._swap(current, record) else None
+
+    def renew(
+        self, grant: LeaseGrant, store_uuid: str = "", state: LeaseState | None = None
+    ) -> LeaseGrant | None:
+        assert state is None or state.owned
         began_ns = self._clock.boottime_ns()
         current = self._load()
         if not self._mine(current, grant):
@@ -135,6 +162,7 @@ class SwapLease(Lease):
             version=current.version + 1,
             counter=current.counter + 1,
             store_uuid=store_uuid or current.store_uuid,
+            state=state or current.state,
         )
         return self._granted(record, began_ns) if self._swap(current, record) else None
 
@@ -167,8 +195,4 @@ class SwapLease(Lease):
         return LeaseGrant(record, began_ns, began_ns + to_ns(record.ttl_s * (1 - self._margin)))
 
     def _mine(self, record: LeaseRecord, grant: LeaseGrant) -> bool:
-        return (record.epoch, record.instance, record.state) == (
-            grant.epoch,
-            self._instance,
-            LeaseState.HELD,
-        )
+        return record.state.owned and (record.epoch, record.instance) == (grant.epoch, self._instance)

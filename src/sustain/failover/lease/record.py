@@ -13,10 +13,25 @@ RATE_MARGIN = 0.02
 
 
 class LeaseState(StrEnum):
+    """What its owner does with the workload. The record is the workload's owner record: changed by swap only."""
+
     ABSENT = "absent"  # no record was ever written here, or it has been deleted
-    HELD = "held"
-    RELEASED = "released"  # given up; free at once
+    CLAIMED = "claimed"  # taken; the state is being put in place, the command does not run yet
+    HELD = "held"  # the command runs
+    SAVING = "saving"  # still held; the owner's power fails, and it brings the state away
+    SAVED = "saved"  # free at once: the state is away, up to `position`
+    RELEASED = "released"  # given up in good order; free at once
     DONE = "done"  # the work is finished; nobody need start it again
+
+    @property
+    def owned(self) -> bool:
+        """Somebody has the lease, until it runs out."""
+        return self in (LeaseState.CLAIMED, LeaseState.HELD, LeaseState.SAVING)
+
+    @property
+    def left(self) -> bool:
+        """The last owner gave it back, and noted where the state ends."""
+        return self in (LeaseState.SAVED, LeaseState.RELEASED, LeaseState.DONE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +116,9 @@ class Watch:
         return LeaseView(record, self._takeable_at_ns(record), read_ns)
 
     def _takeable_at_ns(self, record: LeaseRecord) -> int:
-        if record.state in (LeaseState.RELEASED, LeaseState.DONE):
+        if record.state.left:
             return 0
-        ttl_s = record.ttl_s if record.state is LeaseState.HELD else self._ttl_s
+        ttl_s = record.ttl_s if record.state.owned else self._ttl_s
         return self._since_ns + to_ns(ttl_s * (1 + self._margin))
 
 

@@ -69,8 +69,11 @@ class LeaseWorker:
     def acquire(self, seen: LeaseView, ttl_s: float, at_least_epoch: int) -> None:
         self._change(lambda: self._acquire(seen, ttl_s, at_least_epoch))
 
-    def renew(self, grant: LeaseGrant, store_uuid: str) -> None:
-        self._change(lambda: self._renew(grant, store_uuid))
+    def renew(self, grant: LeaseGrant, store_uuid: str, state: LeaseState | None) -> None:
+        self._change(lambda: self._renew(grant, store_uuid, state))
+
+    def resume(self, grant: LeaseGrant, at_least_epoch: int) -> None:
+        self._change(lambda: self._resume(grant, at_least_epoch))
 
     def release(self, grant: LeaseGrant, state: LeaseState, position: int | None, reason: str) -> None:
         self._change(lambda: self._release(grant, state, position, reason))
@@ -137,8 +140,13 @@ class LeaseWorker:
         self._note(grant=grant, lost="", error="")
         self._withdraw()
 
-    def _renew(self, grant: LeaseGrant, store_uuid: str) -> None:
-        renewed = self._lease.renew(grant, store_uuid)
+    def _renew(self, grant: LeaseGrant, store_uuid: str, state: LeaseState | None) -> None:
+        self._keep(self._lease.renew(grant, store_uuid, state))
+
+    def _resume(self, grant: LeaseGrant, at_least_epoch: int) -> None:
+        self._keep(self._lease.resume(grant, at_least_epoch))
+
+    def _keep(self, renewed: LeaseGrant | None) -> None:
         if renewed is not None:
             self._note(grant=renewed, error="")
             return

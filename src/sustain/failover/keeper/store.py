@@ -1,0 +1,171 @@
+"""A store as its supervisor handles it: control words, epochs, the verbs that ship and receive it."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sustain._native import UNKNOWN, Engine, Replica
+from sustain.clock import Clock
+from sustain.errors import StoreFenced, StoreIOError, StoreUntrusted, SustainError
+from sustain.failover.keeper.base import Keeper, Opened
+from sustain.failover.lease.record import LeaseGrant
+from sustain.failover.observe import StoreWatch
+from sustain.failover.types import DestinationView, PowerView, StoreView
+from sustain.powerfail.decide import Power
+from sustain.replication.orphan import unresolved
+from sustain.units import to_ns
+
+_CLOSED_NS = 1  # a deadline in the past: no commit in this epoch any more
+_POWER_WORD = {
+    Power.UNKNOWN: 0,
+    Power.ON_AC: 1,
+    Power.FLAPPING: 2,
+    Power.ON_BATTERY: 3,
+    Power.LOW: 4,
+    Power.FORCED_SHUTDOWN: 5,
+}
+_POWER_EVERY_NS = to_ns(0.2)
+
+
+@dataclass(frozen=True, slots=True)
+class NewStore:
+    """How the workload's first store is made. Sizes in bytes."""
+
+    size: int
+    log_size: int
+    durability: str
+
+
+class StoreKeeper(Keeper):
+    """The store at `path`."""
+
+    has_door = True
+    follows_command = False
+
+    def __init__(
+        self,
+        path: str,
+        name: str,
+        clock: Clock,
+        *,
+        new: NewStore,
+        listen: str | None,
+        peers: tuple[str, ...],
+        key_file: str | None,
+    ) -> None:
+        self.path = path
+        self._name = name
+        self._clock = clock
+        self._new = new
+        self._listen = listen
+        self._peers = peers
+        self._key_file = key_file
+        self._watch = StoreWatch(path)
+        self._deadline = (0, 0)  # as written into the store: (epoch, deadline)
+        self._power: tuple[int, int | None] | None = None
+        self._power_ns = 0
+
+    def look(self) -> tuple[StoreView | None, tuple[DestinationView, ...]]:
+        return self._watch.look()
+
+    def set_deadline(self, grant: LeaseGrant) -> None:
+        if self._deadline[0] == grant.epoch and self._deadline[1] >= grant.deadline_ns:
+            return  # known already, or closed for good
+        control = self._watch.control()
+        if control is not None:
+            control.set_lease(grant.epoch, grant.deadline_ns)
+            self._deadline = (grant.epoch, grant.deadline_ns)
+
+    def close_epoch(self, epoch: int) -> None:
+        control = self._watch.control()
+        if control is not None:
+            control.set_lease(epoch, _CLOSED_NS)
+            self._deadline = (epoch, 1 << 63)
+
+    def set_power(self, power: PowerView | None) -> None:
+        try:
+            control = self._watch.control()
+        except SustainError:
+            control = None  # half made; what is wrong with it, `look` says
+        if control is None:
+            self._power = None
+            return
+        now_ns = self._clock.boottime_ns()
+        if power is None:
+            if self._power is None:
+                control.clear_power()  # what an earlier supervisor left
+                self._power = (0, None)
+            return
+        usable_ns = None if power.usable_s is None else to_ns(power.usable_s)
+        said = (_POWER_WORD[power.power], usable_ns)
+        same = self._power is not None and self._power[0] == said[0]
+        if same and said == self._power:
+            return
+        fell = same and self._power is not None and (usable_ns or 0) < (self._power[1] or 0)
+        if same and not fell and now_ns - self._power_ns < _POWER_EVERY_NS:
+            return
+        control.set_power(*said)
+        self._power, self._power_ns = said, now_ns
+
+    def create(self) -> None:
+        Engine.format(self.path, self._new.size, self._new.log_size, self._new.durability)
+
+    def set_aside(self) -> str:
+        aside = f"{self.path}.set-aside-{self._clock.realtime_ns()}"
+        self._watch.close()
+        try:
+            os.rename(self.path, aside)
+        except OSError as error:
+            raise StoreIOError(
+                f"{self.path}: cannot be renamed: {error.strerror}", hint="move it away", errno=error.errno
+            ) from error
+        return aside
+
+    def promote(self, epoch: int, still_ours: Callable[[], bool]) -> Opened:
+        """The receiver has ended; nobody else may have the store."""
+        heard = self._heard()
+        replica = Replica(self.path)
+        try:
+            held, commits = replica.end, replica.end_seq
+            orphan = unresolved(self.path, replica.superblock()["replica_uuid"], held)
+            if orphan is not None:  # recovery may have shown an end that was not known before
+                raise StoreUntrusted(
+                    f"{self.path}: it holds commits that a newer primary does not know ({orphan})",
+                    hint="start the host that was primary last, or restore from it; the file named is the report",
+                )
+            # Recovery may have taken long, or this host was stopped meanwhile: an epoch that others have gone
+            # past would do no harm, but would only be an orphan.
+            if not still_ours():
+                raise StoreFenced(f"{self.path}: the lease ran out before epoch {epoch} could begin")
+            start = replica.promote(epoch)
+        finally:
+            replica.close()
+        return Opened(held, commits, start, *heard)
+
+    def _heard(self) -> tuple[int | None, int | None]:
+        """(primary's position, when it was heard), as the receiver left it."""
+        watch = StoreWatch(self.path)
+        try:
+            words = watch.words()
+        finally:
+            watch.close()
+        if words is None or words["primary_heard_ns"] == 0 or words["primary_committed"] == UNKNOWN:
+            return None, None
+        return words["primary_committed"], words["primary_heard_ns"]
+
+    def environment(self) -> dict[str, str]:
+        return {"SUSTAIN_STORE": self.path}
+
+    def shipper(self, epoch: int, command_pid: int | None) -> list[str]:
+        return ["ship", *self._common(), *(word for peer in self._peers for word in ("--peer", peer))]
+
+    def receiver(self) -> list[str]:
+        assert self._listen is not None
+        return ["receive", *self._common(), "--listen", self._listen]
+
+    def _common(self) -> list[str]:
+        words = ["--store", self.path, "--name", self._name]
+        return [*words, "--key-file", self._key_file] if self._key_file else words
+
+    def close(self) -> None:
+        self._watch.close()
