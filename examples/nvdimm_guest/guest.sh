@@ -19,4 +19,4 @@ exec qemu-system-x86_64 \
     -nodefaults -no-user-config -display none -no-reboot \
     -device isa-debug-exit,iobase=0xf4,iosize=1 \
     -kernel "$1/vmlinuz" -initrd "$1/initrd" \
-    -append "console=ttyS0 quiet panic=-1 rdinit=/init ${GUEST_APPEND:-}" </dev/null
+    -append "console=ttyS0 quiet panic=-1 no_timer_check rdinit=/init ${GUEST_APPEND:-}" </dev/null

@@ -5,6 +5,7 @@ system on its NVDIMM, in software emulation. The oracle is its console, read fro
 had been flushed before. What the guest then finds after a boot elsewhere, it says itself; the tests compare.
 """
 
+import contextlib
 import json
 import mmap
 import os
@@ -21,6 +22,8 @@ from typing import Self
 
 import pytest
 
+from sustain.host import pagemap
+from sustain.powerfail.regions import track
 from tests.lab import vm
 from tests.powerfail.rack import until
 
@@ -80,6 +83,7 @@ class Machine:
         self.console = Console(console)
         self.region = region
         environment = {**os.environ, "SUSTAIN_REGION": str(region), "GUEST_APPEND": append}
+        environment |= track.environment(region)
         with console.open("wb") as output:
             self.process = subprocess.Popen(
                 [str(EXAMPLE / "guest.sh"), str(built)],
@@ -143,16 +147,16 @@ class Machine:
         return status
 
 
-def changed_record_pages(before: Path, after: Path) -> list[int]:
-    """Offsets of pages that hold records and changed from one copy to the other."""
-    found = []
+def changed_pages(before: Path, after: Path) -> dict[int, bool]:
+    """Offsets of pages that changed from one copy to the other; whether they begin with a record."""
+    found = {}
     with before.open("rb") as one, after.open("rb") as two:
         old = mmap.mmap(one.fileno(), 0, access=mmap.ACCESS_READ)
         new = mmap.mmap(two.fileno(), 0, access=mmap.ACCESS_READ)
         with old, new:
             for at in range(0, len(new), PAGE):
-                if new[at : at + 8] == b"svrecrd1" and old[at : at + PAGE] != new[at : at + PAGE]:
-                    found.append(at)
+                if old[at : at + PAGE] != new[at : at + PAGE]:
+                    found[at] = new[at : at + 8] == b"svrecrd1"
     return found
 
 
@@ -160,23 +164,37 @@ def test_the_memory_of_one_moment_is_whole_and_a_page_left_out_is_caught(built: 
     region, early, late = tmp_path / "nv.img", tmp_path / "early.img", tmp_path / "late.img"
     with region.open("wb") as file:
         file.truncate(SIZE_BYTES)
-    with Machine(built, region, tmp_path / "first") as machine:
+    with (
+        Machine(built, region, tmp_path / "first") as machine,
+        contextlib.closing(track.open_tracker(region, SIZE_BYTES // PAGE)) as tracker,
+    ):
         machine.reaches(BOTH_WAYS)
+        assert tracker.harvest().everything, "the first look"
         assert "prepared a new NVDIMM" in machine.console.rest()
         machine.stop_by_signal()
         shutil.copyfile(region, early)
+        tracker.harvest()
         at_early = machine.console.flushed()
         machine.process.send_signal(signal.SIGCONT)
         machine.reaches(at_early + 300)
         machine.stop()
         shutil.copyfile(region, late)
+        harvest = tracker.harvest()
         flushed = machine.console.flushed()
         machine.kill()
+    changed = changed_pages(early, late)
+    if pagemap.has_scan():
+        # What is found by the page tables of a QEMU that knows nothing of it is all that changed, and not all there is.
+        assert not harvest.everything, harvest.why
+        named = {page * PAGE for first, count in harvest.runs for page in range(first, first + count)}
+        assert changed.keys() <= named
+        assert len(named) < SIZE_BYTES // PAGE // 10
+
     torn = tmp_path / "torn.img"
     shutil.copyfile(late, torn)
 
     # What the checker must see: one page of records as it was at the earlier moment.
-    at = changed_record_pages(early, late)[20]
+    at = [offset for offset, holds_record in changed.items() if holds_record][20]
     with torn.open("r+b") as file, early.open("rb") as old:
         file.seek(at)
         old.seek(at)
