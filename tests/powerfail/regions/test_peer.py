@@ -302,7 +302,7 @@ def test_a_session_that_hangs_keeps_its_successor_out(lab: Lab, monkeypatch: pyt
     old.begin(identity(data), 1)
     put(old, data)
     until(lambda: keeper.status()["sessions"], "the session")
-    with pytest.raises(RegionBusy, match="let go"):
+    with pytest.raises(RegionBusy, match="has not ended"):
         lab.sink(keeper).begin(identity(data), 2)
     hold.set()
     monkeypatch.undo()

@@ -42,7 +42,8 @@ from sustain.replication.urls import join
 from sustain.replication.wire import Refuse
 
 SESSIONS_LIMIT = 32
-_HANDOVER_S = 5.0  # how long a new connection waits for the session before it to let go
+_HANDOVER_S = 5.0  # how long a new connection waits for a session that must let go
+_GRACE_S = 1.0  # and for one that may be over already
 
 
 def _silent(_: str) -> None:
@@ -186,7 +187,7 @@ class Keeper:
                 f"region {hello.name} of {hello.size_bytes} bytes is above the limit of {limit}",
                 hint="a larger disk, or --size-limit, at the keeper",
             )
-        deadline = time.monotonic() + _HANDOVER_S
+        began = time.monotonic()
         with self._changed:
             while (old := self._in_the_way(hello)) is not None:
                 if hello.purpose == SAVE and old.hello.epoch > hello.epoch:
@@ -194,12 +195,12 @@ class Keeper:
                         f"epoch {hello.epoch} is over: epoch {old.hello.epoch} saves region {hello.name}",
                         hint="this host is not the primary any more",
                     )
-                left_s = deadline - time.monotonic()
+                gives_way = isinstance(old, SaveSession) and (hello.purpose == SAVE or old.sealed)
+                left_s = began + (_HANDOVER_S if gives_way or old.over else _GRACE_S) - time.monotonic()
                 if left_s <= 0:
-                    raise RegionBusy(
-                        f"the session before has not let go of region {hello.name}", hint="try again"
-                    )
-                old.end("replaced", f"a newer connection took over, from {session.channel.peer}")
+                    raise RegionBusy(f"{old.describe()} has not ended", hint="try again when it has")
+                if gives_way:
+                    old.end("replaced", f"a newer connection took over, from {session.channel.peer}")
                 self._changed.wait(left_s)
             if self._stopping:
                 raise RegionError("the keeper is stopping", hint="start `sustain receive` there again")
@@ -208,12 +209,16 @@ class Keeper:
             self._sessions.add(session)
             self._served += 1
 
-    def _in_the_way(self, hello: RegionHello) -> SaveSession | None:
-        """The session that must end first. One that has sealed gives way to a restore: its host may be cut off
-        since, and whoever restores what was sealed does not wait for its time-out."""
+    def _in_the_way(self, hello: RegionHello) -> Session | None:
+        """A session that must end first: any for a save, a save for a restore.
+
+        A save gives way to a newer one; to a restore when it has sealed, since its host may be cut off and
+        whoever restores what was sealed does not wait for its time-out. All others are only given the moment
+        that a client that has hung up takes to be noticed.
+        """
         for each in self._sessions:
-            if isinstance(each, SaveSession) and each.hello.name == hello.name:
-                return each if hello.purpose == SAVE or each.sealed or each.over else None
+            if each.hello.name == hello.name and SAVE in (each.hello.purpose, hello.purpose):
+                return each
         return None
 
     def _refuse(
