@@ -34,8 +34,9 @@ help: ## what there is to make
 
 build: $(VENV)/.built src/sustain/_track.so ## the package, in .venv
 
-demo: build ## index real files, kill the primary, take over, compare: under a minute once built
+demo: build ## index real files; kill the primary, then let its power fail; compare: about a minute once built
 	@sustain demo
+	@sustain demo --how outage
 
 test: build $(VENV)/.dev ## all tests: engine, package, crash loops, lab
 	@if [ -x scripts/setup-debian.sh ]; then scripts/setup-debian.sh test; fi

@@ -34,6 +34,19 @@ def test_nothing_acknowledged_is_lost_and_every_word_is_right(tmp_path: Path) ->
     assert {"a", "b", "lease"} <= {path.name for path in kept.iterdir()}
 
 
+@pytest.mark.crash
+def test_an_outage_leaves_nothing_to_be_done_again() -> None:
+    made = demo("--json", "--max-files", "300", "--ttl", "1s", "--how", "outage")
+    assert made.returncode == 0, made.stdout + made.stderr
+    found: dict[str, Any] = json.loads(made.stdout)
+    print(f"seed {found['seed']}")
+    assert found["good"] is True
+    assert found["how"] == "outage"
+    assert found["primary_position"] == found["standby_position"] == found["acknowledged_position"]
+    assert found["unreplicated_commits"] == 0
+    assert found["differences"] == []
+
+
 def test_it_does_not_write_over_a_directory(tmp_path: Path) -> None:
     made = demo("--keep", str(tmp_path))
     assert made.returncode == 2

@@ -2,7 +2,8 @@
 
 Two hosts, played by two directories on this machine, run examples/index_docs.py. In mid-work every
 process of the first is killed; the second takes over and finishes; then every word is counted again in
-plain Python and compared. The exit status is 0 only if all of it is right.
+plain Python and compared. The exit status is 0 only if all of it is right. With --how outage the first
+host is told that its power fails, and has to bring everything away before it is killed.
 """
 
 import argparse
@@ -18,6 +19,12 @@ HELP = "see an application survive the loss of its host"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, metavar="N", help="of the kill point (random, and printed)")
+    parser.add_argument(
+        "--how",
+        choices=("kill", "outage"),
+        default="kill",
+        help="what happens to the first host: killed at once, or its power fails (a file stands for the UPS)",
+    )
     parser.add_argument("--keep", metavar="DIR", help="leave both hosts' files in this new directory")
     parser.add_argument("--max-files", type=int, default=2000, metavar="N", help="files to index (2000)")
     parser.add_argument(
@@ -50,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
             )
         directory.mkdir(parents=True)
     seed = random.randrange(1 << 32) if args.seed is None else args.seed
-    options = Options(directory, seed, args.max_files, args.max_bytes, args.ttl, args.durability)
+    options = Options(directory, seed, args.max_files, args.max_bytes, args.ttl, args.durability, args.how)
     try:
         with show.stage() as stage:
             stage.say(f"seed {seed}")

@@ -88,6 +88,11 @@ class Host:
         """The supervisor's first `event` line; None when it has not come yet."""
         return next((line for line in _lines(self.events_path) if line.get("event") == event), None)
 
+    def last_event(self, event: str, fits: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
+        """The supervisor's last `event` line that fits; None when it has not come yet."""
+        lines = [line for line in _lines(self.events_path) if line.get("event") == event and fits(line)]
+        return lines[-1] if lines else None
+
     def kill(self) -> tuple[int, int]:
         """SIGKILL everything at once; (CLOCK_BOOTTIME ns of the first signal, processes killed)."""
         victims = list(self._processes())

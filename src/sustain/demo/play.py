@@ -40,12 +40,15 @@ class Options:
     max_bytes: int
     ttl_s: float
     durability: str
+    how: str = "kill"  # or "outage": what happens to host a
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What happened. Times in seconds, positions in bytes of log; None is unknown."""
+    """What happened. Times in seconds, positions in bytes of log; None is unknown. In an outage "kill" means the
+    moment when the power failed; host a's processes were killed when it had said that the power may be cut."""
 
+    how: str
     seed: int
     durability: str
     files: int
@@ -86,7 +89,8 @@ class Outcome:
     @property
     def good(self) -> bool:
         """Whether everything that was promised was kept."""
-        return not self.differences and not self.acknowledged_lost
+        redone = self.how == "outage" and self.unreplicated_commits != 0
+        return not self.differences and not self.acknowledged_lost and not redone
 
     def as_dict(self) -> dict[str, Any]:
         return {"good": self.good, **asdict(self)}
@@ -118,8 +122,10 @@ def play(options: Options, stage: Stage) -> Outcome:
             command += ["--max-files", str(options.max_files), "--max-bytes", str(options.max_bytes)]
             host.start(peer, lease, key, [*common, *more], [*command, "--start-when", str(go)])
 
+        supply = _Supply(options.directory / "ups")
+        plug = supply.options() if options.how == "outage" else []
         stage.say("host a starts: it takes the lease, creates the store and runs the application")
-        start(a, b, ["--create"])
+        start(a, b, ["--create", *plug])
         wait_for("host a's first commits", lambda: a.progress("planned") is not None, [a], _LIMIT_S, 0.01)
         total = int((a.progress("planned") or {})["files"])
         stage.say(f"host b starts as its standby; {total:,} files are to be indexed")
@@ -130,16 +136,14 @@ def play(options: Options, stage: Stage) -> Outcome:
         go.touch()
         first = _commits(a)
         _watch(a, stage, "host a indexes", first, kill_at, total, [a, b])
-        kill_ns, killed = a.kill()
-        held = _Held.read(a, b)
-        stage.say(
-            f"SIGKILL to all {killed} processes of host a, at file {_commits(a) - first:,} of {total:,}"
-        )
+        at = f"at file {_commits(a) - first:,} of {total:,}"
+        lose = _lose_the_power if options.how == "outage" else _lose_all_at_once
+        kill_ns, killed, held = lose(a, b, supply, stage, at)
 
         wait_for("the first commit on host b", lambda: b.progress("first-commit") is not None, [b], _LIMIT_S)
         resumed = b.progress("first-commit") or {}
         stage.say(
-            f"host b committed {(resumed['boottime_ns'] - kill_ns) / 1e9:.2f} s after the kill, "
+            f"host b committed {(resumed['boottime_ns'] - kill_ns) / 1e9:.2f} s after the {options.how}, "
             f"at file {resumed['next']:,}"
         )
         start_commits = _commits(b)
@@ -156,6 +160,25 @@ def play(options: Options, stage: Stage) -> Outcome:
     finally:
         a.close()
         b.close()
+
+
+def _lose_all_at_once(a: Host, b: Host, _: "_Supply", stage: Stage, at: str) -> "tuple[int, int, _Held]":
+    """When it was, how many processes were killed, and what each host held."""
+    kill_ns, killed = a.kill()
+    held = _Held.read(a, b)
+    stage.say(f"SIGKILL to all {killed} processes of host a, {at}")
+    return kill_ns, killed, held
+
+
+def _lose_the_power(a: Host, b: Host, supply: "_Supply", stage: Stage, at: str) -> "tuple[int, int, _Held]":
+    """The same, with a warning: host a has the time that its battery gives it."""
+    failed_ns = supply.fail()
+    stage.say(f"the power of host a fails, {at}")
+    wait_for("host a to save", lambda: _saved(a) is not None, [a, b], _LIMIT_S)
+    wait_for("host b to take over", lambda: b.event("takeover") is not None, [b], _LIMIT_S)
+    killed = a.kill()[1]
+    stage.say(f"host a has said that its power may be cut: SIGKILL to the {killed} processes left there")
+    return failed_ns, killed, _Held.saved(a, b)
 
 
 @dataclass(frozen=True)
@@ -181,6 +204,48 @@ class _Held:
             theirs["commit_seq"],
             theirs["committed"],
         )
+
+    @classmethod
+    def saved(cls, a: Host, b: Host) -> "_Held":
+        """In an outage: what host a says it has brought away, and what host b says it began with."""
+        outage, takeover, ours = _saved(a), b.event("takeover"), a.words()
+        if outage is None or takeover is None or ours is None:
+            raise SustainError("the reports cannot be read", hint="run again with --keep DIR")
+        acked = [each["acked"] for each in outage["destinations"] if each["acked"] is not None]
+        return cls(
+            ours["commit_seq"],
+            outage["end"],
+            max(acked, default=None),
+            takeover["commits_held"],
+            takeover["held_position"],
+        )
+
+
+class _Supply:
+    """What stands for the UPS of host a: a file that says what an upsd would say."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._say("OL")
+
+    def options(self) -> list[str]:
+        power = ["--power", f"file://{self._path}", "--power-poll", "100ms"]
+        return [*power, "--power-debounce", "500ms"]
+
+    def fail(self) -> int:
+        """The mains are gone; CLOCK_BOOTTIME, nanoseconds."""
+        self._say("OB DISCHRG")
+        return sustain._native.boottime_ns()
+
+    def _say(self, status: str) -> None:
+        draft = self._path.with_suffix(".new")
+        draft.write_text(f"ups.status: {status}\nbattery.runtime: 300\nbattery.runtime.low: 30\n")
+        draft.replace(self._path)
+
+
+def _saved(host: Host) -> dict[str, Any] | None:
+    """What the supervisor says of an outage that it is done with."""
+    return host.last_event("outage", lambda line: line["outcome"] != "saving")
 
 
 def _judge(
@@ -215,12 +280,14 @@ def _judge(
     if module.plan_files(module.default_roots(), options.max_files, options.max_bytes) != plan:
         differences.append("the plan in the store is not the list of files on this machine")
     acknowledged_lost = held.acknowledged is not None and epoch_start < held.acknowledged
+    free_ns = takeover.get("lease_free_boottime_ns") or takeover.get("acquired_boottime_ns")
     began_ns, finish_ns = int(on_a["boottime_ns"]), int(finished["boottime_ns"])
     on_b = b.progress("begun") or resumed
     done_on_a = int(resumed["next"])
     text_on_a = finished["text_bytes"] * done_on_a / max(1, finished["files"])
     taken_over = takeover.get("commits_held")
     return Outcome(
+        how=options.how,
         seed=options.seed,
         durability=sustain._native.Control(str(b.store)).superblock()["durability"],
         files=finished["files"],
@@ -244,8 +311,8 @@ def _judge(
         acknowledged_lost=acknowledged_lost,
         unreplicated_commits=None if taken_over is None else held.primary_commits - taken_over,
         resumed_at_file=done_on_a,
-        lease_wait_s=_span(kill_ns, takeover.get("lease_free_boottime_ns")),
-        promotion_s=_span(takeover.get("lease_free_boottime_ns"), takeover.get("promoted_boottime_ns")),
+        lease_wait_s=_span(kill_ns, free_ns),
+        promotion_s=_span(free_ns, takeover.get("promoted_boottime_ns")),
         start_s=_span(takeover.get("promoted_boottime_ns"), (b.progress("started") or {}).get("boottime_ns")),
         first_commit_s=(resumed["boottime_ns"] - (b.progress("started") or resumed)["boottime_ns"]) / 1e9,
         kill_to_first_commit_s=(resumed["boottime_ns"] - kill_ns) / 1e9,

@@ -93,17 +93,17 @@ def _table(title: str) -> Table:
 
 
 def _held(outcome: Outcome) -> Table:
-    table = _table("When host a was killed")
+    outage = outcome.how == "outage"
+    table = _table("When the power of host a failed" if outage else "When host a was killed")
     unknown = "unknown"
     acked = (
         unknown if outcome.acknowledged_position is None else f"position {outcome.acknowledged_position:,}"
     )
     gone = unknown if outcome.unreplicated_commits is None else f"{outcome.unreplicated_commits:,}"
     lost = "SOME" if outcome.acknowledged_lost else "0"
-    table.add_row(
-        "killed",
-        f"{outcome.processes_killed} processes, at about file {outcome.kill_at_file:,} of {outcome.files:,}",
-    )
+    when = "when it had said that the power may be cut" if outage else "all of it at once"
+    table.add_row("the power failed" if outage else "killed", f"at about file {outcome.kill_at_file:,}")
+    table.add_row("killed" if outage else "", f"{outcome.processes_killed} processes, {when}")
     table.add_row(
         "host a held", f"{outcome.primary_commits:,} commits, position {outcome.primary_position:,}"
     )
@@ -123,10 +123,11 @@ def _held(outcome: Outcome) -> Table:
 
 
 def _times(outcome: Outcome) -> Table:
-    table = _table("From the kill to the first commit on host b")
+    table = _table(f"From the {outcome.how} to the first commit on host b")
     rest = None if outcome.lease_wait_s is None else outcome.kill_to_first_commit_s - outcome.lease_wait_s
     table.add_row("in all", _time(outcome.kill_to_first_commit_s))
-    table.add_row("waiting for the lease", _time(outcome.lease_wait_s))
+    waited = "to be believed, to save" if outcome.how == "outage" else "waiting for the lease"
+    table.add_row(waited, _time(outcome.lease_wait_s))
     table.add_row("the rest", Text(_time(rest), style="bold"))
     table.add_row("  lease and promotion", _time(outcome.promotion_s))
     table.add_row("  start of the command", _time(outcome.start_s))
