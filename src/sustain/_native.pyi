@@ -343,6 +343,9 @@ def differing_pages(one: Buffer, other: Buffer) -> list[tuple[int, int]]:
 def digest(data: Buffer) -> bytes:
     """XXH3-128 of all of `data`, 16 bytes: the digest of a table."""
 
+def write_back(data: Buffer) -> None:
+    """Write the cache lines of a mapped device back to its persistence domain, and wait for it."""
+
 def boottime_ns() -> int: ...
 def write_back_way() -> str:
     """How cache lines are written back for `pmem`: "clwb", "clflushopt", "clflush" or "dccvap"."""

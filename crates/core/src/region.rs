@@ -13,6 +13,7 @@ use std::sync::OnceLock;
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 use crate::format::PAGE;
+use crate::medium::pmem;
 
 /// Bytes of a digest.
 pub const DIGEST: usize = 16;
@@ -161,6 +162,13 @@ pub fn digest_of(memory: Memory) -> [u8; DIGEST] {
         hasher.update(&scratch.0[..len]);
     }
     hasher.digest128().to_le_bytes()
+}
+
+/// Return when the cache lines of `memory` are in the persistence domain; for a mapped device that has no other way.
+pub fn write_back(memory: Memory) {
+    // SAFETY: the memory is readable, by `new`, so it is mapped.
+    unsafe { pmem::write_back(memory.start, memory.len) };
+    pmem::fence();
 }
 
 fn runs(pages: usize, mut differs: impl FnMut(usize) -> bool) -> Vec<Run> {

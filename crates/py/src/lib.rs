@@ -81,6 +81,12 @@ mod _native {
         crate::region::digest(py, data)
     }
 
+    /// Write the cache lines of a buffer back, and wait for it.
+    #[pyfunction]
+    fn write_back(py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<()> {
+        crate::region::write_back(py, data)
+    }
+
     /// How cache lines are written back on this processor.
     #[pyfunction]
     fn write_back_way() -> String {

@@ -79,6 +79,12 @@ pub(crate) fn digest<'py>(py: Python<'py>, data: &Bound<'py, PyAny>) -> PyResult
     Ok(PyBytes::new(py, &py.detach(|| region::digest_of(data.memory()))))
 }
 
+pub(crate) fn write_back(py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<()> {
+    let data = Held::get(data, false)?;
+    py.detach(|| region::write_back(data.memory()));
+    Ok(())
+}
+
 /// A table on its way into a stretch without the interpreter lock, in the same thread.
 struct Shared(Table);
 

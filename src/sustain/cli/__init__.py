@@ -17,7 +17,21 @@ from typing import NoReturn
 
 from sustain.errors import ConfigError, SustainError
 
-VERBS = ("create", "info", "verify", "status", "objects", "run", "ship", "receive", "power", "demo", "doctor")
+VERBS = (
+    "create",
+    "info",
+    "verify",
+    "status",
+    "objects",
+    "run",
+    "ship",
+    "receive",
+    "save",
+    "restore",
+    "power",
+    "demo",
+    "doctor",
+)
 
 _DESCRIPTION = """\
 Sustain keeps the memory of a Linux host alive: in-memory stores whose every commit is

@@ -1,0 +1,78 @@
+"""Restore a saved region to a file or a device, which may be another or a larger one than it was saved from.
+
+Only a complete save is restored, and every page is compared with its digest. A restore that was interrupted
+goes on where it ended; until it is done, PATH.restoring lies beside the target. The program must not run.
+"""
+
+import argparse
+from typing import Any
+
+from sustain.cli.output import add_json, emit, progress
+from sustain.cli.save import _natural as natural
+from sustain.units import format_duration, format_size
+
+HELP = "restore a saved region to a file or a device"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("url", metavar="URL", help="file:///dir, s3://bucket/prefix or tcp://host:port")
+    parser.add_argument("path", metavar="PATH", help="the target: a file, made if need be, or a device")
+    parser.add_argument("--name", metavar="NAME", help="what the region is called there (the target's name)")
+    parser.add_argument("--key-file", metavar="FILE", help="the key that both sides of tcp:// share")
+    parser.add_argument("--epoch", type=natural, metavar="N", help="only a save of that epoch")
+    parser.add_argument("--number", type=natural, metavar="N", help="only the save with that number")
+    parser.add_argument(
+        "--no-verify", action="store_true", help="believe the source and the target: faster, and not advised"
+    )
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from uuid import UUID
+
+    from sustain.powerfail.regions import identity
+    from sustain.powerfail.regions.restore import restore
+    from sustain.powerfail.regions.save import default_name
+    from sustain.powerfail.regions.sink import open_source
+    from sustain.replication.auth import NO_KEY, load_key
+
+    key = load_key(args.key_file) if args.key_file else NO_KEY
+    known = identity.load(args.path)
+    name = args.name or (known.name if known else default_name(args.path))
+    with open_source(args.url, key=key, name=name) as source:
+        report = restore(
+            source,
+            args.path,
+            epoch=args.epoch,
+            number=args.number,
+            verify=not args.no_verify,
+            progress=lambda done, pages: progress(f"restoring: {done / pages:.0%}"),
+        )
+    progress("")
+    data: dict[str, Any] = {
+        "url": report.url,
+        "path": report.path,
+        "name": report.identity.name,
+        "uuid": str(UUID(bytes=report.identity.uuid)),
+        "size_bytes": report.identity.size_bytes,
+        "target_bytes": report.target_bytes,
+        "epoch": report.seal.epoch,
+        "number": report.seal.number,
+        "owner": report.seal.owner,
+        "reason": report.seal.reason,
+        "saved_ns": report.seal.realtime_ns,
+        "copied_bytes": report.copied_bytes,
+        "verified": report.verified,
+        "duration_s": report.duration_s,
+    }
+    emit(args, data, lambda: _text(data))
+    return 0
+
+
+def _text(data: dict[str, Any]) -> str:
+    return (
+        f"{data['path']}: restored from {data['name']}, epoch {data['epoch']}, number {data['number']} "
+        f"({data['owner']}: {data['reason']}): {format_size(data['copied_bytes'])} of "
+        f"{format_size(data['size_bytes'])} copied in {format_duration(data['duration_s'])}"
+        f"{'' if data['verified'] else ', not verified'}"
+    )

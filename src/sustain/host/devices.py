@@ -1,0 +1,36 @@
+"""Device files: what /sys says of a DAX character device. Used by `powerfail.regions.medium`."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Dax:
+    """A /dev/dax device: its size, and what a mapping's offset and length must be a multiple of."""
+
+    size_bytes: int
+    align_bytes: int
+
+
+def dax(device: int, root: Path = Path("/")) -> Dax | None:
+    """The character device with that number (`st_rdev`); None: it is not a DAX device, or its size is unknown."""
+    folder = root / "sys/dev/char" / f"{os.major(device)}:{os.minor(device)}"
+    size, align = _number(folder / "size"), _number(folder / "align")
+    if not size or _subsystem(folder) not in ("dax", None):
+        return None
+    return Dax(size, align or 2 << 20)
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text(encoding="ascii"), 0)
+    except (OSError, ValueError):
+        return None
+
+
+def _subsystem(folder: Path) -> str | None:
+    try:
+        return os.path.basename(os.readlink(folder / "subsystem"))
+    except OSError:
+        return None
