@@ -170,7 +170,9 @@ def test_a_directory_that_is_no_cgroup(tmp_path: Path) -> None:
 
 
 def test_the_words_of_the_option(tmp_path: Path) -> None:
-    assert open_freezer("signal", None) is None
+    nobody = open_freezer("signal", None)
+    nobody.freeze()
+    nobody.thaw()
     assert isinstance(open_freezer("qmp:/a/socket", None), QmpFreezer)
     for bad in ("", "signal:1", "cgroup", "cgroup:", "qmp:", "stop"):
         with pytest.raises(ConfigError):

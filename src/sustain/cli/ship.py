@@ -1,7 +1,8 @@
-"""Ship a store's log to other hosts, until asked to stop.
+"""Ship a store's log, or the changed pages of a region, to other hosts, until asked to stop.
 
 Beside the application, as a process of its own. Destinations are tcp://HOST:PORT of a `sustain receive`
-(or `sustain run`) there; with ?required=1 the log is kept until that host holds it durably.
+(or `sustain run`) there; with ?required=1 the log is kept until that host holds it durably. A region goes to
+file:///DIR and s3://BUCKET/PREFIX as well; SIGUSR1 freezes its program and seals there, SIGUSR2 lets it go on.
 """
 
 import argparse
@@ -12,11 +13,13 @@ from typing import Any
 
 from sustain.cli.output import add_json, duration_argument, emit, size_argument
 
-HELP = "ship a store's log to standbys"
+HELP = "ship a store's log, or a region's pages, to standbys"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--store", required=True, metavar="PATH", help="the store")
+    shipped = parser.add_mutually_exclusive_group(required=True)
+    shipped.add_argument("--store", metavar="PATH", help="the store")
+    shipped.add_argument("--region", metavar="PATH", help="a file or device that a program maps")
     parser.add_argument(
         "--peer",
         action="append",
@@ -64,10 +67,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TIME",
         help="no progress means dead after (10s)",
     )
+    from sustain.cli.ship_region import add_region_arguments
+
+    add_region_arguments(parser)
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.region:
+        from sustain.cli.ship_region import ship_region
+
+        return ship_region(args)
     from sustain.errors import ConfigError
     from sustain.replication.auth import NO_KEY, load_key
     from sustain.replication.outlet import LinkConfig

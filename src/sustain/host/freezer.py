@@ -40,10 +40,11 @@ class Freezer(ABC):
 
 
 class SignalFreezer(Freezer):
-    """SIGSTOP to a process group and to all of its session, and to `others`, which do not belong to it."""
+    """SIGSTOP to a process group (None: there is none) and to all of its session, and to `others`, which do not
+    belong to it."""
 
-    def __init__(self, group: int, root: Path = Path("/")) -> None:
-        if group <= 1 or os.getpgid(0) == group or os.getsid(0) == group:
+    def __init__(self, group: int | None, root: Path = Path("/")) -> None:
+        if group is not None and (group <= 1 or os.getpgid(0) == group or os.getsid(0) == group):
             raise ConfigError(
                 f"process group {group} cannot be frozen from within",
                 hint="give the group of a program that runs in a session of its own",
@@ -51,10 +52,12 @@ class SignalFreezer(Freezer):
         self.others: set[Identity] = set()
         self._group = group
         self._root = root
-        self._leader = identify(group, str(root))
+        self._leader = None if group is None else identify(group, str(root))
 
     def members(self) -> set[Identity]:
         """Those of the group and its session that live now, without `others`."""
+        if self._group is None:
+            return set()
         leader = identify(self._group, str(self._root))
         if leader is not None and self._leader is not None and leader != self._leader:
             return set()  # the number names somebody else by now
@@ -155,11 +158,11 @@ class QmpFreezer(Freezer):
             guest.ask("cont")
 
 
-def open_freezer(spec: str, group: int | None) -> Freezer | None:
-    """The one that `spec` names: signal, cgroup:DIR, qmp:SOCKET. None: signal, and there is no group."""
+def open_freezer(spec: str, group: int | None) -> Freezer:
+    """The one that `spec` names: signal (for `group`), cgroup:DIR, qmp:SOCKET."""
     kind, _, place = spec.partition(":")
     if kind == "signal" and not place:
-        return None if group is None else SignalFreezer(group)
+        return SignalFreezer(group)
     if kind == "cgroup" and place:
         return CgroupFreezer(place)
     if kind == "qmp" and place:

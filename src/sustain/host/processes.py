@@ -30,6 +30,20 @@ def start_ticks(pid: int, root: str = "/") -> int | None:
     return int(fields[19])
 
 
+def parents(pid: int, root: str = "/") -> set[int]:
+    """All processes above `pid`, up to the first one."""
+    found: set[int] = set()
+    while True:
+        try:
+            text = Path(root, "proc", str(pid), "stat").read_text(encoding="utf-8", errors="replace")
+            pid = int(text.rpartition(")")[2].split()[1])
+        except (OSError, ValueError, IndexError):
+            return found
+        if pid <= 0 or pid in found:
+            return found
+        found.add(pid)
+
+
 def child_faults(pid: int, root: str = "/") -> int | None:
     """Page faults of the children that `pid` has waited for (field 11): it grows when one has come and gone."""
     try:

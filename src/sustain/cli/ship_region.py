@@ -1,0 +1,97 @@
+"""`sustain ship --region`: its options, and how they become a pre-copier. Used by `cli.ship`."""
+
+import argparse
+
+from sustain.cli.output import size_argument
+
+_WAYS = ("auto", "content", "soft-dirty", "write-protect")
+
+
+def add_region_arguments(parser: argparse.ArgumentParser) -> None:
+    region = parser.add_argument_group("regions")
+    region.add_argument("--region-name", default="", metavar="NAME", help="the workload's name for it")
+    region.add_argument(
+        "--region-uuid", default="", metavar="HEX", help="which region it is, wherever it lies"
+    )
+    region.add_argument("--epoch", type=int, default=0, metavar="N", help="of this host's primaryship")
+    region.add_argument("--seal-number", type=int, default=1, metavar="N", help="of its next seal (1)")
+    region.add_argument("--status", metavar="FILE", help="what is going on (PATH.region.json)")
+    region.add_argument("--power-file", metavar="FILE", help="what the supervisor says of the battery")
+    region.add_argument(
+        "--rate", type=size_argument, default=64 << 20, metavar="SIZE", help="per second (64MiB)"
+    )
+    region.add_argument(
+        "--scan-rate",
+        type=size_argument,
+        default=256 << 20,
+        metavar="SIZE",
+        help="compared per second (256MiB)",
+    )
+    region.add_argument("--track", choices=_WAYS, default="auto", help="how changed pages are found (auto)")
+    region.add_argument("--pids-of", type=int, metavar="PGID", help="process group of the program")
+    region.add_argument(
+        "--freeze", default="signal", metavar="HOW", help="signal, cgroup:DIR or qmp:SOCKET (signal)"
+    )
+    region.add_argument("--evacuate", action="store_true", help="freeze and seal at once")
+    region.add_argument(
+        "--region-budget-first", type=float, default=0.5, metavar="SHARE", help="no rate limit above (0.5)"
+    )
+    region.add_argument(
+        "--region-budget-second", type=float, default=0.9, metavar="SHARE", help="hold the program back (0.9)"
+    )
+
+
+def ship_region(args: argparse.Namespace) -> int:
+    from sustain.errors import ConfigError
+    from sustain.host.freezer import open_freezer
+    from sustain.powerfail.regions.manifest import check_name
+    from sustain.powerfail.regions.pace import PacePolicy
+    from sustain.powerfail.regions.precopy import Precopier, PrecopyConfig
+    from sustain.powerfail.regions.track import Way
+    from sustain.replication.auth import NO_KEY, load_key
+
+    try:
+        uuid = bytes.fromhex(args.region_uuid.replace("-", ""))
+    except ValueError:
+        uuid = b""
+    if len(uuid) != 16:
+        raise ConfigError("--region-uuid is 32 hexadecimal digits", hint="the supervisor knows it")
+    if args.epoch < 1 or args.seal_number < 1:
+        raise ConfigError("--epoch and --seal-number begin at 1", hint="the supervisor knows them")
+    if not 0 < args.region_budget_first < args.region_budget_second < 1:
+        raise ConfigError(
+            "the thresholds of the budget are shares, the second above the first", hint="0.5 and 0.9"
+        )
+    if args.rate <= 0 or args.scan_rate <= 0:
+        raise ConfigError("a rate is more than nothing", hint="64MiB is the default")
+    config = PrecopyConfig(
+        region=args.region,
+        name=check_name(args.region_name),
+        uuid=uuid,
+        epoch=args.epoch,
+        seal_number=args.seal_number,
+        owner=args.name,
+        urls=tuple(_destination(text) for text in args.peer),
+        status_file=args.status or f"{args.region}.region.json",
+        power_file=args.power_file,
+        key=load_key(args.key_file) if args.key_file else NO_KEY,
+        freezer=open_freezer(args.freeze, args.pids_of),
+        track=Way(args.track),
+        rate=float(args.rate),
+        scan_rate=float(args.scan_rate),
+        policy=PacePolicy(
+            first_threshold=args.region_budget_first, second_threshold=args.region_budget_second
+        ),
+        evacuate=args.evacuate,
+    )
+    Precopier(config).run()
+    return 0
+
+
+def _destination(text: str) -> tuple[str, bool]:
+    """A URL, and whether it is required; wrong ones are said now and not after the first attempt."""
+    from sustain.powerfail.regions.sink import open_sink
+    from sustain.replication.urls import parse_peer
+
+    open_sink(text.partition("?")[0], key=b"", name="check").close()
+    return text, text.startswith("tcp://") and parse_peer(text).required
