@@ -71,6 +71,7 @@ class Superblock(TypedDict):
     tail: int
     clean: bool
     incomplete: bool
+    arriving: bool  # pages are missing; docs/formats/arriving.md
     end: int  # valid when clean
     durability: str
     same_boot: bool
@@ -264,7 +265,9 @@ class LogTail:
 class Replica:
     """The receiver's side of a store: takes the writer's lock, recovers, applies complete groups only."""
 
-    def __new__(cls, path: str) -> Replica: ...
+    def __new__(cls, path: str, arriving: bool = False) -> Replica:
+        """`arriving`: also a store that has not arrived completely (else StoreArriving); it can only be promoted."""
+
     @staticmethod
     def create_for_snapshot(
         path: str,
@@ -321,6 +324,83 @@ class Replica:
 
     def checkpoint(self) -> int: ...
     def close(self) -> None: ...
+
+class Arrival(TypedDict):
+    pages: int  # of the image
+    here: int
+    asked: int  # by accesses that found them missing
+    state: str  # "arriving", "complete", "failed"
+    failure: str  # "" unless failed
+    limit_s: float  # how long one access may wait
+    base: int  # LSN: the copy holds everything before it once complete
+
+@final
+class Fetcher:
+    """Brings the pages of an arriving store. Takes the fetcher's lock (StoreBusy); ValueError-like StoreError for a
+    store that is whole."""
+
+    def __new__(cls, path: str) -> Fetcher: ...
+    def superblock(self) -> Superblock: ...
+    def status(self) -> Arrival: ...
+    def set_limit(self, limit_s: float) -> None: ...
+    def point(self) -> tuple[int, int, int]:
+        """(LSN, number of commits before it, chain) at which this copy began."""
+
+    def boundary(self, lsn: int) -> tuple[int, int] | None:
+        """(number of commits, chain) of the group that ends at `lsn` in this copy; None: its log shows none."""
+
+    def wanted(self, timeout_s: float) -> list[int]:
+        """Pages that somebody waits for; waits for the first of them."""
+
+    def next_missing(self, first_page: int, most: int) -> tuple[int, int] | None:
+        """(first, count) of the next run of pages that are not here; None: there is none from `first_page` on."""
+
+    def put(self, first_page: int, pages: int, data: bytes) -> int:
+        """`data`: the sums of `pages` pages, then those pages whose sum is not 0. Pages that are here stay as they
+        are; how many were not. StoreCorrupt for a page that does not match its sum."""
+
+    def settle(self) -> None:
+        """Make durable what is here."""
+
+    def complete(self) -> None:
+        """All pages are here: make that durable and say so."""
+
+    def try_finish(self) -> bool:
+        """Make the complete store an ordinary one; False: the application that has it open is doing so."""
+
+    def fail(self, why: str) -> None:
+        """Give up: who waits for a page gets an error, or SIGBUS."""
+
+    def close(self) -> None: ...
+
+@final
+class PageSource:
+    """Pages of a whole store, which a receiver may be changing."""
+
+    def __new__(cls, path: str) -> PageSource: ...
+    def read(self, first_page: int, pages: int) -> bytes:
+        """What `Fetcher.put` takes."""
+
+def create_arriving(
+    path: str,
+    size: int,
+    log_size: int,
+    durability: str,
+    store_uuid: bytes,
+    epoch: int,
+    history: list[tuple[int, int]],
+    start: int,
+    start_seq: int,
+    start_chain: int,
+    limit_s: float,
+) -> None:
+    """Make a store that holds no page yet and begins at `start`. Never over an existing file."""
+
+def arrival_of(path: str) -> Arrival | None:
+    """How far a store has arrived; None: it is whole."""
+
+def on_demand_available() -> bool:
+    """Whether this process may open a store before its pages are here (userfaultfd, also inside system calls)."""
 
 def durability_of(path: str) -> str:
     """What "auto" would choose for a store at `path`: "pmem", "disk" or "memory" (tmpfs)."""

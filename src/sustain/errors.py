@@ -36,6 +36,10 @@ class StoreCorrupt(StoreError):
     """A checksum or an invariant does not hold; nothing was changed."""
 
 
+class StoreArriving(StoreError):
+    """Pages of the store have not arrived, and are needed: all of them, or one that did not come within the limit."""
+
+
 class StoreUntrusted(StoreError):
     """A `memory` store after an unclean reboot: the local copy may have holes and is refused."""
 

@@ -11,8 +11,8 @@ use crate::checksum::{crc, page_sum};
 use crate::control::{Control, UNKNOWN, word};
 use crate::error::{Error, Result};
 use crate::format::{
-    COMMIT_RECORD, CommitPayload, Durability, EpochStart, FLAG_CLEAN, FLAG_RECEIVED, PAGE, PAGE_U64, Point,
-    RECORD_HEADER, RecordHeader, SUPERBLOCK_SIZE, Superblock, kind,
+    COMMIT_RECORD, CommitPayload, Durability, EpochStart, FLAG_CLEAN, FLAG_RECEIVED, INCOMPAT_ARRIVING, PAGE,
+    PAGE_U64, Point, RECORD_HEADER, RecordHeader, SUPERBLOCK_SIZE, Superblock, kind,
 };
 use crate::medium::Medium;
 use crate::replay::{Group, GroupReader, Step, Target, apply};
@@ -300,6 +300,10 @@ impl<M: Medium> Base<M> {
             m,
         };
         let (start, end) = (base.sb.tail.lsn, walk.end.lsn);
+        if let Some(a) = base.m.arrival() {
+            // The log brings pages forward; those that have not arrived must come first.
+            base.pages_in_log(replay_from, end).into_iter().try_for_each(|page| a.need(page))?;
+        }
         let io = |what: &str, e| Error::io(format!("{what} of {name}"), e);
         if end > replay_from {
             // What was found may have been only in a cache, after a flush that failed or never came: make it so.
@@ -403,6 +407,44 @@ impl<M: Medium> Base<M> {
             unsafe { std::slice::from_raw_parts(self.m.mapping().ring_at(start), (end - start) as usize) };
         apply(bytes, &mut noting);
         noting.pages
+    }
+
+    /// The pages that log bytes change.
+    fn pages_in_log(&self, start: u64, end: u64) -> std::collections::BTreeSet<u64> {
+        struct Pages(std::collections::BTreeSet<u64>);
+        impl Target for Pages {
+            fn range(&mut self, offset: u64, _: &[u8], _: u64) {
+                self.0.insert(offset / PAGE_U64);
+            }
+            fn zero(&mut self, offset: u64, len: u64) {
+                self.0.extend(offset / PAGE_U64..(offset + len) / PAGE_U64);
+            }
+        }
+        let mut pages = Pages(std::collections::BTreeSet::new());
+        // SAFETY: as `apply_log`.
+        let bytes =
+            unsafe { std::slice::from_raw_parts(self.m.mapping().ring_at(start), (end - start) as usize) };
+        apply(bytes, &mut pages);
+        pages.0
+    }
+
+    /// Every page is here and durable: from now on this is a store like any other.
+    ///
+    /// # Errors
+    /// What the medium said.
+    pub fn arrived(&mut self) -> Result<()> {
+        if self.sb.incompat & INCOMPAT_ARRIVING == 0 {
+            return Ok(());
+        }
+        self.sb.incompat &= !INCOMPAT_ARRIVING;
+        let at = self.write_superblock()?;
+        self.m
+            .settle(at, SUPERBLOCK_SIZE as u64)
+            .map_err(|e| Error::io(format!("flush the superblock of {}", self.name), e))?;
+        if let Some(a) = self.m.arrival() {
+            a.remove();
+        }
+        Ok(())
     }
 
     fn check_pages(&self, bitmap: &[u64]) -> Result<()> {

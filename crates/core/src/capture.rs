@@ -12,11 +12,13 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use crate::format::{PAGE, PAGE_U64};
 use crate::medium::{Anonymous, PrivateView};
+use crate::uffd::{self, Faults};
 
 /// How changed pages are found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,46 +43,12 @@ impl Mode {
     }
 }
 
-// linux/userfaultfd.h and linux/fs.h, which libc does not have.
-const UFFD_API: u64 = 0xAA;
-const UFFD_USER_MODE_ONLY: libc::c_int = 1;
-const FEATURE_WP_ASYNC: u64 = 1 << 15;
-const FEATURE_WP_UNPOPULATED: u64 = 1 << 13;
-const REGISTER_MODE_WP: u64 = 1 << 1;
-const WRITEPROTECT_MODE_WP: u64 = 1;
+// linux/fs.h, which libc does not have.
 const PAGE_IS_WRITTEN: u64 = 1 << 1;
+const PAGE_IS_PRESENT: u64 = 1 << 3;
+const PAGE_IS_SWAPPED: u64 = 1 << 4;
 const PM_SCAN_WP_MATCHING: u64 = 1;
 const PM_SCAN_CHECK_WPASYNC: u64 = 1 << 1;
-
-const fn iowr(kind: u8, nr: u8, size: usize) -> libc::c_ulong {
-    (3 << 30 | (size as u64) << 16 | (kind as u64) << 8 | nr as u64) as libc::c_ulong
-}
-
-#[repr(C)]
-struct UffdioApi {
-    api: u64,
-    features: u64,
-    ioctls: u64,
-}
-
-#[repr(C)]
-struct UffdioRange {
-    start: u64,
-    len: u64,
-}
-
-#[repr(C)]
-struct UffdioRegister {
-    range: UffdioRange,
-    mode: u64,
-    ioctls: u64,
-}
-
-#[repr(C)]
-struct UffdioWriteprotect {
-    range: UffdioRange,
-    mode: u64,
-}
 
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
@@ -107,42 +75,34 @@ struct PmScanArg {
     return_mask: u64,
 }
 
-fn ioctl<T>(fd: &impl AsRawFd, request: libc::c_ulong, arg: &mut T) -> io::Result<i64> {
-    // SAFETY: the request and the struct belong together at every call in this file.
-    let r = unsafe { libc::ioctl(fd.as_raw_fd(), request as _, std::ptr::from_mut(arg)) };
-    if r < 0 { Err(io::Error::last_os_error()) } else { Ok(i64::from(r)) }
-}
-
 struct Scanner {
-    uffd: OwnedFd,
+    uffd: Arc<OwnedFd>,
     pagemap: File,
     regions: Vec<PageRegion>,
+    /// The view is served on demand ([`crate::pager`]): it is registered as a whole, and pages that are not there must
+    /// not be taken for written ones.
+    on_demand: bool,
 }
 
 impl Scanner {
     fn new() -> io::Result<Self> {
-        // SAFETY: makes a new descriptor; faults in the kernel need no handler in asynchronous mode.
-        let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | UFFD_USER_MODE_ONLY) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: a descriptor that was just made and belongs to nobody else.
-        let uffd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
-        let mut api =
-            UffdioApi { api: UFFD_API, features: FEATURE_WP_ASYNC | FEATURE_WP_UNPOPULATED, ioctls: 0 };
-        ioctl(&uffd, iowr(0xAA, 0x3F, size_of::<UffdioApi>()), &mut api)?;
-        Ok(Self {
-            uffd,
-            pagemap: File::open("/proc/self/pagemap")?,
-            regions: vec![PageRegion::default(); 1024],
-        })
+        // Faults in the kernel need no handler in asynchronous mode.
+        let uffd = uffd::open(uffd::USER_MODE_ONLY)?;
+        uffd::api(&uffd, uffd::FEATURE_WP_ASYNC | uffd::FEATURE_WP_UNPOPULATED)?;
+        Self::on(Arc::new(uffd), false)
+    }
+
+    fn on(uffd: Arc<OwnedFd>, on_demand: bool) -> io::Result<Self> {
+        let pagemap = File::open("/proc/self/pagemap")?;
+        Ok(Self { uffd, pagemap, regions: vec![PageRegion::default(); 1024], on_demand })
     }
 
     fn watch(&self, start: u64, len: u64) -> io::Result<()> {
-        let mut register =
-            UffdioRegister { range: UffdioRange { start, len }, mode: REGISTER_MODE_WP, ioctls: 0 };
-        ioctl(&self.uffd, iowr(0xAA, 0x00, size_of::<UffdioRegister>()), &mut register)?;
-        self.protect(start, len)
+        if self.on_demand {
+            return Ok(());
+        }
+        uffd::register(&self.uffd, start, len, uffd::REGISTER_MODE_WP)?;
+        uffd::protect(&self.uffd, start, len)
     }
 
     /// Try it on a page of memory: kernels before 6.7 take the features and lack the scan.
@@ -159,16 +119,12 @@ impl Scanner {
             return_mask: PAGE_IS_WRITTEN,
             ..PmScanArg::default()
         };
-        ioctl(&self.pagemap, iowr(b'f', 16, size_of::<PmScanArg>()), &mut arg).map(|_| ())
-    }
-
-    fn protect(&self, start: u64, len: u64) -> io::Result<()> {
-        let mut wp = UffdioWriteprotect { range: UffdioRange { start, len }, mode: WRITEPROTECT_MODE_WP };
-        ioctl(&self.uffd, iowr(0xAA, 0x06, size_of::<UffdioWriteprotect>()), &mut wp).map(|_| ())
+        uffd::ioctl(&self.pagemap, uffd::iowr(b'f', 16, size_of::<PmScanArg>()), &mut arg).map(|_| ())
     }
 
     /// Calls `found(address, bytes)` for every run of written pages, which are protected again.
     fn scan(&mut self, mut start: u64, end: u64, found: &mut impl FnMut(u64, u64)) -> io::Result<()> {
+        let anyof = if self.on_demand { PAGE_IS_PRESENT | PAGE_IS_SWAPPED } else { 0 };
         while start < end {
             let mut arg = PmScanArg {
                 size: size_of::<PmScanArg>() as u64,
@@ -178,10 +134,11 @@ impl Scanner {
                 vec: self.regions.as_mut_ptr() as u64,
                 vec_len: self.regions.len() as u64,
                 category_mask: PAGE_IS_WRITTEN,
+                category_anyof_mask: anyof,
                 return_mask: PAGE_IS_WRITTEN,
                 ..PmScanArg::default()
             };
-            let n = ioctl(&self.pagemap, iowr(b'f', 16, size_of::<PmScanArg>()), &mut arg)?;
+            let n = uffd::ioctl(&self.pagemap, uffd::iowr(b'f', 16, size_of::<PmScanArg>()), &mut arg)?;
             for r in &self.regions[..n as usize] {
                 found(r.start, r.end - r.start);
             }
@@ -234,6 +191,26 @@ impl Capture {
             Some(Mode::Pagemap) => pagemap(),
             Some(Mode::Compare) => Ok(plain(Mode::Compare)),
             None => scan().or_else(|_| pagemap()).or_else(|_| Ok(plain(Mode::Compare))),
+        }
+    }
+
+    /// The same for a view whose pages come on demand. Comparing everything would touch every page, so it is never
+    /// chosen; who asks for it gets it.
+    ///
+    /// # Errors
+    /// The way that was asked for is not there.
+    pub fn on_demand(view: &PrivateView, faults: &Faults, wanted: Option<Mode>) -> io::Result<Self> {
+        let base = view.base() as u64;
+        let made = |mode, scanner, pagemap| Ok(Self { mode, base, scanner, pagemap });
+        match wanted {
+            Some(Mode::Scan) if !faults.write_protects() => {
+                Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
+            }
+            Some(Mode::Compare) => made(Mode::Compare, None, None),
+            None | Some(Mode::Scan) if faults.write_protects() => {
+                made(Mode::Scan, Some(Scanner::on(faults.descriptor(), true)?), None)
+            }
+            _ => made(Mode::Pagemap, None, Some(File::open("/proc/self/pagemap")?)),
         }
     }
 

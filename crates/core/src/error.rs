@@ -29,6 +29,9 @@ pub enum Error {
     /// A checksum or an invariant does not hold.
     #[error("{0}")]
     StoreCorrupt(String),
+    /// Pages that are needed have not arrived.
+    #[error("{0}")]
+    StoreArriving(String),
     /// A memory store after an unclean reboot.
     #[error("{0}")]
     StoreUntrusted(String),
@@ -105,6 +108,9 @@ impl Error {
             Self::StoreBusy(_) => "one process writes a store; stop the other, or open with readonly=True",
             Self::StoreCorrupt(_) => {
                 "keep the file for inspection and restore from a replica; `sustain verify` tells more"
+            }
+            Self::StoreArriving(_) => {
+                "`sustain restore tcp://SOURCE PATH` goes on where it stopped; wait until it has ended"
             }
             Self::StoreUntrusted(_) => {
                 "let a replica take over, or create the store with durability=\"disk\" on media that keep data"

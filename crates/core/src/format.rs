@@ -17,7 +17,9 @@ pub const MAGIC: [u8; 8] = *b"SUSTAIN\0";
 /// Format version written by this code.
 pub const VERSION: u32 = 1;
 /// Incompatible features that this code understands.
-pub const INCOMPAT_KNOWN: u64 = 0;
+pub const INCOMPAT_KNOWN: u64 = INCOMPAT_ARRIVING;
+/// Incompatible feature: not every page is here; `docs/formats/arriving.md`.
+pub const INCOMPAT_ARRIVING: u64 = 1;
 /// Size of a superblock; the second one follows the first.
 pub const SUPERBLOCK_SIZE: usize = 4096;
 /// Where the control words lie.
@@ -474,7 +476,7 @@ mod tests {
     #[test]
     fn newer_formats_are_refused_by_name() {
         let mut b = Superblock::new([1; 16], 2 << 20, 2 << 20, Durability::Memory, 1).unwrap().encode();
-        b[24] = 1;
+        b[24] = 0x80;
         let c = crc(0, &b[..4092]);
         b[4092..].copy_from_slice(&c.to_le_bytes());
         assert!(matches!(Superblock::decode(&b), Err(Error::NewerVersion(_))));

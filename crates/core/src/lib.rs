@@ -5,20 +5,24 @@
 //! then applies to the image ([`store`], [`log`], [`replay`]). A [`replica::Replica`] is the receiving side of the
 //! same file, a [`tail::LogTail`] the shipping side. The crate knows no Python and no policy.
 
+pub mod arrival;
 pub mod base;
 pub mod capture;
 pub mod checksum;
 pub mod control;
 pub mod error;
+pub mod fetcher;
 pub mod format;
 pub mod log;
 pub mod medium;
 pub mod objects;
+pub mod pager;
 pub mod region;
 pub mod replay;
 pub mod replica;
 pub mod store;
 pub mod tail;
+mod uffd;
 pub mod work;
 
 pub use error::{Error, Result};

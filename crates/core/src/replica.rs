@@ -5,11 +5,15 @@
 //! of this log, in this order, is ever applied.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use crate::arrival::Arrival;
 use crate::base::Base;
 use crate::control::{Control, Holder, Lock, boottime_ns, word};
 use crate::error::{Error, Result};
-use crate::format::{Durability, EpochStart, FLAG_INCOMPLETE, PAGE, PAGE_U64, Point, RECORD_MAX, Superblock};
+use crate::format::{
+    Durability, EpochStart, FLAG_INCOMPLETE, INCOMPAT_ARRIVING, PAGE, PAGE_U64, Point, RECORD_MAX, Superblock,
+};
 use crate::log::{GroupBuilder, persist, stored};
 use crate::medium::{FileMedium, Medium};
 use crate::replay::{Group, GroupReader, Step};
@@ -50,13 +54,76 @@ impl Replica<FileMedium> {
     /// Open the store at `path` and recover it.
     ///
     /// # Errors
-    /// As for opening a store for writing.
+    /// As for opening a store for writing; `StoreArriving` for one that has not arrived completely.
     pub fn open(path: &Path) -> Result<Self> {
+        Self::open_as(path, false)
+    }
+
+    /// The same, also of a store that has not arrived completely: it can be promoted, and nothing else. A fetcher is
+    /// to be at work if it was not closed in order.
+    ///
+    /// # Errors
+    /// As for opening a store for writing.
+    pub fn open_arriving(path: &Path) -> Result<Self> {
+        Self::open_as(path, true)
+    }
+
+    fn open_as(path: &Path, arriving: bool) -> Result<Self> {
         let (m, _) = FileMedium::open(path, true)?;
         take_writer_lock(&m, path)?;
         let (m2, sb) = FileMedium::open(path, true)?;
         drop(m2);
+        if sb.incompat & INCOMPAT_ARRIVING != 0 && !arriving {
+            return Err(Error::StoreArriving(format!(
+                "{} has not arrived completely: it may hold commits that nobody else has, and cannot receive yet",
+                path.display()
+            )));
+        }
         Self::open_on(m, sb, path.display().to_string())
+    }
+
+    /// Make a store at `path` that holds no page yet, and begins where the copy it is fetched from ends. It is closed
+    /// again; a fetcher and an application may open it.
+    ///
+    /// # Errors
+    /// As for creating a store.
+    pub fn create_arriving(
+        path: &Path,
+        s: &SnapshotStart,
+        durability: Option<Durability>,
+        limit: Duration,
+    ) -> Result<()> {
+        let mut sb = Superblock::new(s.store_uuid, s.image_size, s.log_size, Durability::Memory, s.epoch)?;
+        sb.replica_uuid = random16()?;
+        sb.history.clone_from(&s.history);
+        sb.tail = s.start;
+        sb.incompat = INCOMPAT_ARRIVING;
+        sb.created_ns = crate::control::realtime_coarse_ns();
+        let shown = path.display();
+        let io = |e| Error::io(format!("create {shown}"), e);
+        if std::fs::symlink_metadata(path).is_ok() {
+            return Err(io(std::io::Error::from_raw_os_error(libc::EEXIST)));
+        }
+        // Under another name until all is in place: no crash leaves a store without the file that belongs to it.
+        let mut draft = path.as_os_str().to_owned();
+        draft.push(".draft");
+        let draft = PathBuf::from(draft);
+        for stale in [&draft, &crate::arrival::path_beside(path)] {
+            match std::fs::remove_file(stale) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(io(e)),
+                _ => {}
+            }
+        }
+        let m = FileMedium::create(&draft, &mut sb, durability)?;
+        let made = Arrival::create(path, &sb, limit).and_then(|a| {
+            Base::format(&m, &mut sb)?;
+            // Unlike a rename, a link does not replace a store that came there meanwhile.
+            std::fs::hard_link(&draft, path).map_err(io)?;
+            Ok(a)
+        });
+        let _ = std::fs::remove_file(&draft); // the store has its own name now, or is of no use
+        let a = made.inspect_err(|_| drop(std::fs::remove_file(crate::arrival::path_beside(path))))?;
+        a.sync()
     }
 
     /// Make a new, incomplete store at `path` for a snapshot; whatever incomplete one was there goes.

@@ -7,7 +7,8 @@ use crate::checksum::{crc, page_digest};
 use crate::control::{Control, Lock, start_ticks, word};
 use crate::error::{Error, Result};
 use crate::format::{
-    COMMIT_RECORD, CommitPayload, PAGE, PAGE_U64, Point, RECORD_HEADER, RecordHeader, Superblock, kind,
+    COMMIT_RECORD, CommitPayload, INCOMPAT_ARRIVING, PAGE, PAGE_U64, Point, RECORD_HEADER, RecordHeader,
+    Superblock, kind,
 };
 use crate::medium::{FileMedium, Mapping, Medium};
 
@@ -93,6 +94,18 @@ impl LogTail {
         read_superblock(self.m.mapping())
     }
 
+    /// The same of a store whose image is all here.
+    fn whole(&self) -> Result<Superblock> {
+        let sb = self.superblock()?;
+        if sb.incompat & INCOMPAT_ARRIVING != 0 {
+            return Err(Error::StoreArriving(format!(
+                "{} has not arrived completely: there is no image to send",
+                self.m.path().display()
+            )));
+        }
+        Ok(sb)
+    }
+
     /// Contiguous bytes of the log from `lsn` on; at most a ring's length. They are what the caller wants only if
     /// the tail has not passed `lsn` after they were used.
     ///
@@ -131,7 +144,7 @@ impl LogTail {
     /// # Errors
     /// `InvalidArgument` outside of the image.
     pub fn image(&self, first: u64, pages: u64) -> Result<(*const u8, usize)> {
-        let sb = self.superblock()?;
+        let sb = self.whole()?;
         image_pages(self.m.mapping(), &sb, first, pages)
     }
 
@@ -140,7 +153,7 @@ impl LogTail {
     /// # Errors
     /// As [`LogTail::superblock`].
     pub fn next_used_page(&self, page: u64) -> Result<u64> {
-        let sb = self.superblock()?;
+        let sb = self.whole()?;
         let sums = self.m.mapping().at(sb.sums_offset, sb.pages() * 8).cast::<u64>();
         // SAFETY: the sums of all pages are mapped.
         let used = (page..sb.pages()).find(|p| unsafe { sums.add(*p as usize).read_volatile() } != 0);

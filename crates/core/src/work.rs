@@ -9,7 +9,9 @@
 //! page is compared with its sum when it is first used.
 
 use std::cell::UnsafeCell;
+use std::sync::Arc;
 
+use crate::arrival::Arrival;
 use crate::checksum::page_sum;
 use crate::error::{Error, Result};
 use crate::format::{PAGE, PAGE_U64};
@@ -36,6 +38,8 @@ pub struct Work {
     writable: bool,
     /// The committed image, which a commit compares with; null: nobody will.
     image: *const u8,
+    /// Pages come when they are first used, compared with their sums already.
+    arrival: Option<Arc<Arrival>>,
 }
 
 /// Ask for a cache line that will be needed soon. Any address will do: a wrong one has no effect.
@@ -68,13 +72,24 @@ impl Work {
         assert!(base as usize % 8 == 0 && len % PAGE_U64 == 0, "views are whole pages");
         let bits = if sums.is_null() { 0 } else { len.div_ceil(PAGE_U64).div_ceil(64) as usize };
         let checked = UnsafeCell::new(vec![0; bits]);
-        Self { base, len, sums, checked, spans: Vec::new(), writable, image: std::ptr::null() }
+        Self { base, len, sums, checked, spans: Vec::new(), writable, image: std::ptr::null(), arrival: None }
     }
 
     /// Say where the committed image lies: what the next commit compares is asked for when it is changed here, so that
     /// it arrives while the application goes on.
     pub fn compared_with(&mut self, image: *const u8) {
         self.image = image;
+    }
+
+    /// Say that pages come on demand: each is waited for before it is touched, so that one that does not come is an error.
+    pub fn comes_on_demand(&mut self, arrival: Arc<Arrival>) {
+        self.arrival = Some(arrival);
+    }
+
+    /// Whether pages come on demand.
+    #[must_use]
+    pub fn on_demand(&self) -> bool {
+        self.arrival.is_some()
     }
 
     #[inline]
@@ -145,6 +160,13 @@ impl Work {
 
     #[cold]
     fn first_use(&self, page: u64) -> Result<()> {
+        if let Some(a) = &self.arrival {
+            // Whoever puts it into the view compares it with its sum.
+            a.need(page)?;
+            // SAFETY: as in `check`.
+            unsafe { (&mut *self.checked.get())[(page / 64) as usize] |= 1 << (page % 64) };
+            return Ok(());
+        }
         // SAFETY: the page lies inside the view (checked by the caller); the sums have a word for it.
         let (sum, want) = unsafe {
             (

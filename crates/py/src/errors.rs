@@ -12,6 +12,7 @@ fn class(e: &Error) -> &'static str {
         Error::NewerVersion(_) => "NewerVersion",
         Error::StoreBusy(_) => "StoreBusy",
         Error::StoreCorrupt(_) => "StoreCorrupt",
+        Error::StoreArriving(_) => "StoreArriving",
         Error::StoreUntrusted(_) => "StoreUntrusted",
         Error::StoreFenced(_) => "StoreFenced",
         Error::StoreFull(_) => "StoreFull",

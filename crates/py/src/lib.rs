@@ -2,6 +2,7 @@
 //!
 //! `src/sustain/_native.pyi` is its documentation.
 
+mod arriving;
 mod engine;
 mod errors;
 mod objects;
@@ -17,6 +18,8 @@ mod _native {
     use pyo3::prelude::*;
     use pyo3::types::PyBytes;
 
+    #[pymodule_export]
+    use crate::arriving::{Fetcher, PageSource, arrival_of, create_arriving};
     #[pymodule_export]
     use crate::engine::Engine;
     #[pymodule_export]
@@ -39,6 +42,12 @@ mod _native {
     #[pyfunction]
     fn capture_modes() -> Vec<&'static str> {
         sustain_core::capture::available().into_iter().map(|m| m.name()).collect()
+    }
+
+    /// Whether stores can be opened before their pages are here.
+    #[pyfunction]
+    fn on_demand_available() -> bool {
+        sustain_core::pager::available()
     }
 
     /// CLOCK_BOOTTIME in nanoseconds.

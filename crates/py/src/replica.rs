@@ -28,8 +28,10 @@ impl Replica {
 #[pymethods]
 impl Replica {
     #[new]
-    fn new(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
-        let core = raise(py, py.detach(|| Core::open(&path)))?;
+    #[pyo3(signature = (path, arriving = false))]
+    fn new(py: Python<'_>, path: PathBuf, arriving: bool) -> PyResult<Self> {
+        let opened = py.detach(|| if arriving { Core::open_arriving(&path) } else { Core::open(&path) });
+        let core = raise(py, opened)?;
         Ok(Self { core: Mutex::new(core) })
     }
 

@@ -1,17 +1,23 @@
-"""Restore a saved region to a file or a device, which may be another or a larger one than it was saved from.
+"""Restore a saved region, or a store that a peer keeps a copy of (`sustain receive --store` there).
 
-Only a complete save is restored, and every page is compared with its digest. A restore that was interrupted
-goes on where it ended; until it is done, PATH.restoring lies beside the target. The program must not run.
+A region goes to a file or a device, which may be another or a larger one than it was saved from. Only a
+complete save is restored, and every page is compared with its digest. A restore that was interrupted goes on
+where it ended; until it is done, PATH.restoring lies beside the target. The program must not run.
+
+A store is brought over tcp://. PATH appears when all of it is here and verified; with --on-demand it can be
+opened at once: pages come when they are first used while the rest streams in, and this command ends when all
+have come. Started again, it goes on where it stopped, from the same peer or from another.
 """
 
 import argparse
 from typing import Any
 
+from sustain.cli import _restore_store
 from sustain.cli.output import add_json, emit, progress
 from sustain.cli.save import _natural as natural
 from sustain.units import format_duration, format_size
 
-HELP = "restore a saved region to a file or a device"
+HELP = "restore a saved region, or a store from a peer (--on-demand: used at once)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-verify", action="store_true", help="believe the source and the target: faster, and not advised"
     )
     add_json(parser)
+    _restore_store.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -37,6 +44,8 @@ def run(args: argparse.Namespace) -> int:
     from sustain.replication.auth import NO_KEY, load_key
 
     key = load_key(args.key_file) if args.key_file else NO_KEY
+    if _restore_store.is_meant(args):
+        return _restore_store.run(args, key)
     known = identity.load(args.path)
     name = args.name or (known.name if known else default_name(args.path))
     with open_source(args.url, key=key, name=name) as source:

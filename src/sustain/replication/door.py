@@ -52,7 +52,15 @@ class Doorkeeper:
         self._listener.stop()
 
     def _serve(self, channel: Channel, handshake: ReceiverHandshake[Hello, Welcome], hello: Hello) -> None:
-        if hello.store != self._store_uuid:
+        if hello.purpose == "fetch":
+            if hello.epoch > self._epoch:
+                self._fence(hello.epoch)
+            refusal = Refuse(
+                "primary",
+                "this host is a primary: its copy changes",
+                "fetch from a standby, or stop this one",
+            )
+        elif hello.store != self._store_uuid:
             refusal = Refuse("other-store", "this host runs another store", "check the address")
         elif hello.epoch < self._epoch:
             refusal = Refuse(

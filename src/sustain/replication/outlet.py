@@ -162,6 +162,9 @@ class Outlet:
                 diverged=welcome.diverged,
             ),
         )
+        if not isinstance(decision, Resume | RefusedDecision) and log.superblock()["arriving"]:
+            text = "the store here has not arrived completely, and cannot be sent as a snapshot yet"
+            raise Refused(wire.Refuse("busy", text, "it is tried again"))
         if isinstance(decision, RefusedDecision):
             refusal = wire.Refuse(decision.code, decision.message, "", welcome.epoch)
             raise Refused(refusal)

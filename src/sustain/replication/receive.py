@@ -21,12 +21,14 @@ from typing import Any
 from sustain.errors import PeerUnreachable, ReplicationError, StoreError, SustainError
 from sustain.replication.auth import NO_KEY, STORES, ReceiverHandshake
 from sustain.replication.channel import Channel
+from sustain.replication.giver import Giver
 from sustain.replication.intake import Intake
 from sustain.replication.listener import Listener
 from sustain.replication.standby import Standby
 from sustain.replication.urls import join
 from sustain.replication.wire import Hello, Refuse, Welcome
 
+ANY_STORE = bytes(16)  # in a HELLO that fetches: whatever is there
 _HANDOVER_S = 5.0  # how long a new connection waits for the session before it to let go
 
 
@@ -50,6 +52,25 @@ class ReceiverConfig:
     report: Callable[[str], None] = field(default=_silent)  # a line for the operator
 
 
+def fetch_objection(standby: Standby, hello: Hello) -> Refuse | None:
+    """Why the copy here cannot be fetched from by `hello`'s side."""
+    if 0 < hello.epoch < standby.known_epoch:
+        return Refuse(
+            "fenced",
+            f"epoch {hello.epoch} is over: this host has seen epoch {standby.known_epoch}",
+            "another host is the primary now",
+            standby.known_epoch,
+        )
+    if standby.replica is None:
+        why = f" ({standby.unusable})" if standby.unusable else ""
+        return Refuse("no-copy", f"there is no complete copy here{why}", "fetch from another host")
+    if standby.rewinding:
+        return Refuse("no-copy", "the copy here is not the newest primary's", "fetch from another host")
+    if hello.store != ANY_STORE and standby.replica.superblock()["store_uuid"] != hello.store:
+        return Refuse("other-store", f"{standby.path} holds another store", "check the address")
+    return None
+
+
 class Receiver:
     """Listens between `start` and `stop`; every method may be called from any thread."""
 
@@ -68,6 +89,7 @@ class Receiver:
         self._admission = threading.Lock()  # who may use the store next
         self._session: Intake | None = None
         self._sessions = 0
+        self._givers: set[Giver] = set()  # connections that fetch from the copy here
         self._last_error: str | None = None
         self._stopping = False
         self._ended = threading.Event()
@@ -125,6 +147,10 @@ class Receiver:
             "state": "failed" if self.failure else "listening",
             "listen": join(*self.address),
             "primary": None,
+            "fetches": [
+                {"name": each.hello.name, "address": each.channel.peer, "pages_given": each.pages_given}
+                for each in list(self._givers)
+            ],
             "sessions": self._sessions,
             "last_error": self._last_error,
         }
@@ -146,6 +172,9 @@ class Receiver:
     # connections
 
     def _serve(self, channel: Channel, handshake: ReceiverHandshake[Hello, Welcome], hello: Hello) -> None:
+        if hello.purpose == "fetch":
+            self._give(channel, handshake, hello)
+            return
         with self._admission:
             refusal = self._admit(hello)
             if refusal is not None:
@@ -172,15 +201,78 @@ class Receiver:
         finally:
             self._session = None if self._session is session else self._session
 
-    def _admit(self, hello: Hello) -> Refuse | None:
-        """End the session before, if it must give way; the objection to this one, if there is any."""
+    def _give(self, channel: Channel, handshake: ReceiverHandshake[Hello, Welcome], hello: Hello) -> None:
+        """Let the copy here be fetched from."""
+        with self._admission:
+            refusal = self._admit_fetch(hello)
+            if refusal is not None:
+                self._last_error = f"{channel.peer} may not fetch: {refusal.message}"
+                channel.send_raw([handshake.refuse(refusal)])
+                return
+            giver = Giver(channel, hello, self._config.store)
+            welcome = self._standby.welcome()
+            self._givers.add(giver)
+        try:
+            channel.send_raw([handshake.welcome(welcome)])
+            giver.run(welcome.image_size)
+        except ReplicationError as error:
+            self._note(channel, error)
+        finally:
+            giver.ended.set()
+            self._givers.discard(giver)
+
+    def _admit_fetch(self, hello: Hello) -> Refuse | None:
+        """See that only the store that fetches may change the copy from now on; the objection, if there is any."""
+        refusal = self._unfit() or fetch_objection(self._standby, hello)
+        if refusal is not None:
+            return refusal
+        old = self._session
+        if old is not None and not old.done.is_set() and old.hello.replica != hello.replica:
+            who = old.hello.name or "a primary"
+            if hello.epoch <= old.hello.epoch:
+                return Refuse("busy", f"{who} is connected: the copy changes", "stop that primary first")
+            old.channel.bye("replaced", "a newer epoch fetches this copy")
+            old.channel.close()
+            if not old.ended.wait(_HANDOVER_S):
+                return Refuse("busy", "the session before has not ended yet", "it is tried again")
+        try:
+            if hello.epoch > self._standby.known_epoch:
+                self._standby.accept_epoch(hello.epoch)
+        except StoreError as error:
+            self._fail(error)
+            return Refuse("failed", str(error), error.hint)
+        return None
+
+    def _unfit(self) -> Refuse | None:
         if self._stopping or self.failure is not None:
             text = f"the receiver has failed: {self.failure}" if self.failure else "the receiver is stopping"
             return Refuse("failed", text, "restart `sustain receive` there")
+        return None
+
+    def _end_fetches(self, hello: Hello) -> Refuse | None:
+        """A log is to come that need not be the fetching store's: a newer epoch ends the fetches, others wait."""
+        for giver in [each for each in list(self._givers) if each.hello.replica != hello.replica]:
+            if hello.epoch <= self._standby.known_epoch:
+                return Refuse(
+                    "busy", f"{giver.hello.name or giver.channel.peer} fetches this copy", "tried again"
+                )
+            giver.channel.close()
+            if not giver.ended.wait(_HANDOVER_S):
+                return Refuse("busy", "a fetch has not ended yet", "it is tried again")
+        return None
+
+    def _admit(self, hello: Hello) -> Refuse | None:
+        """End the session before, if it must give way; the objection to this one, if there is any."""
+        refusal = self._unfit()
+        if refusal is not None:
+            return refusal
         objection = self._standby.objection(hello)
         if objection is not None:
             code, message, hint = objection
             return Refuse(code, message, hint, self._standby.known_epoch if code == "fenced" else 0)
+        refusal = self._end_fetches(hello)
+        if refusal is not None:
+            return refusal
         old = self._session
         if old is not None and not old.done.is_set():
             if old.hello.epoch == hello.epoch and old.hello.replica != hello.replica:

@@ -120,6 +120,7 @@ class Standby:
             incomplete=block["incomplete"],
             diverged=self._damage[1] >= 2,
             digests=os.path.isfile(self.path),
+            primary_committed=self.replica.words()["primary_committed"] or None,
         )
 
     def objection(self, hello: Hello) -> tuple[str, str, str] | None:

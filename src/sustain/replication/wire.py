@@ -14,7 +14,7 @@ into its ring.
 import functools
 import struct
 from enum import IntEnum
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -26,6 +26,8 @@ PAGE_BYTES = 4096
 DIGEST_BYTES = 16
 CHUNK_LIMIT = 4 << 20
 WRITE_PAGES = 256  # most pages of one WRITE
+FETCH_PAGES = 256  # most pages of one FETCHED
+SUM_BYTES = 8
 SEAL_BYTES = 64  # nonce and proof before a sealed message
 _HEADER = struct.Struct("<IHHQQQ")
 _HINT = "the other side is not a Sustain peer, or a newer one; check host, port and versions"
@@ -57,6 +59,8 @@ class Kind(IntEnum):
     SEALED = 37
     READ = 38
     FAILED = 39
+    WANT = 48
+    FETCHED = 49
 
 
 PAYLOAD_LIMIT: dict[Kind, int] = {
@@ -83,6 +87,8 @@ PAYLOAD_LIMIT: dict[Kind, int] = {
     Kind.SEALED: 0,
     Kind.READ: 0,
     Kind.FAILED: 8 << 10,
+    Kind.WANT: 0,
+    Kind.FETCHED: FETCH_PAGES * (PAGE_BYTES + SUM_BYTES),
 }
 _KINDS = {int(kind): kind for kind in Kind}
 # What each side may hear, by phase; anything else ends the connection.
@@ -101,6 +107,9 @@ RECEIVER_STREAM = frozenset(
     }
 )
 SHIPPER_STREAM = frozenset({Kind.SNAPSHOT_DONE, Kind.ACK, Kind.HEARTBEAT, Kind.DIGESTS, Kind.BYE})
+# A receiver whose copy is fetched from, and who fetches.
+FETCHED_FROM = frozenset({Kind.WANT, Kind.HEARTBEAT, Kind.BYE})
+FETCHER_STREAM = frozenset({Kind.FETCHED, Kind.HEARTBEAT, Kind.BYE})
 # The same for regions: who connects to save or to restore, and who keeps them.
 SAVER_HANDSHAKE = frozenset({Kind.WELCOME, Kind.REFUSE, Kind.HEARTBEAT})
 SAVER_STREAM = frozenset(
@@ -168,8 +177,9 @@ class Introduction(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Hello(Introduction, frozen=True, kw_only=True):
-    """What the primary's side says of itself."""
+    """What the primary's side says of itself; or, to fetch, what is known of the store that is to be here."""
 
+    purpose: Literal["ship", "fetch"] = "ship"
     store: Uuid
     replica: Uuid
     name: Name
@@ -199,6 +209,7 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True):
     incomplete: bool = False
     diverged: bool = False
     digests: bool = False
+    primary_committed: Word | None = None
 
 
 class Refuse(msgspec.Struct, frozen=True):

@@ -3,11 +3,13 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use crate::arrival::{Arrival, State};
 use crate::error::{Error, Result};
-use crate::format::{Durability, LOG_OFFSET, PART_ALIGN, Superblock};
+use crate::format::{Durability, INCOMPAT_ARRIVING, LOG_OFFSET, PART_ALIGN, Superblock};
 use crate::medium::{Mapping, Medium, pmem};
 
 /// See the module.
@@ -16,6 +18,8 @@ pub struct FileMedium {
     mapping: Mapping,
     durability: Durability,
     path: PathBuf,
+    /// Of a store that is arriving.
+    arrival: Option<Arc<Arrival>>,
 }
 
 const TMPFS_MAGIC: i64 = 0x0102_1994;
@@ -91,6 +95,35 @@ pub fn durability_at(path: &Path) -> Result<Durability> {
         return probe_durability(&probe).map_err(io);
     }
     probe_durability(&open_file(path, true)?).map_err(io)
+}
+
+fn reserve(file: &File, size: u64) -> io::Result<()> {
+    // SAFETY: our own descriptor.
+    let r = unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, size as libc::off_t) };
+    if r == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The same without taking time for every page: where reserving means clearing memory (tmpfs), only what does not arrive
+/// is reserved now; the pages are written by a call that can fail, and the rest is reserved when all have come.
+fn reserve_for_arriving(file: &File, sb: &Superblock) -> io::Result<()> {
+    let size = sb.file_size();
+    file.set_len(size)?;
+    if probe_durability(file)? != Durability::Memory {
+        return reserve(file, size);
+    }
+    // SAFETY: a plain struct, and our own descriptor.
+    let free = unsafe {
+        let mut st: libc::statvfs = std::mem::zeroed();
+        if libc::fstatvfs(file.as_raw_fd(), &raw mut st) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        st.f_bavail as u64 * st.f_frsize as u64
+    };
+    // A tmpfs without a limit says that it has no blocks at all.
+    if free != 0 && free < size {
+        return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+    }
+    reserve(file, sb.sums_offset)
 }
 
 fn open_file(path: &Path, write: bool) -> Result<File> {
@@ -221,11 +254,11 @@ impl FileMedium {
             }
         } else {
             // Room is reserved now: a full disk must be an error here, not a SIGBUS later.
-            // SAFETY: our own descriptor.
-            let r = unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, size as libc::off_t) };
-            if r != 0 {
-                let e = io::Error::last_os_error();
-                return Err(Error::io(format!("reserve {size} bytes for {shown}"), e));
+            let io = |e| Error::io(format!("reserve {size} bytes for {shown}"), e);
+            if sb.incompat & INCOMPAT_ARRIVING != 0 {
+                reserve_for_arriving(&file, sb).map_err(io)?;
+            } else {
+                reserve(&file, size).map_err(io)?;
             }
         }
         let best = probe_durability(&file).map_err(|e| Error::io(format!("look at {shown}"), e))?;
@@ -266,7 +299,11 @@ impl FileMedium {
     pub fn open(path: &Path, write: bool) -> Result<(Self, Superblock)> {
         let file = open_file(path, write)?;
         let sb = read_superblock(&file, path)?;
-        Ok((Self::map(file, path, &sb, write)?, sb))
+        let mut m = Self::map(file, path, &sb, write)?;
+        if write && sb.incompat & INCOMPAT_ARRIVING != 0 {
+            m.arrival = Some(Arc::new(Arrival::open(path, &sb)?));
+        }
+        Ok((m, sb))
     }
 
     fn map(file: File, path: &Path, sb: &Superblock, write: bool) -> Result<Self> {
@@ -281,13 +318,55 @@ impl FileMedium {
                 Error::io(format!("map {}", path.display()), e)
             }
         })?;
-        Ok(Self { mapping, durability: sb.durability, path: path.to_owned() })
+        Ok(Self { mapping, durability: sb.durability, path: path.to_owned(), arrival: None })
     }
 
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Write pages of an arriving store, so that the mappings of all processes show them. Durable after the next flush
+    /// (`pmem`: at once).
+    ///
+    /// # Errors
+    /// What the system said; a full file system is an error here, not a SIGBUS.
+    pub(crate) fn place(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        if self.durability == Durability::Pmem {
+            self.store(offset, data);
+            return self.persist(offset, data.len() as u64);
+        }
+        self.pwrite(data, offset, 0)
+    }
+
+    /// What the file holds; unlike a look at the mapping, it makes no page where there is none.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub(crate) fn look(&self, offset: u64, to: &mut [u8]) -> io::Result<()> {
+        self.mapping.file().read_exact_at(to, offset)
+    }
+
+    /// Reserve every byte of the file that has none yet.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub(crate) fn reserve_all(&self) -> io::Result<()> {
+        if is_device(self.mapping.file()) { Ok(()) } else { reserve(self.mapping.file(), self.mapping.len()) }
+    }
+
+    /// Flush with `flush`; pages of an arriving store that were here before are then durable, and noted so before
+    /// anything relies on it (the log's tail does).
+    fn settling(&self, flush: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        match &self.arrival {
+            Some(a) if a.state() != State::Complete => {
+                let here = a.snapshot();
+                flush()?;
+                a.settle(&here)
+            }
+            _ => flush(),
+        }
     }
 
     fn pwrite(&self, data: &[u8], mut offset: u64, flags: libc::c_int) -> io::Result<()> {
@@ -388,11 +467,11 @@ impl Medium for FileMedium {
     fn persist_all(&self) -> io::Result<()> {
         match self.durability {
             Durability::Memory => Ok(()),
-            Durability::Pmem => {
+            Durability::Pmem => self.settling(|| {
                 pmem::fence();
                 Ok(())
-            }
-            Durability::Disk => self.sync_file(),
+            }),
+            Durability::Disk => self.settling(|| self.sync_file()),
         }
     }
 
@@ -404,7 +483,15 @@ impl Medium for FileMedium {
     }
 
     fn settle_all(&self) -> io::Result<()> {
-        if self.durability == Durability::Memory { self.sync_file() } else { self.persist_all() }
+        if self.durability == Durability::Memory {
+            self.settling(|| self.sync_file())
+        } else {
+            self.persist_all()
+        }
+    }
+
+    fn arrival(&self) -> Option<&Arc<Arrival>> {
+        self.arrival.as_ref()
     }
 
     fn slow_persist(&self) -> bool {

@@ -366,6 +366,16 @@ impl Mapping {
             });
         }
         // Device DAX refuses private mappings: the view is a copy there, filled by the caller.
+        PrivateView::of_memory(len)
+    }
+}
+
+impl PrivateView {
+    /// A view that is memory only, filled by the caller.
+    ///
+    /// # Errors
+    /// No address space.
+    pub fn of_memory(len: u64) -> Result<Self> {
         let memory = Anonymous::new(len as usize)?;
         let view = PrivateView { base: memory.base, len: len as usize, file_backed: false };
         std::mem::forget(memory);

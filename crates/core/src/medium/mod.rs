@@ -10,6 +10,9 @@ pub mod pmem;
 pub mod sim;
 
 use std::io;
+use std::sync::Arc;
+
+use crate::arrival::Arrival;
 
 pub(crate) use file::pick_superblock;
 pub use file::{FileMedium, device_size, durability_at, probe_durability};
@@ -53,6 +56,11 @@ pub trait Medium: Send + Sync {
         self.persist_all()
     }
 
+    /// Which pages are here, of a store that is arriving.
+    fn arrival(&self) -> Option<&Arc<Arrival>> {
+        None
+    }
+
     /// Whether a persist takes long enough that commits should share it.
     fn slow_persist(&self) -> bool;
 
@@ -76,7 +84,7 @@ pub trait Medium: Send + Sync {
     }
 }
 
-impl<M: Medium> Medium for std::sync::Arc<M> {
+impl<M: Medium> Medium for Arc<M> {
     fn mapping(&self) -> &Mapping {
         (**self).mapping()
     }
@@ -96,6 +104,9 @@ impl<M: Medium> Medium for std::sync::Arc<M> {
     }
     fn settle_all(&self) -> io::Result<()> {
         (**self).settle_all()
+    }
+    fn arrival(&self) -> Option<&Arc<Arrival>> {
+        (**self).arrival()
     }
     fn slow_persist(&self) -> bool {
         (**self).slow_persist()

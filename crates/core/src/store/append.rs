@@ -258,6 +258,7 @@ impl<M: Medium> Inner<M> {
     #[inline]
     pub(super) fn append(&mut self) -> Result<Appended> {
         self.not_poisoned()?;
+        self.not_half_done()?;
         self.not_past_deadline()?;
         if self.objects.has_arrays() {
             self.find_candidates()?;
@@ -457,6 +458,7 @@ impl<M: Medium> Inner<M> {
         }
         self.work.clear_spans();
         self.candidates.clear();
+        self.half_done = None;
         self.objects.reset();
         Ok(())
     }

@@ -223,7 +223,7 @@ impl<M: Medium + 'static> Store<M> {
     }
 
     /// The mutex, also of a store that was closed.
-    fn relock(&self) -> Guard<'_, M> {
+    pub(super) fn relock(&self) -> Guard<'_, M> {
         self.shared.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 

@@ -16,13 +16,15 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::ThreadId;
 use std::time::Duration;
 
+use crate::arrival::{Arrival, State};
 use crate::base::Base;
 use crate::capture::{Capture, Mode};
-use crate::control::{Control, Holder, Lock, word};
+use crate::control::{Control, Holder, Lock, boottime_ns, word};
 use crate::error::{Error, Result};
-use crate::format::{Durability, PAGE, PAGE_U64, Point, Superblock};
+use crate::format::{Durability, INCOMPAT_ARRIVING, PAGE, PAGE_U64, Point, Superblock};
 use crate::medium::{Anonymous, FileMedium, Medium, PrivateView};
 use crate::objects::Objects;
+use crate::pager::Pager;
 use crate::work::Work;
 
 pub use append::Appended;
@@ -59,6 +61,10 @@ struct Inner<M: Medium> {
     work: Work,
     objects: Objects,
     capture: Option<Capture>,
+    /// Of a store that was arriving when it was opened: fills the view. Ends before the view goes.
+    pager: Option<Pager>,
+    /// A change of objects that stopped half way because a page did not come.
+    half_done: Option<String>,
     /// Keeps the memory of `work` mapped.
     _view: Option<PrivateView>,
     writer: Option<Base<Arc<M>>>,
@@ -191,6 +197,41 @@ impl Store<FileMedium> {
     }
 }
 
+/// A newer epoch that is known to have begun elsewhere is an error.
+fn not_fenced<M: Medium>(base: &Base<M>) -> Result<()> {
+    let fence = base.control.get(word::FENCE_EPOCH);
+    if fence <= base.sb.epoch {
+        return Ok(());
+    }
+    Err(Error::StoreFenced(format!(
+        "{}: epoch {fence} has begun elsewhere, this copy is of epoch {}",
+        base.name, base.sb.epoch
+    )))
+}
+
+/// Wait until a store has arrived completely, as long as pages keep coming.
+fn wait_for_all(arrival: &Arrival) -> Result<()> {
+    let (mut here, mut since_ns) = (arrival.counts().1, boottime_ns());
+    loop {
+        let seen = arrival.arrivals();
+        let (_, now_here, _) = arrival.counts();
+        if arrival.state() == State::Complete {
+            return Ok(());
+        }
+        if now_here > here {
+            (here, since_ns) = (now_here, boottime_ns());
+        }
+        // The last page may be here and the flush take long: that is not for us to limit.
+        let missing = arrival.next_missing(0, 1);
+        if let Some((page, _)) = missing
+            && let Some(why) = arrival.hopeless(boottime_ns() - since_ns)
+        {
+            return Err(Error::StoreArriving(arrival.missing(page, &why)));
+        }
+        arrival.sleep_until_arrival(seen, 100_000_000);
+    }
+}
+
 /// Take the writer's lock on a mapped store file, or say who has it.
 ///
 /// # Errors
@@ -217,20 +258,75 @@ impl<M: Medium + 'static> Store<M> {
     /// As [`Store::open`].
     pub fn open_on(m: M, sb: Superblock, name: String, options: Options) -> Result<Self> {
         let m = Arc::new(m);
-        let (base, _) = Base::open(Arc::clone(&m), sb, name.clone(), false)?;
+        let (mut base, _) = Base::open(Arc::clone(&m), sb, name.clone(), false)?;
+        if let Some(a) = m.arrival() {
+            if a.state() != State::Complete {
+                return Self::over_arriving(&m, base, &Arc::clone(a), options);
+            }
+            base.arrived()?;
+        }
         Self::over(m, base, options)
+    }
+
+    /// The working view over a store whose pages are still coming: memory that is filled on first access. Where this
+    /// process may not do that, all pages are waited for.
+    fn over_arriving(
+        m: &Arc<M>,
+        mut base: Base<Arc<M>>,
+        arrival: &Arc<Arrival>,
+        options: Options,
+    ) -> Result<Self> {
+        let name = base.name.clone();
+        not_fenced(&base)?;
+        let view = PrivateView::of_memory(base.sb.image_size)?;
+        let pager = if options.verify_all { None } else { Pager::start(&view, m, arrival, &base.sb)? };
+        let Some(pager) = pager else {
+            annotate(&name, wait_for_all(arrival))?;
+            base.arrived()?;
+            return Self::over(Arc::clone(m), base, options);
+        };
+        let sums = m.mapping().at(base.sb.sums_offset, base.sb.pages() * 8).cast::<u64>();
+        // SAFETY: as in `over`.
+        let mut work = unsafe { Work::new(view.base(), base.sb.image_size, sums, true) };
+        work.compared_with(m.mapping().at(base.sb.image_offset, base.sb.image_size));
+        work.comes_on_demand(Arc::clone(arrival));
+        let objects = annotate(&name, Objects::open(&work))?;
+        let capture = Capture::on_demand(&view, pager.faults(), options.capture)
+            .map_err(|e| Error::io(format!("find changed pages of {name} in the way asked for"), e))?;
+        m.stage().map_err(|e| Error::io(format!("get memory for the log of {name}"), e))?;
+        base.control.set_writer(Holder::Application);
+        let mut inner = Inner::new(work, objects, base.applied, options, name);
+        inner.capture = Some(capture);
+        inner.pager = Some(pager);
+        inner._view = Some(view);
+        inner.writer = Some(base);
+        let store = Self { shared: Arc::new(Shared::new(inner, Arc::clone(m), false)?) };
+        let shared = Arc::downgrade(&store.shared);
+        if let Some(pager) = &store.relock().pager {
+            pager.when_complete(move || {
+                if let Some(shared) = shared.upgrade() {
+                    Self { shared }.arrived();
+                }
+            });
+        }
+        Ok(store)
+    }
+
+    /// All pages are here and durable: say so in the superblock.
+    fn arrived(&self) {
+        let mut g = self.relock();
+        if g.closed {
+            return; // the fetcher does it
+        }
+        if let Some(Err(e)) = g.writer.as_mut().map(Base::arrived) {
+            g.poison(&e);
+        }
     }
 
     /// The working view over a recovered store.
     fn over(m: Arc<M>, base: Base<Arc<M>>, options: Options) -> Result<Self> {
         let name = base.name.clone();
-        let fence = base.control.get(word::FENCE_EPOCH);
-        if fence > base.sb.epoch {
-            return Err(Error::StoreFenced(format!(
-                "{name}: epoch {fence} has begun elsewhere, this copy is of epoch {}",
-                base.sb.epoch
-            )));
-        }
+        not_fenced(&base)?;
         if options.verify_all {
             for page in 0..base.sb.pages() {
                 annotate(&name, base.check_page(page))?;
@@ -309,7 +405,8 @@ impl<M: Medium + 'static> Store<M> {
     pub fn change<R>(&self, f: impl FnOnce(&mut Work, &mut Objects) -> Result<R>) -> Result<R> {
         let mut g = self.lock()?;
         let inner = &mut *g;
-        annotate(&inner.name, f(&mut inner.work, &mut inner.objects))
+        let r = f(&mut inner.work, &mut inner.objects);
+        inner.whole(annotate(&inner.name, r))
     }
 
     /// Open, create or grow an array through `f` and watch its pages.
@@ -322,16 +419,22 @@ impl<M: Medium + 'static> Store<M> {
     ) -> Result<(R, *mut u8)> {
         let mut g = self.lock()?;
         let inner = &mut *g;
-        let (r, offset, len) = annotate(&inner.name, f(&mut inner.work, &mut inner.objects))?;
-        // Every page is compared with its sum here: from now on the core does not see the accesses.
-        inner.work.bytes(offset, len)?;
+        let made = annotate(&inner.name, f(&mut inner.work, &mut inner.objects));
+        let (r, offset, len) = inner.whole(made)?;
+        if inner.work.on_demand() {
+            // Compared page by page, when they are put into the view.
+            inner.work.trust(offset, len);
+        } else {
+            // Every page is compared with its sum here: from now on the core does not see the accesses.
+            inner.work.bytes(offset, len)?;
+        }
         if let (Some(capture), true) = (&inner.capture, len > 0) {
             let padded = len.next_multiple_of(PAGE_U64);
             capture
                 .watch(offset, padded)
                 .map_err(|e| Error::io(format!("watch an array of {}", inner.name), e))?;
         }
-        // SAFETY: `bytes` checked the range.
+        // SAFETY: whoever made the array checked the range.
         Ok((r, unsafe { inner.work.base().add(offset as usize) }))
     }
 
@@ -489,6 +592,11 @@ impl<M: Medium + 'static> Store<M> {
             return annotate(&name, r.verify());
         }
         let base = g.base()?;
+        if base.sb.incompat & INCOMPAT_ARRIVING != 0 {
+            return Err(Error::StoreArriving(format!(
+                "{name} has not arrived completely: nothing is verified"
+            )));
+        }
         for page in 0..base.sb.pages() {
             annotate(&name, base.check_page(page))?;
         }
@@ -517,6 +625,9 @@ impl<M: Medium + 'static> Store<M> {
             }
         }
         g.closed = true;
+        if let Some(pager) = &g.pager {
+            pager.store_closed();
+        }
         let clean = g.poisoned.is_none() && result.is_ok();
         if let Some(base) = &mut g.writer {
             if clean {
@@ -553,6 +664,8 @@ impl<M: Medium> Inner<M> {
             work,
             objects,
             capture: None,
+            pager: None,
+            half_done: None,
             _view: None,
             writer: None,
             reader: None,
@@ -593,6 +706,30 @@ impl<M: Medium> Inner<M> {
                 Err(Error::StorePoisoned(format!("{}: no commits after a failure: {why}", self.name)))
             }
         }
+    }
+
+    /// A change that stopped half way must not be committed; nor anything, once memory could not be given.
+    #[inline]
+    fn not_half_done(&self) -> Result<()> {
+        if let Some(why) = self.pager.as_ref().and_then(Pager::broken) {
+            return Err(Error::StorePoisoned(format!("{}: no commits after a failure: {why}", self.name)));
+        }
+        match &self.half_done {
+            None => Ok(()),
+            Some(why) => Err(Error::StoreArriving(format!(
+                "{}: a change stopped half way and has to be rolled back: {why}",
+                self.name
+            ))),
+        }
+    }
+
+    /// The result of a change, noted if it stopped half way.
+    #[inline]
+    fn whole<R>(&mut self, r: Result<R>) -> Result<R> {
+        if let Err(e @ Error::StoreArriving(_)) = &r {
+            self.half_done.get_or_insert_with(|| e.to_string());
+        }
+        r
     }
 
     fn poison(&mut self, why: &Error) {

@@ -12,7 +12,7 @@ use crate::base::{epoch_before, walk_log};
 use crate::checksum::page_sum;
 use crate::control::{Control, Lock, boot_id, word};
 use crate::error::{Error, Result};
-use crate::format::{FLAG_CLEAN, FLAG_INCOMPLETE, PAGE, PAGE_U64, Point, Superblock};
+use crate::format::{FLAG_CLEAN, FLAG_INCOMPLETE, INCOMPAT_ARRIVING, PAGE, PAGE_U64, Point, Superblock};
 use crate::medium::{Anonymous, Medium};
 use crate::replay::{GroupReader, Step, Target, apply};
 use crate::work::Work;
@@ -64,6 +64,11 @@ impl<M: Medium> Reader<M> {
         if sb.flags & FLAG_INCOMPLETE != 0 {
             return Err(Error::StoreUntrusted(format!(
                 "{name}: a snapshot is being received and is not complete"
+            )));
+        }
+        if sb.incompat & INCOMPAT_ARRIVING != 0 {
+            return Err(Error::StoreArriving(format!(
+                "{name} has not arrived completely: a reader would need all of it"
             )));
         }
         let image = Anonymous::new(sb.image_size as usize)?;
