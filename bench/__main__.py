@@ -25,6 +25,8 @@ QUESTIONS = (
     "recovery",
     "takeover",
     "redis_end_to_end",
+    "region_save_tcp",
+    "region_restore_tcp",
     "drain",
 )
 

@@ -38,6 +38,8 @@ bench_needs=(
     /usr/include/stdio.h libc6-dev
     /usr/include/libpmemobj.h libpmemobj-dev
     redis-server redis-server
+    rsync rsync
+    nc netcat-openbsd
 )
 
 has() {
@@ -92,7 +94,7 @@ install_packages() {
         trap - EXIT
         # Nor at the next boot: what the tests need they start themselves.
         for each in "$@"; do
-            if [[ $each = redis-server || $each = nut-server ]] && command -v systemctl >/dev/null; then
+            if [[ $each = redis-server || $each = nut-server || $each = rsync ]] && command -v systemctl >/dev/null; then
                 systemctl disable --quiet "$each" 2>/dev/null || true
             fi
         done

@@ -26,12 +26,16 @@ PEERS = {
     "recovery": {"memory copy"},
     "takeover": set(),
     "redis_end_to_end": {"sustain, wait", "Redis", "Redis, WAIT 1"},
+    "region_save_tcp": {"cp of the same file", "raw loopback TCP", "rsync", "dd | nc"},
+    "region_restore_tcp": {"cp of the same file", "raw loopback TCP", "rsync", "dd | nc"},
     "drain": {"raw TCP on this link", "the link"},
 }
 MAY_MISS = {
     "libpmemobj": Path("/usr/include/libpmemobj.h").exists,
     "Redis": lambda: bool(shutil.which("redis-server")),
     "Redis, WAIT 1": lambda: bool(shutil.which("redis-server")),
+    "rsync": lambda: bool(shutil.which("rsync")),
+    "dd | nc": lambda: bool(shutil.which("nc")),
 }
 
 
