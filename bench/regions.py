@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from bench.harness import Answer, disk_dir, interleave, medians, memory_dir, say
+from bench.harness import Answer, Contender, disk_dir, interleave, medians, memory_dir, say
 from bench.hosts import Started, sustain, until
 from bench.peers.copying import missing
 from bench.peers.raw import RawTcp
@@ -95,8 +96,8 @@ def compare(
             raw = RawTcp(CHUNK, size)
             try:
                 ways = contenders(where)
-                rates = {name: lambda way=way: size / way() / 1e9 for name, way in ways.items()}
-                rates["raw"] = lambda raw=raw: raw.run() / 1e9
+                rates = {name: _rate(way, size) for name, way in ways.items()}
+                rates["raw"] = _rate(partial(_seconds_raw, raw, size), size)
                 found[medium] = medians(interleave(rounds, rates))
             finally:
                 raw.close()
@@ -126,6 +127,14 @@ def compare(
         "on disk all end durable (fdatasync, rsync --fsync)",
     ]
     return answer
+
+
+def _rate(way: Callable[[], float], size: int) -> Contender:
+    return lambda: size / way() / 1e9
+
+
+def _seconds_raw(raw: RawTcp, size: int) -> float:
+    return size / raw.run()
 
 
 def _touch(path: Path, size: int) -> None:
