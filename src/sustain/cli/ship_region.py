@@ -1,6 +1,7 @@
 """`sustain ship --region`: its options, and how they become a pre-copier. Used by `cli.ship`."""
 
 import argparse
+import signal
 
 from sustain.cli.output import size_argument
 
@@ -13,8 +14,8 @@ def add_region_arguments(parser: argparse.ArgumentParser) -> None:
     region.add_argument(
         "--region-uuid", default="", metavar="HEX", help="which region it is, wherever it lies"
     )
-    region.add_argument("--epoch", type=int, default=0, metavar="N", help="of this host's primaryship")
-    region.add_argument("--seal-number", type=int, default=1, metavar="N", help="of its next seal (1)")
+    region.add_argument("--epoch", type=int, metavar="N", help="of this host's primaryship (PATH.region-id)")
+    region.add_argument("--seal-number", type=int, metavar="N", help="of its next seal (PATH.region-id)")
     region.add_argument("--status", metavar="FILE", help="what is going on (PATH.region.json)")
     region.add_argument("--power-file", metavar="FILE", help="what the supervisor says of the battery")
     region.add_argument(
@@ -42,21 +43,31 @@ def add_region_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def ship_region(args: argparse.Namespace) -> int:
+    # Whoever started this may already order it to finish: that waits until it can be heard, and does not kill.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2})
     from sustain.errors import ConfigError
     from sustain.host.freezer import open_freezer
+    from sustain.powerfail.regions import identity
     from sustain.powerfail.regions.manifest import check_name
     from sustain.powerfail.regions.pace import PacePolicy
     from sustain.powerfail.regions.precopy import Precopier, PrecopyConfig
     from sustain.powerfail.regions.track import Way
     from sustain.replication.auth import NO_KEY, load_key
 
+    known = identity.load(args.region)
+    text = args.region_uuid or (known.uuid if known else "")
+    epoch = (known.epoch if known else 1) if args.epoch is None else args.epoch
+    seal = (known.number if known else 0) + 1 if args.seal_number is None else args.seal_number
     try:
-        uuid = bytes.fromhex(args.region_uuid.replace("-", ""))
+        uuid = bytes.fromhex(text.replace("-", ""))
     except ValueError:
         uuid = b""
     if len(uuid) != 16:
-        raise ConfigError("--region-uuid is 32 hexadecimal digits", hint="the supervisor knows it")
-    if args.epoch < 1 or args.seal_number < 1:
+        raise ConfigError(
+            f"{args.region}: which region it is is not known",
+            hint="the supervisor gives --region-uuid; `sustain save` writes PATH.region-id",
+        )
+    if epoch < 1 or seal < 1:
         raise ConfigError("--epoch and --seal-number begin at 1", hint="the supervisor knows them")
     if not 0 < args.region_budget_first < args.region_budget_second < 1:
         raise ConfigError(
@@ -68,8 +79,8 @@ def ship_region(args: argparse.Namespace) -> int:
         region=args.region,
         name=check_name(args.region_name),
         uuid=uuid,
-        epoch=args.epoch,
-        seal_number=args.seal_number,
+        epoch=epoch,
+        seal_number=seal,
         owner=args.name,
         urls=tuple(_destination(text) for text in args.peer),
         status_file=args.status or f"{args.region}.region.json",

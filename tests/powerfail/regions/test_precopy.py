@@ -129,8 +129,8 @@ def test_bytes_at_the_outage_follow_what_changed(region: Path, url: str) -> None
 
 @pytest.mark.parametrize("stage", ["precopy", "final", "sealed"])
 def test_killed_and_started_again_to_evacuate(region: Path, url: str, program: Program, stage: str) -> None:
-    for turn in range(2):
-        with Shipping(region, [url], group=program.pid, rate="64MiB", seal=2 * turn + 1) as first:
+    for _ in range(2):
+        with Shipping(region, [url], group=program.pid, rate="64MiB") as first:
             if stage == "precopy":
                 first.wait(lambda found: found["destinations"][0]["state"] == "streaming", "not connected")
                 time.sleep(random.random() / 20)  # somewhere in it
@@ -141,7 +141,8 @@ def test_killed_and_started_again_to_evacuate(region: Path, url: str, program: P
                     lambda found, stage=stage: found["phase"] == stage or found["phase"] == "sealed", stage
                 )
             first.kill()
-        with Shipping(region, [url], "--evacuate", group=program.pid, seal=2 * turn + 2) as second:
+        # With the number that the first one was given: it was perhaps used, and the second one has to find out.
+        with Shipping(region, [url], "--evacuate", group=program.pid) as second:
             second.sealed()
             assert stands_still(program, region)
             same(region, url)
@@ -158,15 +159,15 @@ def test_one_that_was_left_frozen_goes_on_when_the_next_one_starts(
         first.finish()
         first.kill()
     assert stands_still(program, region)
-    with Shipping(region, [url], group=program.pid, seal=2) as second:
+    with Shipping(region, [url], group=program.pid) as second:
         runs(region)
         second.in_step()
         second.end()
 
 
 def test_power_comes_back_in_the_middle_of_the_final_pass(region: Path, url: str, program: Program) -> None:
-    for turn in range(3):
-        with Shipping(region, [url], group=program.pid, seal=10 * turn + 1) as shipping:
+    for _ in range(3):
+        with Shipping(region, [url], group=program.pid) as shipping:
             shipping.in_step()
             shipping.process.send_signal(signal.SIGUSR1)
             shipping.wait(lambda found: found["phase"] != "precopy", "no final pass")
@@ -351,3 +352,19 @@ def test_a_status_is_there_at_once_with_the_seal(region: Path, url: str) -> None
         assert found["destinations"][0]["url"] == url
         shipping.end()
     assert os.path.exists(region)
+
+
+def test_a_number_that_somebody_else_has_used_is_not_used_again(
+    region: Path, url: str, program: Program
+) -> None:
+    with Shipping(region, [url], group=program.pid, epoch=1, seal=5) as shipping:
+        shipping.wait(lambda found: True, "it does not start")
+        shipping.finish()
+        shipping.go_on()
+        shipping.end()
+    with Shipping(region, [url], group=program.pid, epoch=2, seal=5) as shipping:
+        shipping.wait(lambda found: True, "it does not start")
+        shipping.process.send_signal(signal.SIGUSR1)
+        found = shipping.wait(lambda found: found["phase"] == "failed", "it must not be sealed")
+        assert found["destinations"][0]["state"] == "refused"
+        shipping.end()

@@ -28,16 +28,16 @@ from functools import partial
 from types import FrameType
 
 from sustain.clock import Clock, SystemClock
-from sustain.errors import ConfigError, RegionBusy, SustainError
+from sustain.errors import RegionBusy, SustainError
 from sustain.host import maps
 from sustain.host.freezer import Freezer, SignalFreezer
 from sustain.host.processes import Identity, parents
 from sustain.powerfail.budget import budget_bytes
 from sustain.powerfail.regions.manifest import RegionIdentity
+from sustain.powerfail.regions.medium import open_medium
 from sustain.powerfail.regions.pace import SLICE_S, Need, Pace, PacePolicy, decide_pace, interval_s, phase_of
-from sustain.powerfail.regions.reader import RegionReader
 from sustain.powerfail.regions.sink import open_sink
-from sustain.powerfail.regions.status import RegionStatus, StatusFile, usable_s
+from sustain.powerfail.regions.status import RegionStatus, StatusFile, unused_number, usable_s
 from sustain.powerfail.regions.stream import Goal, Stream, StreamConfig
 from sustain.powerfail.regions.track import ContentTracker, Harvest, Tracker, Way, open_tracker
 from sustain.units import format_duration, format_size
@@ -74,18 +74,16 @@ class Precopier:
     """One region, until SIGTERM."""
 
     def __init__(self, config: PrecopyConfig, clock: Clock | None = None) -> None:
-        """Raises RegionIOError, ConfigError."""
+        """Raises RegionError."""
         self._config = config
         self._clock = clock or SystemClock()
-        self._reader = RegionReader(config.region)
-        if self._reader.size_bytes == 0:
-            raise ConfigError(f"{config.region}: it is empty", hint="make it as large as the region shall be")
+        self._medium = open_medium(config.region)
         self._status = StatusFile(config.status_file)
         self._bell = threading.Event()
         self._stop = False
         self._asked = config.evacuate  # to finish
         self._goal: Goal | None = None
-        self._number = config.seal_number
+        self._number = max(config.seal_number, unused_number(config.status_file, config.epoch))
         self._frozen_at_ns: int | None = None  # for a final pass
         self._still = False  # in a slice
         self._error: str | None = None
@@ -100,13 +98,13 @@ class Precopier:
         self._audit_at = 0
         self._audited: set[int] = set()
         self._phase = ""
-        identity = RegionIdentity(config.uuid, self._reader.size_bytes, config.name)
+        identity = RegionIdentity(config.uuid, self._medium.size_bytes, config.name)
         shared = StreamConfig(identity, config.epoch, config.owner, config.rate, config.scan_rate)
         self._streams = [
             Stream(
                 url,
                 partial(open_sink, url.partition("?")[0], key=config.key, name=config.name),
-                self._reader,
+                self._medium,
                 shared,
                 self._clock,
                 self._bell.set,
@@ -120,6 +118,7 @@ class Precopier:
         for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         self._write_status()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1, signal.SIGUSR2})
         try:
             if self._asked:
                 self._finish()
@@ -142,15 +141,17 @@ class Precopier:
         self._bell.set()
 
     def _end(self) -> None:
+        self._asked = False
         try:
-            for each in self._streams:
-                each.resume()
+            if self._goal is not None or self._frozen_at_ns is not None:
+                self._go_on()
             self._thaw()
         finally:
             for each in self._streams:
                 if each.ident is not None:
                     each.stop()
             self._tracker.close()
+            self._medium.close()
 
     def _step(self) -> float:
         """Whatever is due; seconds until the next time."""
@@ -177,7 +178,7 @@ class Precopier:
 
     def _open_tracker(self) -> Tracker:
         try:
-            return open_tracker(self._config.region, self._reader.pages, self._config.track)
+            return open_tracker(self._config.region, self._medium.pages, self._config.track)
         except SustainError as error:
             if self._config.track is not Way.AUTO:
                 raise
@@ -209,11 +210,11 @@ class Precopier:
         """Compare some pages that the tracker calls unchanged: it is believed, not trusted."""
         if self._harvest.everything or self._goal is not None:
             return
-        count = min(_AUDIT_PAGES, self._reader.pages - self._audit_at)
+        count = min(_AUDIT_PAGES, self._medium.pages - self._audit_at)
         for each in self._streams:
             if each.connected and (found := each.audit(self._audit_at, count)) is not None:
                 self._audited.update(found)  # written since the harvest, or missed by it: the next one tells
-                self._audit_at = (self._audit_at + count) % self._reader.pages
+                self._audit_at = (self._audit_at + count) % self._medium.pages
                 return
 
     def _check_audit(self, found: Harvest) -> None:

@@ -94,6 +94,16 @@ def read_json(path: str | Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+def unused_number(path: str | Path, epoch: int) -> int:
+    """The lowest number that a former pre-copier of this epoch has not sealed with, by its status; 0: there was
+    none."""
+    found = read_json(path) or {}
+    number = found.get("seal")
+    if found.get("epoch") != epoch or not isinstance(number, int) or isinstance(number, bool):
+        return 0
+    return number if found.get("phase") == "precopy" else number + 1
+
+
 def usable_s(path: str | Path) -> float | None:
     """Seconds of battery that a drain may count on, as the supervisor says; None: unknown, or it never said."""
     found = (read_json(path) or {}).get("usable_s")

@@ -34,7 +34,7 @@ from sustain.powerfail.regions.manifest import (
     RegionIdentity,
     Seal,
 )
-from sustain.powerfail.regions.reader import RegionReader
+from sustain.powerfail.regions.medium import Medium
 from sustain.powerfail.regions.sink import Sink
 from sustain.powerfail.regions.status import DestinationStatus
 from sustain.powerfail.regions.track import Run
@@ -77,7 +77,7 @@ class Stream(threading.Thread):
         self,
         url: str,
         open_sink: Callable[[], Sink],
-        reader: RegionReader,
+        medium: Medium,
         config: StreamConfig,
         clock: Clock,
         changed: Callable[[], None],
@@ -87,9 +87,9 @@ class Stream(threading.Thread):
         super().__init__(name=f"sustain-region-{url}", daemon=True)
         self.url = url
         self.required = required
-        self._open_sink, self._reader, self._config, self._clock = open_sink, reader, config, clock
+        self._open_sink, self._medium, self._config, self._clock = open_sink, medium, config, clock
         self._changed = changed
-        pages = reader.pages
+        pages = medium.pages
         self._wake = threading.Condition()  # guards all below
         self._marks = np.full(pages, _SUSPECT, np.uint8)
         self._mirror = np.zeros((pages, 2), np.uint64)
@@ -225,7 +225,7 @@ class Stream(threading.Thread):
             quiet = np.flatnonzero(self._marks[first : first + count] == _SETTLED) + first
             quiet = np.setdiff1d(quiet, self._in_hand, assume_unique=True)
             held = self._mirror[quiet].copy()
-        used = self._reader.read(_runs(quiet), buffer)
+        used = self._read(_runs(quiet), buffer)
         found = np.frombuffer(_native.page_digests(buffer[:used]), np.uint64).reshape(-1, 2)
         differ = quiet[(found != held).any(axis=1)]
         with self._wake:  # those that were marked meanwhile are known
@@ -373,7 +373,7 @@ class Stream(threading.Thread):
     def _bring(self, sink: Sink, pages: Pages, forced: npt.NDArray[np.bool_]) -> None:
         """Read, compare, send what differs or is forced."""
         began_s = time.monotonic()
-        used = self._reader.read(_runs(pages), self._buffer)
+        used = self._read(_runs(pages), self._buffer)
         digests = _native.page_digests(self._buffer[:used])
         found = np.frombuffer(digests, np.uint64).reshape(-1, 2)
         differ = np.flatnonzero((found != self._mirror[pages]).any(axis=1) | forced)
@@ -400,6 +400,14 @@ class Stream(threading.Thread):
         self.compared_bytes += used
         due_s = max(sent * PAGE_BYTES / self._config.rate, used / self._config.scan_rate)
         self._owed_s += max(0.0, due_s - spent_s)
+
+    def _read(self, runs: list[Run], buffer: memoryview) -> int:
+        """The pages of `runs` one behind the other; bytes used."""
+        at = 0
+        for first, count in runs:
+            self._medium.read(first, buffer[at : at + count * PAGE_BYTES])
+            at += count * PAGE_BYTES
+        return at
 
     def _note_unflushed(self, first: int, count: int) -> None:
         if not self._unflushed_pages:
