@@ -68,6 +68,8 @@ def frames() -> dict[str, bytes]:
         "heartbeat": framed(Kind.HEARTBEAT, b"", 4096, 8192, 1),
         "digests": framed(Kind.DIGESTS, bytes(32), 4096),
         "bye": framed(Kind.BYE, wire.encode(Bye("stopping", "asked to"))),
+        "probe": framed(Kind.PROBE, bytes(range(64)), 7),
+        "counted": framed(Kind.COUNTED, b"", 7, 65536),
         "stream": framed(Kind.LOG, bytes(64), 0) + framed(Kind.HEARTBEAT) + framed(Kind.LOG, bytes(64), 64),
     }
 

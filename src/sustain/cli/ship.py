@@ -32,6 +32,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--name", default="", metavar="NAME", help="of this host, for people")
     parser.add_argument(
+        "--budget-first",
+        type=float,
+        default=0.5,
+        metavar="SHARE",
+        help="of what the battery allows to be unshipped: from here on commits are delayed (0.5)",
+    )
+    parser.add_argument(
+        "--budget-second", type=float, default=0.9, metavar="SHARE", help="the same: here they wait (0.9)"
+    )
+    parser.add_argument(
+        "--delay-limit",
+        type=duration_argument,
+        default=0.05,
+        metavar="TIME",
+        help="the delay just before they wait (50ms)",
+    )
+    parser.add_argument(
         "--until-drained", "--once", action="store_true", help="end when all committed now has arrived"
     )
     parser.add_argument(
@@ -79,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
 
         return ship_region(args)
     from sustain.errors import ConfigError
+    from sustain.powerfail.budget import BudgetPolicy
     from sustain.replication.auth import NO_KEY, load_key
     from sustain.replication.outlet import LinkConfig
     from sustain.replication.ship import End, Shipper, ShipperConfig
@@ -95,6 +113,13 @@ def run(args: argparse.Namespace) -> int:
         )
     if not 0 < args.heartbeat < args.timeout:
         raise ConfigError("--heartbeat must be shorter than --timeout", hint="a third of it, or less")
+    if not 0 < args.budget_first <= args.budget_second <= 1:
+        raise ConfigError(
+            f"--budget-first {args.budget_first:g} and --budget-second {args.budget_second:g} do not go together",
+            hint="two shares of the budget above 0 and at most 1, the first not above the second",
+        )
+    if args.delay_limit > 10:
+        raise ConfigError("--delay-limit is longer than 10 s", hint="50ms is enough to slow a writer down")
     if len(args.name.encode()) > 64:
         raise ConfigError("--name is longer than 64 bytes", hint="give a short name")
     config = ShipperConfig(
@@ -111,6 +136,11 @@ def run(args: argparse.Namespace) -> int:
         ),
         pin_limit=args.pin_limit,
         stall_s=args.stall,
+        budget=BudgetPolicy(
+            first_threshold=args.budget_first,
+            second_threshold=args.budget_second,
+            delay_limit_s=args.delay_limit,
+        ),
         until_drained=args.until_drained,
         drain_timeout_s=args.drain_timeout,
     )

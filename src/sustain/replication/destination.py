@@ -7,6 +7,7 @@ what is kept in the log for it while it is away, when to try again, and which an
 import random
 import threading
 import time
+from types import TracebackType
 
 from sustain._native import LogTail
 from sustain.errors import (
@@ -18,12 +19,30 @@ from sustain.errors import (
 )
 from sustain.replication.auth import Refused
 from sustain.replication.dial import dial
+from sustain.replication.meter import DrainMeter
 from sustain.replication.outlet import LinkConfig, Outlet, Owner
 from sustain.replication.pins import Backoff
 from sustain.replication.urls import Peer, join
 
 _SLOW_RETRY_S = 2.0  # at least, after an answer that will not change by itself
 _TRANSIENT = ("busy", "primary", "failed")
+
+
+class Metering:
+    """`with metering as meter`: the meter, for one thread at a time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._meter = DrainMeter()
+
+    def __enter__(self) -> DrainMeter:
+        self._lock.acquire()
+        return self._meter
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lock.release()
 
 
 class Destination(threading.Thread):
@@ -37,6 +56,7 @@ class Destination(threading.Thread):
         self.pinned: int | None = log.tail() if peer.required else None
         self.connected = False
         self.verifying = False  # it is busy with a finished snapshot
+        self.metering = Metering()
         self.needs_snapshot = False
         self.last_moved = time.monotonic()
         self.hopeless: SustainError | None = None  # an answer that will not change by itself
@@ -61,6 +81,8 @@ class Destination(threading.Thread):
                 at_least_s = self._failed(error)
             finally:
                 session, self._session = self._session, None
+                with self.metering as meter:
+                    meter.disconnected(time.monotonic())
                 self.connected = self.verifying = False
                 # A snapshot that was cut pins nothing: the next one begins at another point.
                 self.pinned = self.pinned_without_session()

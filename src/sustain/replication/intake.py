@@ -32,7 +32,10 @@ from sustain.replication.wire import (
 
 GATHER_BYTES = 16 << 20  # room asked of the ring at a time, at most
 HAND_OVER_BYTES = 512 << 10  # enough to be applied by another thread while more arrives
+HAND_OVER_S = 0.05  # or long enough: on a slow link, too, what is whole is to count soon
 _DIGEST_PAGES = 4096
+_TICK_S = 0.1  # how often a sender hears of a long group that is coming in
+_SCRAP_BYTES = 64 << 10
 
 
 @dataclass
@@ -75,8 +78,11 @@ class Intake:
         self._gather_bytes = min(GATHER_BYTES, max(hello.log_size // 8, 64 << 10))
         self._filled = 0  # bytes in the room
         self._handed = 0  # of them, given to the applier
+        self._handed_s = 0.0  # when, or when what is in the room began to arrive
         self._applier = Applier(self._apply, channel.stop_reading)
         self._received = 0  # position behind the last byte received, gathered ones too
+        self._probe = (0, 0)  # number of the last probe, bytes of it so far
+        self._scrap: memoryview | None = None
 
     def run(self) -> None:
         """Until the connection ends. Raises ReplicationError (this session failed) or StoreError (the store
@@ -147,6 +153,8 @@ class Intake:
             self._take_same(header)
         elif kind is Kind.SNAPSHOT_END:
             self._end_snapshot(header)
+        elif kind is Kind.PROBE:
+            self._count_probe(header)
         elif kind is Kind.BYE:
             bye = decode(Bye, self.channel.receive_payload(header))
             text = f"{self.channel.peer} ended the connection: {bye.message or bye.code}"
@@ -185,6 +193,7 @@ class Intake:
         while left:
             if self._room is None:
                 self._room = self._target.buffer(self._gather_bytes)
+                self._handed_s = time.monotonic()
             with self._room[self._filled : self._filled + left] as piece:
                 got = self.channel.receive_some(piece)
             if got == 0:
@@ -194,9 +203,11 @@ class Intake:
             left -= got
             if self._filled == len(self._room):
                 self._flush()
-            elif self._filled - self._handed >= HAND_OVER_BYTES and self._applier.idle:
-                self._applier.submit(self._filled - self._handed)
-                self._handed = self._filled
+            elif self._applier.idle:
+                now_s, fresh = time.monotonic(), self._filled - self._handed
+                if fresh >= HAND_OVER_BYTES or now_s - self._handed_s >= HAND_OVER_S:
+                    self._applier.submit(fresh)
+                    self._handed, self._handed_s = self._filled, now_s
 
     def _flush(self) -> None:
         """Have everything that was received verified, durable, applied and acknowledged, as far as it is
@@ -223,6 +234,21 @@ class Intake:
             if not self.done.is_set():
                 with contextlib.suppress(PeerUnreachable):  # the receiving side will find out
                     self.channel.send(Kind.ACK, end, progress.received)
+
+    def _count_probe(self, header: Header) -> None:
+        if self._target is None or self.progress.state != "streaming":
+            raise ProtocolError("a PROBE outside a stream", hint="run the same version on both hosts")
+        if self._scrap is None:
+            self._scrap = memoryview(bytearray(_SCRAP_BYTES))
+        left = header.length
+        while left:
+            got = self.channel.receive_some(self._scrap[:left])
+            if got == 0:
+                raise PeerUnreachable(f"{self.channel.peer} closed the connection inside a probe", hint="")
+            left -= got
+        number, counted = self._probe
+        self._probe = (header.a, (counted if number == header.a else 0) + header.length)
+        self.channel.send(Kind.COUNTED, *self._probe)
 
     # snapshots
 
@@ -309,11 +335,14 @@ class Intake:
             self._standby.replica.discard_partial()
 
     def _tick(self) -> None:
-        while not self.done.wait(self._heartbeat_s):
-            if time.monotonic() - self.channel.said < self._heartbeat_s / 2:
+        tick_s, told = min(_TICK_S, self._heartbeat_s / 2), 0
+        while not self.done.wait(tick_s):
+            silent_s, received = time.monotonic() - self.channel.said, self._received
+            if silent_s < tick_s or (silent_s < self._heartbeat_s - tick_s and received == told):
                 continue
+            told = received
             try:
-                self.channel.send(Kind.HEARTBEAT, self.progress.end, self.progress.received)
+                self.channel.send(Kind.HEARTBEAT, self.progress.end, received)
             except PeerUnreachable:
                 return
 

@@ -8,7 +8,7 @@ positions; this only ends it sooner).
 While commits come in, the thread naps for the linger time between sends instead of asking to be woken: a wake
 costs every commit a system call, a nap costs nothing but a fraction of a millisecond of lag, and ends when an
 application waits for copies. Once nothing has come for a while it sleeps until woken. A second thread reads
-acknowledgements, so that they count while a send waits for room.
+acknowledgements, so that they count while a send waits for room. Both feed the destination's `meter`.
 """
 
 import threading
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 _BUSY_S = 0.05  # after the last commit seen, stay awake this long
 _SMALL_BYTES = 64 << 10  # a send below this is followed by a nap
 _WAIT_S = 0.25  # how long a wait goes on before it looks whether to stop
+_PROBE_PAYLOAD = memoryview(bytes(wire.PAYLOAD_LIMIT[Kind.PROBE]))
 
 
 def _silent(_: str) -> None:
@@ -64,6 +65,8 @@ class Owner(Protocol):
     """What a destination needs of its shipper."""
 
     halt: threading.Event
+    power_watched: bool  # so it matters how fast a destination is
+    commits_held: bool  # by what is known of that
 
     def hello(self) -> Hello:
         """This primary's introduction, as of now."""
@@ -95,6 +98,8 @@ class Outlet:
         self._config = config
         self._owner = owner
         self._in_snapshot = False
+        self._probes = False  # the receiver knows them
+        self._probe = 0  # number of the last
         self._sent = 0  # nothing behind this may be acknowledged
         self._bytes_sent = 0
         self._commit_times: deque[tuple[int, int]] = deque(
@@ -173,6 +178,7 @@ class Outlet:
     def run(self, hello: Hello, welcome: Welcome, decision: Course) -> None:
         """Send until the connection ends or the owner halts. Raises ReplicationError, StoreError."""
         destination = self._destination
+        self._probes = welcome.probes
         destination.connected = True
         destination.last_moved = time.monotonic()
         self._reader.start()
@@ -212,13 +218,18 @@ class Outlet:
 
     def _stream(self, lsn: int) -> None:
         log, halt = self._log, self._owner.halt
+        destination = self._destination
         linger_s = min(self._config.linger_s, self._config.heartbeat_s)
         awake_until = 0.0
+        with destination.metering as meter:
+            meter.connected(lsn)
         while not halt.is_set():
             committed = log.committed()
             if committed > lsn:
                 until = min(committed, lsn + self._config.chunk_bytes)
                 small = until - lsn < _SMALL_BYTES
+                with destination.metering as meter:
+                    meter.sending(until, time.monotonic())
                 lsn = self.ship_log(lsn, until)
                 awake_until = time.monotonic() + _BUSY_S
                 if not small:
@@ -227,6 +238,10 @@ class Outlet:
                 raise ProtocolError(
                     "the log has gone back", hint="the store was replaced; the connection begins again"
                 )
+            with destination.metering as meter:
+                meter.starved()
+            if self._probes and self._owner.power_watched:
+                self._probe_if_due()
             if time.monotonic() < awake_until:
                 log.nap(lsn, linger_s)
             else:
@@ -251,6 +266,15 @@ class Outlet:
             lsn += length
             self._bytes_sent += length
         return lsn
+
+    def _probe_if_due(self) -> None:
+        with self._destination.metering as meter:
+            now_s = time.monotonic()
+            sizes = meter.probe_begins(now_s) if meter.probe_due(now_s, self._owner.commits_held) else []
+        if sizes:
+            self._probe += 1
+        for size_bytes in sizes:
+            self.channel.send(Kind.PROBE, self._probe, payload=_PROBE_PAYLOAD[:size_bytes])
 
     def _check(self, lsn: int) -> None:
         """While there is nothing to send: is the other side there, does it know that we are?"""
@@ -310,7 +334,12 @@ class Outlet:
             while True:
                 header, payload = self.channel.receive_frame(SHIPPER_STREAM)
                 if header.kind is Kind.ACK:
-                    self._acknowledged(header.a)
+                    self._acknowledged(header.a, header.b)
+                elif header.kind is Kind.HEARTBEAT:
+                    with self._destination.metering as meter:
+                        meter.received(header.b, time.monotonic())
+                elif header.kind is Kind.COUNTED:
+                    self._probe_counted(header.a, header.b)
                 elif header.kind is Kind.DIGESTS:
                     self._take_digests(header.a, payload)
                 elif header.kind is Kind.SNAPSHOT_DONE:
@@ -326,7 +355,16 @@ class Outlet:
             self._reader_error = error
             self.channel.close()
 
-    def _acknowledged(self, lsn: int) -> None:
+    def _probe_counted(self, number: int, counted_bytes: int) -> None:
+        if number != self._probe:
+            raise ProtocolError(
+                f"probe {number} counted, {self._probe} sent", hint="the connection begins again"
+            )
+        with self._destination.metering as meter:
+            meter.probe_counted(counted_bytes, time.monotonic())
+        self._owner.moved()
+
+    def _acknowledged(self, lsn: int, received: int) -> None:
         if lsn > self._sent:
             raise ProtocolError(
                 f"position {lsn} acknowledged, {self._sent} sent", hint="the connection begins again"
@@ -338,6 +376,10 @@ class Outlet:
             self._owner.repin()
         else:
             self.delivered = True
+            with self._destination.metering as meter:
+                now_s = time.monotonic()
+                meter.acknowledged(lsn, now_s)
+                meter.received(received, now_s)
             self._held(lsn)
 
     def _held(self, lsn: int) -> None:

@@ -8,8 +8,12 @@ A process of its own, so that the application's death does not stop it and its i
 with the application. It reads the log through the shared mapping and tells the application what it needs to
 know (who holds what, how far the log is pinned, that a newer epoch exists) through the store's control words.
 
-When it ends, the floor of the log stays where required destinations need it; snapshots and others pin nothing
-any more.
+While somebody watches the power (`Control.set_power`), it also says how far commits may go, by what each
+destination holds and how fast it has been seen to take the log: at every acknowledgement, and a few times a
+second, because a link that says nothing has become slower. The arithmetic is in `powerfail.budget`.
+
+When it ends, that stays, and the floor of the log stays where required destinations need it; snapshots and
+others pin nothing any more.
 """
 
 import threading
@@ -19,8 +23,19 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from sustain._native import LogTail
+from sustain._native import LogTail, boottime_ns
 from sustain.errors import AuthenticationFailed, ConfigError, PeerUnreachable, StoreFenced, SustainError
+from sustain.powerfail.budget import (
+    NO_LIMITS,
+    POWER_STATES,
+    BudgetPolicy,
+    Limits,
+    Reach,
+    budget_bytes,
+    limits,
+    usable_now_s,
+)
+from sustain.powerfail.decide import Power
 from sustain.replication import wire
 from sustain.replication.destination import Destination
 from sustain.replication.outlet import LinkConfig
@@ -58,6 +73,9 @@ class ShipperConfig:
     link: LinkConfig = field(default_factory=LinkConfig)
     pin_limit: float = 0.75  # share of the log that a destination which does not move may hold
     stall_s: float = 10.0  # without progress for this long is "does not move"
+    budget: BudgetPolicy = field(
+        default_factory=BudgetPolicy
+    )  # thresholds and delay; the rest is the supervisor's
     until_drained: bool = False  # end when everything committed at the beginning has arrived
     drain_timeout_s: float | None = (
         None  # until_drained: give up; otherwise: how long to drain once asked to stop
@@ -85,6 +103,9 @@ class Shipper:
         self._destinations: list[Destination] = []
         self._stir = threading.Event()
         self._pin_lock = threading.Lock()
+        self.power_watched = self.commits_held = False
+        self._limits_lock = threading.Lock()
+        self._limits: Limits | None = None  # None: what lies in the words is another shipper's
         self._floor: int | None = None
         self._end: tuple[End, SustainError] | None = None
         self._target: int | None = None
@@ -139,8 +160,47 @@ class Shipper:
                 self._log.set_floor(floor)
 
     def moved(self) -> None:
+        self._bound()
         if self._target is not None:
             self._stir.set()
+
+    def _bound(self) -> None:
+        """Say how far commits may go."""
+        with self._limits_lock:
+            seconds = self._usable_s()
+            if seconds is None:
+                found = NO_LIMITS
+            else:
+                found = limits(
+                    seconds, [self._reach(each) for each in self._destinations], self._config.budget
+                )
+            self.commits_held = found.limit_lsn != 0 and self._log.committed() > found.delay_lsn
+            if found != self._limits:
+                self._limits = found
+                self._log.set_limits(
+                    found.budget_bytes, found.delay_lsn, found.limit_lsn, found.delay_limit_ns
+                )
+
+    def _usable_s(self) -> float | None:
+        usable_ns, said_ns, state = self._log.power()
+        self.power_watched = said_ns != 0
+        power = POWER_STATES[state] if state < len(POWER_STATES) else Power.UNKNOWN
+        return usable_now_s(usable_ns, said_ns, power, boottime_ns())
+
+    def _reach(self, destination: Destination) -> Reach:
+        with destination.metering as meter:
+            bandwidth = meter.estimate(time.monotonic())
+        return Reach(destination.acked, bandwidth, destination.peer.required)
+
+    def _show_bandwidths(self) -> None:
+        seconds = self._usable_s()
+        for each in self._destinations:
+            bandwidth = self._reach(each).bandwidth
+            if bandwidth is not None:
+                budget = UNKNOWN if seconds is None else budget_bytes(seconds, bandwidth)
+                self._log.update_slot(
+                    each.slot, bandwidth_bytes_per_s=max(1, int(bandwidth)), budget_bytes=budget
+                )
 
     def fenced(self, epoch: int, message: str) -> None:
         self._log.set_fence(epoch)
@@ -159,6 +219,7 @@ class Shipper:
             slot = self._log.claim_slot(peer.url, peer.required)
             self._destinations.append(Destination(peer, slot, self._log, self._config.link, self))
         self.repin()
+        self._bound()
         try:
             for destination in self._destinations:
                 destination.start()
@@ -176,7 +237,7 @@ class Shipper:
         if config.until_drained:
             return self._drain(stop, config.drain_timeout_s)
         while self._end is None and not stop.wait(_TICK_S):
-            self._let_go()
+            self._tick()
         if self._end is None and config.drain_timeout_s:
             return self._drain(threading.Event(), config.drain_timeout_s)
         return self._reason(End.STOPPED)
@@ -197,7 +258,7 @@ class Shipper:
                     return self._reason(End.UNDELIVERED, each.hopeless)
             if deadline is not None and time.monotonic() >= deadline:
                 return self._reason(End.UNDELIVERED, self._undelivered(wanted, timeout_s))
-            self._let_go()
+            self._tick()
             self._stir.wait(_TICK_S)
             self._stir.clear()
         return self._reason(End.STOPPED)
@@ -224,6 +285,11 @@ class Shipper:
         if self._end is None:
             self._end = (end, error)
         self._stir.set()
+
+    def _tick(self) -> None:
+        self._bound()
+        self._show_bandwidths()
+        self._let_go()
 
     def _let_go(self) -> None:
         """Drop the destinations that hold too much of the log and do not move."""

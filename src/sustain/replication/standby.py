@@ -103,7 +103,7 @@ class Standby:
 
     def welcome(self) -> Welcome:
         if self.replica is None:
-            return Welcome(name=self._name, epoch=self.known_epoch)
+            return Welcome(name=self._name, epoch=self.known_epoch, probes=True)
         block = self.replica.superblock()
         return Welcome(
             replica=block["replica_uuid"],
@@ -121,6 +121,7 @@ class Standby:
             diverged=self._damage[1] >= 2,
             digests=os.path.isfile(self.path),
             primary_committed=self.replica.words()["primary_committed"] or None,
+            probes=True,
         )
 
     def objection(self, hello: Hello) -> tuple[str, str, str] | None:

@@ -51,6 +51,8 @@ class Kind(IntEnum):
     HEARTBEAT = 13
     DIGESTS = 14
     BYE = 15
+    PROBE = 16
+    COUNTED = 17
     WRITE = 32
     WRITTEN = 33
     FLUSH = 34
@@ -79,6 +81,8 @@ PAYLOAD_LIMIT: dict[Kind, int] = {
     Kind.HEARTBEAT: 0,
     Kind.DIGESTS: 1 << 20,
     Kind.BYE: 4 << 10,
+    Kind.PROBE: 256 << 10,
+    Kind.COUNTED: 0,
     Kind.WRITE: WRITE_PAGES * (PAGE_BYTES + DIGEST_BYTES),
     Kind.WRITTEN: 0,
     Kind.FLUSH: 0,
@@ -104,9 +108,12 @@ RECEIVER_STREAM = frozenset(
         Kind.LOG,
         Kind.HEARTBEAT,
         Kind.BYE,
+        Kind.PROBE,
     }
 )
-SHIPPER_STREAM = frozenset({Kind.SNAPSHOT_DONE, Kind.ACK, Kind.HEARTBEAT, Kind.DIGESTS, Kind.BYE})
+SHIPPER_STREAM = frozenset(
+    {Kind.SNAPSHOT_DONE, Kind.ACK, Kind.HEARTBEAT, Kind.DIGESTS, Kind.BYE, Kind.COUNTED}
+)
 # A receiver whose copy is fetched from, and who fetches.
 FETCHED_FROM = frozenset({Kind.WANT, Kind.HEARTBEAT, Kind.BYE})
 FETCHER_STREAM = frozenset({Kind.FETCHED, Kind.HEARTBEAT, Kind.BYE})
@@ -210,6 +217,7 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True):
     diverged: bool = False
     digests: bool = False
     primary_committed: Word | None = None
+    probes: bool = False
 
 
 class Refuse(msgspec.Struct, frozen=True):
