@@ -1,5 +1,5 @@
-"""What this host offers to replicated stores, what each finding means, and the command that would enable the
-rest.
+"""What this host offers to replicated stores and to region evacuation, what each finding means, and the command
+that would enable the rest.
 
 Looks at the kernel, at the medium under PATH (where a store is or would be) and, when asked, at a lease
 directory. It tries things with a temporary file and removes it; nothing is changed.
@@ -64,13 +64,20 @@ def run(args: argparse.Namespace) -> int:
     ]
     if args.lease:
         findings.append(check_lease(args.lease))
+    from sustain.cli.doctor_regions import region_findings
+
+    systems = {"replicated_stores": findings, "region_evacuation": region_findings()}
     data = {
         "path": str(path),
-        "ok": all(finding.state != "missing" for finding in findings),
-        "systems": {"replicated_stores": [asdict(finding) for finding in findings]},
+        "ok": all(finding.state != "missing" for each in systems.values() for finding in each),
+        "systems": {name: [asdict(finding) for finding in each] for name, each in systems.items()},
     }
-    emit(args, data, lambda: "replicated stores\n" + "\n".join(describe(finding) for finding in findings))
+    emit(args, data, lambda: "\n".join(_described(name, each) for name, each in systems.items()))
     return 0 if data["ok"] else 1
+
+
+def _described(system: str, findings: list[Finding]) -> str:
+    return "\n".join([system.replace("_", " "), *(describe(each) for each in findings)])
 
 
 def describe(finding: Finding) -> str:

@@ -204,3 +204,11 @@ def _busy(running: Iterable[Identity], timeout_s: float) -> RegionBusy:
         f"processes not stopped within {timeout_s:g} s: {names}",
         hint="a process in an uninterruptible call stops when that ends; look at its /proc/PID/stack",
     )
+
+
+def cgroup_freezers(root: Path = Path("/")) -> list[str]:
+    """Where this host's cgroups can be frozen: "version 2 at …", "version 1 at …"."""
+    base = root / "sys/fs/cgroup"
+    second = [each for each in (base, base / "unified") if (each / "cgroup.controllers").exists()]
+    first = [each for each in (base / "freezer",) if (each / "cgroup.procs").exists()]
+    return [f"version 2 at {each}" for each in second] + [f"version 1 at {each}" for each in first]
