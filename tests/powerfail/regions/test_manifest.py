@@ -48,6 +48,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         draw(st.booleans()),
         listed,
         draw(st.integers(0, len(listed))),
+        draw(st.binary(min_size=8, max_size=8)),
     )
 
 
@@ -137,6 +138,6 @@ def test_pages_of() -> None:
 
 
 def test_a_seal_that_does_not_fit_is_refused() -> None:
-    for owner, reason, number in (("x" * 128, "", 1), ("", "y" * 184, 1), ("", "", 0), ("a\0b", "", 1)):
+    for owner, reason, number in (("x" * 128, "", 1), ("", "y" * 176, 1), ("", "", 0), ("a\0b", "", 1)):
         with pytest.raises(ConfigError):
             Seal(1, number, owner, b"d" * 16, 0, reason)

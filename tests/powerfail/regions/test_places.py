@@ -21,10 +21,13 @@ SIZE = 40 * PAGE_BYTES - 100
 REGION = RegionIdentity(b"u" * 16, SIZE, NAME)
 
 
-@pytest.fixture(params=["file", "tcp"])
+@pytest.fixture(params=["file", "tcp", "s3"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     if request.param == "file":
         yield f"file://{tmp_path}/saved%20here"
+        return
+    if request.param == "s3":
+        yield f"{request.getfixturevalue('bucket')}/some/where"
         return
     keeper = keeper_of(str(tmp_path / "saved here"), KeeperConfig(("127.0.0.1", 0)))
     keeper.start()
@@ -237,6 +240,8 @@ def test_a_region_may_change_its_size(to: Sinks, of: Sources, size: int) -> None
 def test_one_save_at_a_time(url: str, to: Sinks, of: Sources) -> None:
     if url.startswith("tcp:"):
         pytest.skip("a keeper lets the newer connection take over: test_peer.py")
+    if url.startswith("s3:"):
+        pytest.skip("the later one wins: test_objects.py")
     saved(to, content(1))
     with to() as sink:
         sink.begin(REGION, 1)

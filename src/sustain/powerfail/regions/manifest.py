@@ -20,14 +20,14 @@ DIGEST_BYTES = 16
 SLICE_PAGES = 1024  # most pages of one `write` or `read`: 4 MiB
 NAME_LIMIT_BYTES = 64
 OWNER_LIMIT_BYTES = 127
-REASON_LIMIT_BYTES = 183
+REASON_LIMIT_BYTES = 175
 NO_UUID = bytes(16)
 
 MAGIC = b"SUSREGN\0"
 VERSION = 1
 _SEALED, _TABLE_CURRENT = 1, 2
 _XXH3_128 = 1
-_HEADER = struct.Struct("<8sIIQQ16sQIIQQQQ16sQII B64s7s B127s B183s")
+_HEADER = struct.Struct("<8sIIQQ16sQIIQQQQ16sQII B64s7s B127s B175s8s")
 _SEGMENT = struct.Struct("<32sQQ16s")
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 _SEGMENT_NAME = re.compile(r"[0-9a-f]{32}")
@@ -117,7 +117,8 @@ class Manifest:
     """What lies at a place. `epoch` is the newest ever seen there, `last_number` that of the newest seal ever.
 
     In a directory `table_current` says whether the table file says what the image file holds; a seal implies
-    it. In an object store the first `sealed_segments` of `segments` are what `seal` covers.
+    it. In an object store the first `sealed_segments` of `segments` are what `seal` covers, and `nonce` makes no
+    two manifests alike, so that a conditional write tells them apart.
     """
 
     identity: RegionIdentity
@@ -127,6 +128,7 @@ class Manifest:
     table_current: bool = False
     segments: tuple[Segment, ...] = ()
     sealed_segments: int = 0
+    nonce: bytes = bytes(8)
 
 
 def encode(manifest: Manifest) -> bytes:
@@ -160,6 +162,7 @@ def encode(manifest: Manifest) -> bytes:
         owner,
         len(reason),
         reason,
+        manifest.nonce,
     )
     body = header + b"".join(
         _SEGMENT.pack(each.name.encode(), each.size_bytes, each.pages, each.index_digest)
@@ -193,7 +196,7 @@ def _unpack(body: bytes) -> Manifest:
         body
     )
     seal_epoch, seal_number, table_digest, realtime_ns, count, sealed, *texts = rest
-    name_length, name, _, owner_length, owner, reason_length, reason = texts
+    name_length, name, _, owner_length, owner, reason_length, reason, nonce = texts
     if page_bytes != PAGE_BYTES or kind != _XXH3_128:
         raise ValueError(f"pages of {page_bytes} bytes with digests of kind {kind} are not known")
     if len(body) != _HEADER_BYTES + count * _SEGMENT.size or sealed > count:
@@ -215,7 +218,7 @@ def _unpack(body: bytes) -> Manifest:
         for name, size, pages, digest in _SEGMENT.iter_unpack(body[_HEADER_BYTES:])
     )
     identity = RegionIdentity(uuid, size_bytes, name[:name_length].decode())
-    return Manifest(identity, epoch, last_number, seal, bool(flags & _TABLE_CURRENT), segments, sealed)
+    return Manifest(identity, epoch, last_number, seal, bool(flags & _TABLE_CURRENT), segments, sealed, nonce)
 
 
 def _segment_name(data: bytes) -> str:

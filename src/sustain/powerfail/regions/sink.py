@@ -56,7 +56,8 @@ class Sink(ABC):
 
     @abstractmethod
     def write(self, first_page: int, data: bytes | memoryview, digests: bytes) -> None:
-        """Put whole pages (at most SLICE_PAGES of them) from `first_page` on; `digests` has 16 bytes for each.
+        """Put whole pages (at most SLICE_PAGES of them) from `first_page` on; `digests` has 16 bytes for each. `data`
+        belongs to the caller again when this returns.
 
         `data` is the caller's again when the call returns. Breaks the seal durably before the first byte, unless
         the place keeps the sealed state apart. It need not be durable before `flush`, and an error may come only
@@ -135,6 +136,11 @@ def open_sink(url: str, *, key: bytes, name: str) -> Sink:
         from sustain.powerfail.regions.peer import open_peer_sink
 
         return open_peer_sink(url, key=key, name=name)
+    if kind == "s3":
+        from sustain.powerfail.regions.objects import ObjectSink
+
+        bucket, _, prefix = where.partition("/")
+        return ObjectSink(url, bucket, prefix, name)
     raise AssertionError(kind)
 
 
@@ -149,17 +155,24 @@ def open_source(url: str, *, key: bytes, name: str) -> Source:
         from sustain.powerfail.regions.peer import open_peer_source
 
         return open_peer_source(url, key=key, name=name)
+    if kind == "s3":
+        from sustain.powerfail.regions.objects import ObjectSource
+
+        bucket, _, prefix = where.partition("/")
+        return ObjectSource(url, bucket, prefix, name)
     raise AssertionError(kind)
 
 
 def _split(url: str) -> tuple[str, str]:
-    """(kind, directory) of a URL; the directory is "" unless the kind is "file"."""
+    """(kind, where) of a URL: a directory for "file", BUCKET/PREFIX for "s3", nothing for "tcp"."""
     try:
         parts = urlsplit(url)
     except ValueError as error:
         raise ConfigError(f"{url!r}: {error}", hint=_HINT) from None
     if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/") and not parts.query:
         return "file", unquote(parts.path)
+    if parts.scheme == "s3" and parts.netloc and not parts.query:
+        return "s3", f"{parts.netloc}/{unquote(parts.path).strip('/')}"
     if parts.scheme == "tcp":
         return "tcp", ""
     raise ConfigError(f"{url!r} is not a place for regions", hint=_HINT)
