@@ -23,18 +23,23 @@ def main() -> int:
     if args.variant == "all":
         return _all()
     variant = next((each for each in VARIANTS if each.name == args.variant), CORRECT)
-    promotions = commits = 0
+    promotions = commits = outages = kept = 0
     for seed in range(args.first, args.first + args.seeds):
         outcome = run_seed(seed, variant)
         promotions += outcome.promotions
         commits += outcome.commits
+        outages += outcome.outages
+        kept += outcome.kept
         if outcome.violation or args.story:
             print("\n".join(outcome.story))
         if outcome.violation:
             print(f"\nseed {seed}: {outcome.violation}")
             print(f"again: python -m sim failover --variant {variant.name} --first {seed} --seeds 1")
             return 1
-    print(f"{args.seeds} simulated runs, {promotions} promotions, {commits} commits: nothing wrong")
+    print(
+        f"{args.seeds} simulated runs, {promotions} promotions, {commits} commits, {outages} outages, of which {kept} "
+        "put a battery's promise to the test: nothing wrong"
+    )
     return 0
 
 

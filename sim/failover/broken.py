@@ -10,15 +10,19 @@ from sustain.failover.decide import decide
 from sustain.failover.lease.record import RATE_MARGIN, LeaseGrant, LeaseState
 from sustain.failover.types import (
     Announce,
+    CloseEpoch,
     Observation,
     Plan,
     Policy,
     ReleaseLease,
     Renew,
+    Role,
+    StartCommand,
     State,
     StopCommand,
     TryAcquire,
 )
+from sustain.powerfail.decide import Power
 from sustain.testing import MemoryLease
 
 Decide = Callable[[Observation, State, Policy, int], Plan]
@@ -45,6 +49,8 @@ class Variant:
     renew: Callable[[MemoryLease, LeaseGrant, str, LeaseState | None], LeaseGrant | None] = _renew
     margin: float = RATE_MARGIN
     engine_fences: bool = True
+    engine_budgets: bool = True
+    power: bool | None = False  # whether power sources are watched, and fail; None: in some of the runs
     counts_from_end: bool = False
     hosts: int | None = None  # only runs in which it can show, to find it soon
     finishes: bool = False
@@ -52,7 +58,7 @@ class Variant:
     within: int = 200  # seeds in which it must be caught
 
 
-CORRECT = Variant("correct")
+CORRECT = Variant("correct", power=None)
 
 
 def _blind(
@@ -140,6 +146,73 @@ def _never_renews(observation: Observation, state: State, policy: Policy, now_ns
     return replace(plan, actions=kept)
 
 
+def _seen_as(*wrong: Power) -> Callable[[Observation], Observation]:
+    """Takes other states of the power for an outage."""
+
+    def see(observation: Observation) -> Observation:
+        power = observation.power
+        if power is None or power.power not in wrong:
+            return observation
+        return replace(observation, power=replace(power, power=Power.ON_BATTERY))
+
+    return see
+
+
+def _saved_early(observation: Observation, state: State, policy: Policy, now_ns: int) -> Plan:
+    """Says that all is saved as soon as the command is down."""
+    plan = decide(observation, state, policy, now_ns)
+    leaving = plan.state.leaving
+    if leaving is None or not leaving.outage or observation.lease_busy or observation.command.running:
+        return plan
+    if observation.grant is None or not leaving.drain_from_ns:
+        return plan
+    return replace(plan, actions=(*plan.actions, ReleaseLease("too early", LeaseState.SAVED, None)))
+
+
+def _ready_early(observation: Observation, state: State, policy: Policy, now_ns: int) -> Plan:
+    """Takes the end of the drain for granted."""
+    ahead = tuple(
+        replace(each, acked=None if observation.store is None else observation.store.end)
+        for each in observation.destinations
+    )
+    outage = state.leaving is not None and state.leaving.outage
+    seen = replace(observation, destinations=ahead) if outage else observation
+    return decide(seen, state, policy, now_ns)
+
+
+def _swapless(observation: Observation, state: State, policy: Policy, now_ns: int) -> Plan:
+    """Goes on in the old epoch when the power is back, whoever has the lease."""
+    plan = decide(observation, state, policy, now_ns)
+    kept = tuple(each for each in plan.actions if not isinstance(each, CloseEpoch))
+    power, outage = observation.power, plan.state.outage
+    back = power is not None and not power.fails and outage is not None and outage.down_ns != 0
+    done = observation.lease is not None and observation.lease.record.state is LeaseState.DONE
+    if (
+        back
+        and not done
+        and plan.state.role in (Role.STANDBY, Role.SAVED)
+        and not observation.command.running
+    ):
+        assert outage is not None
+        kept = (*kept, StartCommand("the power is back", outage.epoch, first=False))
+    return replace(plan, actions=kept)
+
+
+def _stays(observation: Observation, state: State, policy: Policy, now_ns: int) -> Plan:
+    """Does not believe that the power is back."""
+    power = observation.power
+    if state.role is Role.SAVED and power is not None:
+        observation = replace(observation, power=replace(power, power=Power.ON_BATTERY))
+    return decide(observation, state, policy, now_ns)
+
+
+def _low_is_nothing(observation: Observation) -> Observation:
+    power = observation.power
+    if power is None or not power.ending:
+        return observation
+    return replace(observation, power=replace(power, power=Power.ON_BATTERY, usable_s=100.0))
+
+
 VARIANTS = (
     Variant("no-margin", "clock rates are taken to be equal", margin=0.0),
     Variant("counts-from-end", "the deadline counts from the end of the write", counts_from_end=True),
@@ -149,7 +222,13 @@ VARIANTS = (
     Variant("takes-incomplete", "takes over with half a snapshot", see=_whole),
     Variant("no-election", "does not look at other standbys", see=_alone, hosts=3),
     Variant("mute", "does not tell others what it holds", decide=_mute, hosts=3),
-    Variant("stale-election", "believes what was said before the lease ran out", decide=_stale, hosts=3),
+    Variant(
+        "stale-election",
+        "believes what was said before the lease ran out",
+        decide=_stale,
+        hosts=3,
+        within=400,
+    ),
     Variant(
         "old-news",
         "acts on what it read before a pause",
@@ -163,4 +242,12 @@ VARIANTS = (
     Variant("starts-finished", "starts again what was finished", decide=_reruns, finishes=True),
     Variant("never-takes", "leaves a lease that ran out alone", decide=_never_takes),
     Variant("never-renews", "lets its lease run out again and again", decide=_never_renews),
+    Variant("acts-on-a-flap", "takes a flap for an outage", see=_seen_as(Power.FLAPPING), power=True),
+    Variant("acts-on-silence", "takes a lost source for an outage", see=_seen_as(Power.UNKNOWN), power=True),
+    Variant("saved-early", "says SAVED while it drains", decide=_saved_early, power=True),
+    Variant("drain-for-granted", "believes that others hold everything", decide=_ready_early, power=True),
+    Variant("swapless", "goes back to running without the swap", decide=_swapless, power=True),
+    Variant("ignores-low", "sits a low battery out", see=_low_is_nothing, power=True),
+    Variant("stays-saved", "never comes back when AC does", decide=_stays, power=True),
+    Variant("no-budget", "commits do not wait for the battery's budget", engine_budgets=False, power=True),
 )

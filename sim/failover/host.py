@@ -10,11 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from sim.failover.power import BANDWIDTH_SHARE, POLL_S, Feed
 from sustain.errors import LeaseError
 from sustain.failover.lease.record import (
     Candidate,
     CandidateView,
     LeaseGrant,
+    LeaseState,
     LeaseView,
 )
 from sustain.failover.types import (
@@ -22,6 +24,7 @@ from sustain.failover.types import (
     Announce,
     ChildState,
     ChildView,
+    CloseEpoch,
     CreateStore,
     DestinationView,
     Exit,
@@ -29,10 +32,13 @@ from sustain.failover.types import (
     Observation,
     Policy,
     Promote,
+    ReadyForPowerOff,
     ReleaseLease,
     Renew,
+    ResumeLease,
     Role,
     SetAside,
+    Shed,
     StartCommand,
     StartReceiver,
     StartShipper,
@@ -56,6 +62,7 @@ class SimStore:
     uuid: str
     log: list[int] = field(default_factory=list)
     epochs: list[int] = field(default_factory=lambda: [1])  # of the last record: the end of the list
+    begins: dict[int, int] = field(default_factory=dict)  # where those epochs begin; the first ones at 0
     epoch: int = 1  # the newest heard of
     complete: bool = True
     fence_epoch: int = 0
@@ -109,6 +116,8 @@ class Host:
         self.acked: dict[str, int] = {}
         self.last_commit_s = 0.0
         self.granted_epoch = 0
+        self.feed: Feed | None = None  # None: no power source is watched
+        self.powered = True
         self._life = 0  # of the supervisor; what an earlier one began is void
         self._reset()
 
@@ -123,6 +132,7 @@ class Host:
         self._candidates: tuple[CandidateView, ...] = ()
         self._preparing = False
         self._stop_requested = False
+        self._shed: bool | None = None  # None: nothing was shed in this outage; False: it takes its time
         self._beat = 0
         self._next_wake_ns = 0
         self._poll_ns = self.policy.poll_ns
@@ -131,7 +141,7 @@ class Host:
 
     def start(self) -> None:
         """The supervisor starts; what an earlier one left behind is ended first."""
-        if self.supervised:
+        if self.supervised or not self.powered:
             return
         self._life += 1
         self._reset()
@@ -143,11 +153,24 @@ class Host:
         self.command, self.shipper, self.receiver = ChildView(), ChildView(), ChildView()
         self.supervised, self.standing_by = True, False
         self.world.tell(self, "supervisor starts")
+        if self.feed is not None:
+            self.feed.reset_watch()
+            self.later(self.world.power_rng.uniform(0, POLL_S), self._watch_power)
         self._poll()
         self.step()
 
+    def power_cut(self) -> None:
+        """Everything is gone; what was only in memory, too."""
+        self.powered = False
+        self.disturbed_s = self.world.now_s
+        self.crash()
+        if self.world.volatile and self.store is not None:
+            self.store.complete = False
+            del self.store.log[: len(self.store.log) // 3]
+            self.acked = {}
+
     def crash(self) -> None:
-        """Power off: everything but the store is gone."""
+        """Everything but the store is gone."""
         self.kill_supervisor()
         self.command, self.shipper, self.receiver = ChildView(), ChildView(), ChildView()
         self.paused_until_ns = 0
@@ -191,6 +214,13 @@ class Host:
             return True
         in_time = self.clock.boottime_ns() < store.deadline_ns and store.lease_epoch == self.command_epoch
         return in_time and store.fence_epoch <= self.command_epoch
+
+    def has_room(self) -> bool:
+        """Whether the engine would let a commit go on that is not too late: the battery's budget."""
+        if self.feed is None or self.store is None or not self.world.variant.engine_budgets:
+            return True
+        limit = self.feed.limit()
+        return limit is None or len(self.store.log) < limit
 
     def command_outlives_s(self) -> float:
         """Seconds that the command runs past its deadline, with a supervisor that could have ended it."""
@@ -278,10 +308,25 @@ class Host:
             receiver=self.receiver,
             shipper=self.shipper,
             destinations=tuple(
-                DestinationView(name, "streaming", acked) for name, acked in self.acked.items()
+                DestinationView(
+                    name, "streaming", acked, bandwidth=self.world.rate(self.name, name) * BANDWIDTH_SHARE
+                )
+                for name, acked in self.acked.items()
             ),
             stop_requested=self._stop_requested,
+            power=None if self.feed is None else self.feed.view(),
+            shed_done=self._shed_done(),
         )
+
+    def _shed_done(self) -> bool:
+        if self.feed is None or not self.feed.view().fails:
+            self._shed = None
+        return not self.policy.sheds or self._shed is True
+
+    def _watch_power(self) -> None:
+        assert self.feed is not None
+        self.later(POLL_S, self._watch_power)
+        self.feed.poll()
 
     def _set_deadline(self) -> None:
         grant, store = self._grant, self.store
@@ -303,7 +348,26 @@ class Host:
             case Renew():
                 grant = self._grant
                 assert grant is not None
-                self._access(lambda lease: self._renew(lease, grant, action))
+                self._access(lambda lease: self._renew(lease, grant, action.store_uuid, action.state))
+            case ResumeLease():
+                grant = self._grant
+                assert grant is not None
+                world.tell(self, f"takes its own lease again: {action.reason}")
+                self._access(lambda lease: self._resume(lease, grant, action.at_least_epoch))
+            case CloseEpoch():
+                self._close(action.epoch)
+                return True
+            case Shed():
+                if self._shed is None:
+                    self._shed = False
+                    world.checker.outage_acted_on(self, "sheds")
+                    self.later(world.power_rng.uniform(0.02, 0.3), self._has_shed)
+            case ReadyForPowerOff():
+                assert self.feed is not None
+                if not self.feed.ready:
+                    self.feed.ready = True
+                    world.tell(self, "is ready: the power may be cut")
+                    world.checker.ready(self)
             case ReleaseLease():
                 self._release(action)
             case ForgetLease():
@@ -338,6 +402,8 @@ class Host:
                 return True
             case StopCommand():
                 if not self.command.asked:
+                    if self.state.leaving is not None and self.state.leaving.outage:
+                        world.checker.outage_acted_on(self, "stops its command")
                     world.tell(self, f"stops the command: {action.reason}")
                     self.command = replace(self.command, asked_ns=now_ns)
                     obeys_s = rng.choice((0.01, 0.05, 0.3, 60.0))
@@ -367,6 +433,16 @@ class Host:
                 return True
         return False
 
+    def _has_shed(self) -> None:
+        if self._shed is False:
+            self._shed = True
+            self.step()
+
+    def _close(self, epoch: int) -> None:
+        """Nobody commits in `epoch` here any more."""
+        if self.store is not None and self.store.epochs[-1] == epoch:
+            self.store.lease_epoch, self.store.deadline_ns = epoch, 0
+
     def _obeys(self, asked_ns: int) -> None:
         if self.command.asked_ns == asked_ns:
             self.command_ends(-15)
@@ -388,6 +464,7 @@ class Host:
         self.world.tell(self, f"opens epoch {epoch} at position {len(store.log)}")
         self.world.checker.promoted(self, epoch)
         store.epochs.append(epoch)
+        store.begins[epoch] = len(store.log)
         store.epoch = max(store.epoch, epoch)
         self.step()
 
@@ -473,9 +550,18 @@ class Host:
 
         return answer
 
-    def _renew(self, lease: MemoryLease, grant: LeaseGrant, action: Renew) -> Callable[[], None]:
-        renewed = self.world.variant.renew(lease, grant, action.store_uuid, action.state)
+    def _renew(
+        self, lease: MemoryLease, grant: LeaseGrant, store_uuid: str, state: LeaseState | None
+    ) -> Callable[[], None]:
+        return self._kept(grant, self.world.variant.renew(lease, grant, store_uuid, state))
 
+    def _resume(self, lease: MemoryLease, grant: LeaseGrant, at_least_epoch: int) -> Callable[[], None]:
+        resumed = lease.resume(grant, at_least_epoch)
+        if resumed is not None:
+            self.granted_epoch = resumed.epoch
+        return self._kept(grant, resumed)
+
+    def _kept(self, grant: LeaseGrant, renewed: LeaseGrant | None) -> Callable[[], None]:
         def answer() -> None:
             if self._grant is None or self._grant.epoch != grant.epoch:
                 return
@@ -500,11 +586,10 @@ class Host:
             self._candidates = tuple(self._lease.candidates())
 
     def _release(self, action: ReleaseLease) -> None:
-        grant, store = self._grant, self.store
+        grant = self._grant
         assert grant is not None
         self.world.tell(self, f"gives the lease back ({action.state}): {action.reason}")
-        if store is not None and store.epochs[-1] == grant.epoch:
-            store.lease_epoch, store.deadline_ns = grant.epoch, 0
+        self._close(grant.epoch)
 
         def answer() -> None:
             self._grant, self._lost = None, ""

@@ -6,11 +6,12 @@ import heapq
 import itertools
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sim.failover.broken import CORRECT, Variant
 from sim.failover.checker import Checker, Violation
 from sim.failover.host import Host, SimClock, SimStore
+from sim.failover.power import Feed, outage
 from sustain.failover.types import Policy
 from sustain.testing import MemoryLeaseStore
 from sustain.units import to_ns
@@ -39,6 +40,8 @@ class Outcome:
     violation: str = ""
     promotions: int = 0
     commits: int = 0
+    outages: int = 0
+    kept: int = 0  # promises of batteries that were put to the test
     story: list[str] = field(default_factory=list)
 
 
@@ -52,6 +55,8 @@ def run_seed(seed: int, variant: Variant = CORRECT) -> Outcome:
         outcome.violation = str(violation)
         world.tell(None, f"VIOLATION: {violation}")
     outcome.promotions, outcome.commits = world.checker.promotions, world.commits
+    outcome.outages = sum(host.feed.outages for host in world.hosts if host.feed is not None)
+    outcome.kept = world.checker.kept
     outcome.story = world.story
     return outcome
 
@@ -76,6 +81,7 @@ class World:
 
     def __init__(self, seed: int, variant: Variant) -> None:
         self.rng = random.Random(seed)
+        self.power_rng = random.Random(f"power {seed}")  # apart, so that runs without it stay what they were
         self.variant = variant
         self.now_ns = 0
         self.story: list[str] = [f"seed {seed}, variant {variant.name}"]
@@ -90,11 +96,25 @@ class World:
         count = variant.hosts or rng.choice((2, 2, 3))
         kinds = variant.kinds or tuple(rng.sample(_KINDS, rng.randint(2, len(_KINDS))))
         self.faults = Faults(rng.choice((0.7, 1.5, 4.0)), rng.choice((0.0, 0.0, 0.02)), 0.02, kinds)
+        power_rng = self.power_rng
+        self.powered = power_rng.random() < 0.6 if variant.power is None else variant.power
+        self.volatile = power_rng.random() < 0.5  # stores of `memory` durability
+        self.one_at_a_time = power_rng.random() < 0.6  # hosts on different feeds
+        self.outages_every_s = power_rng.choice((1.0, 2.0, 4.0))
+        self._rates: dict[tuple[str, str], float] = {}
+        self._sent: dict[tuple[str, str], tuple[float, float]] = {}  # when, and what was left over
+        if self.powered and power_rng.random() < 0.5:
+            # Outages alone, one after the other, so that there are many in which nothing else goes wrong.
+            self.faults = Faults(1.0, 0.0, 0.0, ())
+            self.one_at_a_time = True
         self.finishes_s = rng.uniform(3, FAULTS_S + 3) if variant.finishes or rng.random() < 0.15 else None
         self.hosts = [self._host(f"{chr(97 + at)}", count) for at in range(count)]
         if rng.random() < 0.5:  # the hosts have the store already
             for host in self.hosts:
                 host.store = SimStore("one")
+        if self.powered:
+            for host in self.hosts:
+                host.feed = Feed(self, host)
 
     def _host(self, name: str, count: int) -> Host:
         rng = self.rng
@@ -110,6 +130,16 @@ class World:
             drain_timeout_ns=to_ns(1.0),
             backoff_limit_ns=to_ns(1.0),
         )
+        if self.powered:
+            power_rng = self.power_rng
+            policy = replace(
+                policy,
+                outage_hold_ns=to_ns(power_rng.choice((0.0, 0.0, 5.0))),
+                outage_stop_ns=to_ns(power_rng.choice((0.3, 0.8))),
+                signal_early=power_rng.random() < 0.3,
+                sheds=power_rng.random() < 0.5,
+                arrival_limit_ns=to_ns(3.0),
+            )
         return Host(self, name, clock, policy)
 
     # time
@@ -134,7 +164,10 @@ class World:
         for host in self.hosts:
             self.after(self.rng.uniform(0, 0.2), host.start)
             self.after(self.rng.uniform(0, 0.02), lambda host=host: self._ship(host))  # type: ignore[misc]
-        self.after(1.5, self._fault)
+        if self.faults.kinds:
+            self.after(1.5, self._fault)
+        if self.powered:
+            self.after(1.5, self._power_fault)
         self.after(FAULTS_S, self._heal)
         end_ns = to_ns(FAULTS_S + CALM_S)
         while self._queue and self._queue[0][0] <= end_ns:
@@ -152,7 +185,7 @@ class World:
         def work() -> None:
             if not host.command.running or host.command.changed_ns != started:
                 return
-            if not host.paused and host.accepts():
+            if not host.paused and host.accepts() and host.has_room():
                 assert host.store is not None
                 self.commits += 1
                 host.store.log.append(self.commits)
@@ -205,16 +238,39 @@ class World:
             self._snapshot(host, other)
             return
         target.epoch = max(target.epoch, source.epochs[-1])
+        capacity = self._capacity(host, other)
+        if not capacity:
+            return
         common = _common(source.log, target.log)
         if common < len(target.log):
             self.tell(other, f"keeps {len(target.log) - common} orphaned commits aside")
             del target.log[common:]
-        batch = source.log[common : common + self.rng.choice((1, 5, 50, 1000))]
+        batch = source.log[common : common + self.rng.choice((1, 5, 50, 1000))][:capacity]
         target.log.extend(batch)
-        if len(target.log) == len(source.log):
-            target.epochs = list(source.epochs)
+        link = (host.name, other.name)
+        self._sent[link] = (self.now_s, self._sent[link][1] - len(batch))
+        begun = [each for each in source.epochs if source.begins.get(each, 0) <= len(target.log)]
+        target.epochs, target.begins = begun, {each: source.begins.get(each, 0) for each in begun}
         acked = len(target.log)
         self.after(self.rng.uniform(0.001, 0.02), lambda: self._acknowledge(host, other, acked))
+
+    def rate(self, host: str, other: str) -> float:
+        """What the link carries, in commits per second."""
+        if not self.powered or self._calm:
+            return 1e6
+        link = (host, other)
+        if link not in self._rates:
+            self._rates[link] = self.power_rng.choice((1e6, 60.0, 30.0, 15.0))
+        return self._rates[link]
+
+    def _capacity(self, host: Host, other: Host) -> int:
+        """Commits that the link carries now, since it was used last."""
+        link, rate = (host.name, other.name), self.rate(host.name, other.name)
+        saved = self._sent.get(link, (self.now_s, 0.0))
+        # What was not used lately may be made up for: the link is full, only this shipper does not look all the time.
+        tokens = min(saved[1] + (self.now_s - saved[0]) * rate, 1 + 0.3 * rate)
+        self._sent[link] = (self.now_s, tokens)
+        return int(tokens)
 
     def _acknowledge(self, host: Host, other: Host, acked: int) -> None:
         source = host.store
@@ -232,11 +288,14 @@ class World:
             self.tell(other, f"begins a snapshot from {host.name}")
             # In the middle of it some pages are there and some are not.
             other.store = SimStore(
-                source.uuid, source.log[len(source.log) // 3 :], list(source.epochs), source.epochs[-1], False
+                source.uuid, source.log[len(source.log) // 3 :], list(source.epochs), epoch=source.epochs[-1]
             )
-        elif self.rng.random() < 0.02:
+            other.store.complete = False
+        elif self.rng.random() < (0.2 if self._calm else 0.02):
             self.tell(other, "has its snapshot")
-            other.store = SimStore(source.uuid, list(source.log), list(source.epochs), source.epochs[-1])
+            other.store = SimStore(
+                source.uuid, list(source.log), list(source.epochs), dict(source.begins), source.epochs[-1]
+            )
 
     # faults
 
@@ -279,6 +338,40 @@ class World:
                 host.part_fails("shipper")
                 host.part_fails("receiver")
 
+    def _power_fault(self) -> None:
+        if self._calm:
+            return
+        rng = self.power_rng
+        self.after(rng.expovariate(1 / self.outages_every_s), self._power_fault)
+        running = [each for each in self.hosts if each.command.running]
+        host = rng.choice(running if running and rng.random() < 0.6 else self.hosts)
+        feed = host.feed
+        assert feed is not None
+        if self.one_at_a_time and any(each.feed and each.feed.in_trouble() for each in self.hosts):
+            return
+        kind = rng.choice(("outage", "outage", "outage", "outage", "source-lost", "forced"))
+        if kind == "source-lost":
+            span_s = rng.choice((0.3, 1.5, 3.0))
+            self.tell(host, f"FAULT the power source is lost, {span_s} s")
+            feed.lost, feed.troubled_s = True, self.now_s
+            self.after(span_s, feed.found)
+        elif feed.mains and not feed.forced and host.powered:
+            if kind == "outage":
+                self.tell(host, f"FAULT {outage(self, feed, lambda: self._mains_back(host))}")
+                return
+            feed.force()
+            self.after(rng.uniform(0.8, 3.0), host.power_cut)
+            self.after(rng.uniform(3.1, 4.0), lambda: self._mains_back(host))
+
+    def _mains_back(self, host: Host) -> None:
+        feed = host.feed
+        assert feed is not None
+        feed.set_mains(True)
+        if not host.powered:
+            feed.forget_orders()
+            host.powered = True
+            self.after(self.power_rng.uniform(0.1, 0.6), lambda: self._revive(host))
+
     def _join(self, host: Host) -> None:
         host.cut_off = False
 
@@ -289,6 +382,10 @@ class World:
         self.faults.lost_answers = self.faults.slow = 0.0
         for host in self.hosts:
             host.cut_off = False
+            if host.feed is not None:
+                host.feed.found()
+                if not host.feed.forced:  # who is forced down is cut soon, and comes back by itself
+                    self._mains_back(host)
             if not host.supervised:
                 self.after(0.1, lambda host=host: self._revive(host))  # type: ignore[misc]
 

@@ -14,12 +14,19 @@ SHARDS = 8
 
 @pytest.mark.parametrize("shard", range(SHARDS))
 def test_nothing_goes_wrong(shard: int) -> None:
-    promotions = 0
+    promotions = outages = 0
     for seed in range(shard, SEEDS, SHARDS):
         outcome = run_seed(seed)
         assert not outcome.violation, "\n".join(outcome.story)
         promotions += outcome.promotions
+        outages += outcome.outages
     assert promotions > SEEDS // SHARDS, "the runs hardly take over; nothing was tried"
+    assert outages > SEEDS // SHARDS // 2, "the power hardly fails"
+
+
+def test_batteries_are_put_to_the_test() -> None:
+    """Some of the runs end an outage with an empty battery that had been as good as its word."""
+    assert sum(run_seed(seed).kept for seed in range(SEEDS // 3)) > 0
 
 
 # Those that take more seeds to show are for `python -m sim failover --variant all`.

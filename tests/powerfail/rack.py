@@ -92,23 +92,30 @@ class Rack:
 
     def set(self, name: str, value: str) -> None:
         """Change a variable, and wait until upsd says so."""
-        command = [
-            "upsrw",
-            "-s",
-            f"{name}={value}",
-            "-u",
-            "master",
-            "-p",
-            "secret",
-            f"rack@{self.address}:{self.port}",
-        ]
-        subprocess.run(command, env=self.environment, check=True, capture_output=True, timeout=LIMIT_S)
+        self.set_all({name: value})
+
+    def set_all(self, values: dict[str, str]) -> int:
+        """Change variables at once, and wait until upsd says so (its driver looks once a second); CLOCK_BOOTTIME,
+        nanoseconds, of the last moment when it did not say so."""
+        ups = f"rack@{self.address}:{self.port}"
+        for name, value in values.items():
+            command = ["upsrw", "-s", f"{name}={value}", "-u", "master", "-p", "secret", ups]
+            subprocess.run(command, env=self.environment, check=True, capture_output=True, timeout=LIMIT_S)
+        before_ns = 0
 
         def there() -> bool:
+            nonlocal before_ns
+            asked_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
             with self.client() as client:
-                return client.variables("rack")[name] == value
+                found = client.variables("rack")
+            # An FSD that was ordered stands before every later status.
+            if all(found[name].removeprefix("FSD ") == value for name, value in values.items()):
+                return True
+            before_ns = asked_ns
+            return False
 
-        until(there, f"{name} is {value}")
+        until(there, f"upsd says {values}")
+        return before_ns
 
     def force_shutdown(self) -> None:
         """FSD, as upsmon's primary orders it."""
