@@ -45,7 +45,17 @@ from sustain.errors import (
     WaitTimeout,
     WrongGeneration,
 )
-from sustain.store import DestinationStatus, File, Map, Store, StoreStatus, Transaction, create, open
+from sustain.store import (
+    DestinationStatus,
+    File,
+    Map,
+    PowerStatus,
+    Store,
+    StoreStatus,
+    Transaction,
+    create,
+    open,
+)
 
 __version__ = "0.1.0"
 
@@ -67,6 +77,7 @@ __all__ = [
     "PeerRefused",
     "PeerUnreachable",
     "PowerSourceError",
+    "PowerStatus",
     "ProtocolError",
     "RegionBusy",
     "RegionCorrupt",

@@ -55,6 +55,7 @@ STATUS: dict[str, Any] = {
         "fence_epoch": (int, type(None)),
     },
     "primary": (dict, type(None)),
+    "power": (dict, type(None)),
     "destinations": [],
     "run": (dict, type(None)),
 }
@@ -247,6 +248,9 @@ def test_status_shows_destinations(sus: Callable[..., Ran], filled: Path) -> Non
                     "acked": (int, type(None)),
                     "lag_bytes": (int, type(None)),
                     "lag_s": (*NUMBER, type(None)),
+                    "bandwidth_bytes_per_s": (int, type(None)),
+                    "drain_s": (*NUMBER, type(None)),
+                    "budget_bytes": (int, type(None)),
                 }
             ],
         )
@@ -258,6 +262,57 @@ def test_status_shows_destinations(sus: Callable[..., Ran], filled: Path) -> Non
         assert "tcp://10.0.0.2:7411" in text
         assert "unknown" in text
         tail.close()
+
+
+def test_status_shows_drain_time_against_runtime(sus: Callable[..., Ran], filled: Path) -> None:
+    from sustain._native import Control, LogTail
+
+    with sustain.open(filled) as store:
+        assert sus("status", filled, "--json").json["power"] is None
+        control, tail = Control(str(filled), writable=True), LogTail(str(filled))
+        control.set_power(1, None)
+        assert "there is no budget" in sus("status", filled).out
+        control.set_power(1, 90_000_000_000)
+        slot = tail.claim_slot("tcp://10.0.0.2:7411", True)
+        behind = store.position - 1000
+        tail.update_slot(slot, state="streaming", acked=behind, bandwidth_bytes_per_s=500)
+        tail.update_slot(slot, budget_bytes=45_000)
+        tail.set_limits(45_000, behind + 500, behind + 40_000, 50_000_000)
+        data = sus("status", filled, "--json").json
+        conforms(data, STATUS)
+        conforms(
+            data["power"],
+            {
+                "state": str,
+                "usable_s": (*NUMBER, type(None)),
+                "drain_s": (*NUMBER, type(None)),
+                "budget_bytes": (int, type(None)),
+                "commits": str,
+                "waiting_s": (*NUMBER, type(None)),
+            },
+        )
+        assert data["power"] == {
+            "state": "on AC",
+            "usable_s": 90.0,
+            "drain_s": 2.0,
+            "budget_bytes": 45_000,
+            "commits": "delayed",
+            "waiting_s": None,
+        }
+        (shown,) = data["destinations"]
+        assert (shown["bandwidth_bytes_per_s"], shown["drain_s"], shown["budget_bytes"]) == (500, 2.0, 45_000)
+        text = sus("status", filled).out
+        for words in ("on AC", "90 s for a drain", "would take 2 s", "commits are delayed", "500 B/s"):
+            assert words in text
+        status = store.status()
+        assert status.power is not None
+        assert (status.power.state, status.power.commits) == ("on AC", "delayed")
+        assert status.destinations[0].drain_s == 2.0
+        tail.set_limits(0, 1, 1, 0)
+        assert "commits wait" in sus("status", filled).out
+        control.clear_power()
+        tail.close()
+        control.close()
 
 
 def test_status_shows_what_sustain_run_wrote(sus: Callable[..., Ran], filled: Path) -> None:

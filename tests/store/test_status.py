@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sustain.store.status import destination_status, store_status
+from sustain.store.status import destination_status, power_status, store_status
 
 if TYPE_CHECKING:
     from sustain._native import Destination
@@ -26,8 +26,26 @@ def _destination(**changes: Any) -> "Destination":
         "snapshot_total_bytes": 0,
         "bytes_sent": 900,
         "connections": 1,
+        "bandwidth_bytes_per_s": None,
+        "budget_bytes": None,
     }
     return base | changes  # type: ignore[return-value]
+
+
+def _words(**changes: Any) -> Any:
+    base = {
+        "committed": 1000,
+        "commit_time_ns": 103 * SECOND_NS,
+        "poisoned": False,
+        "power_at_ns": 0,
+        "power_state": 0,
+        "usable_ns": None,
+        "limit_lsn": 0,
+        "delay_lsn": 0,
+        "budget_bytes": 0,
+        "waiting_since_ns": 0,
+    }
+    return base | changes
 
 
 @pytest.mark.parametrize(
@@ -48,7 +66,77 @@ def test_lags(changes: dict[str, Any], lag_bytes: int | None, lag_s: float | Non
 
 
 def test_store_status_is_made_of_the_words() -> None:
-    words: Any = {"committed": 990, "commit_time_ns": 103 * SECOND_NS, "poisoned": True}
-    status = store_status(words, [_destination()], committed=1000)
+    words: Any = _words(committed=990, poisoned=True)
+    status = store_status(words, [_destination()], committed=1000, now_ns=0)
+    assert status.power is None
     assert (status.committed, status.durable, status.poisoned) == (1000, 990, True)
     assert [each.lag_bytes for each in status.destinations] == [200]
+
+
+@pytest.mark.parametrize(
+    ("acked", "bandwidth", "drain_s"),
+    [(800, 100, 2.0), (800, None, None), (None, 100, None), (1000, None, 0.0)],
+)
+def test_drain_time(acked: int | None, bandwidth: int | None, drain_s: float | None) -> None:
+    shown = destination_status(
+        _destination(acked=acked, bandwidth_bytes_per_s=bandwidth), committed=1000, commit_time_ns=0
+    )
+    assert shown.drain_s == drain_s
+
+
+def _drain(*destinations: tuple[bool, float | None]) -> float | None:
+    shown = [
+        destination_status(
+            _destination(required=required, bandwidth_bytes_per_s=None if drain_s is None else 200 / drain_s),
+            committed=1000,
+            commit_time_ns=0,
+        )
+        for required, drain_s in destinations
+    ]
+    status = power_status(_words(power_at_ns=1), shown, 0)
+    assert status is not None
+    return status.drain_s
+
+
+def test_a_drain_ends_at_all_required_destinations_or_at_the_first_of_the_others() -> None:
+    assert _drain() is None
+    assert _drain((False, 5.0), (False, 2.0), (False, None)) == 2.0
+    assert _drain((True, 5.0), (True, 2.0), (False, 1.0)) == 5.0
+    assert _drain((True, 5.0), (True, None)) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "commits", "budget_bytes"),
+    [
+        ({}, "free", None),
+        ({"limit_lsn": 5000, "delay_lsn": 2000, "budget_bytes": 4000}, "free", 4000),
+        ({"limit_lsn": 5000, "delay_lsn": 999, "budget_bytes": 4000}, "delayed", 4000),
+        ({"limit_lsn": 1000, "delay_lsn": 999, "budget_bytes": 0}, "waiting", 0),
+        ({"limit_lsn": 1, "delay_lsn": 1}, "waiting", None),  # no credit anywhere
+    ],
+)
+def test_what_the_battery_does_to_commits(
+    changes: dict[str, Any], commits: str, budget_bytes: int | None
+) -> None:
+    status = power_status(_words(power_at_ns=1, usable_ns=SECOND_NS, power_state=1, **changes), [], 0)
+    assert status is not None
+    assert (status.state, status.usable_s) == ("on AC", 1.0)
+    assert (status.commits, status.budget_bytes, status.waiting_s) == (commits, budget_bytes, None)
+
+
+def test_a_commit_that_waits_and_a_battery_that_runs_down() -> None:
+    words = _words(
+        power_at_ns=SECOND_NS,
+        usable_ns=10 * SECOND_NS,
+        power_state=3,
+        limit_lsn=1200,
+        delay_lsn=1100,
+        waiting_since_ns=2 * SECOND_NS,
+    )
+    status = power_status(words, [], 4 * SECOND_NS)
+    assert status is not None
+    assert (status.state, status.usable_s) == ("on battery", 7.0)
+    assert (status.commits, status.waiting_s) == ("waiting", 2.0)
+    unknown = power_status(_words(power_at_ns=1, power_state=99), [], 0)
+    assert unknown is not None
+    assert (unknown.state, unknown.usable_s) == ("unknown", None)

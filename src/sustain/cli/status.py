@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from sustain._native import Control, boottime_ns
 from sustain.cli.output import add_json, duration_argument, emit, fields, or_unknown, table
-from sustain.store.status import destination_status
+from sustain.store.status import destination_status, power_status
 from sustain.units import format_duration, format_size
 
 if TYPE_CHECKING:
@@ -74,6 +74,12 @@ def collect(path: str) -> dict[str, Any]:
     finally:
         control.close()
     committed = _committed(block, words)
+    commit_time_ns = words["commit_time_ns"] if words else 0
+    shown = [
+        destination_status(each, committed=committed or 0, commit_time_ns=commit_time_ns)
+        for each in destinations
+    ]
+    power = None if words is None else power_status(words, shown, boottime_ns())
     return {
         "path": path,
         "store_uuid": str(uuid.UUID(bytes=block["store_uuid"])),
@@ -92,14 +98,8 @@ def collect(path: str) -> dict[str, Any]:
         },
         "lease": _lease(words, boottime_ns()),
         "primary": _primary(words, boottime_ns()),
-        "destinations": [
-            asdict(
-                destination_status(
-                    each, committed=committed or 0, commit_time_ns=words["commit_time_ns"] if words else 0
-                )
-            )
-            for each in destinations
-        ],
+        "power": None if power is None else asdict(power),
+        "destinations": [asdict(each) for each in shown],
         "run": runfile.read(path),
     }
 
@@ -124,6 +124,8 @@ def describe(data: dict[str, Any]) -> str:
     ]
     if data["run"] is not None:
         lines.insert(4, ("workload", run_text(data["run"], data["supervisor"]["alive"])))
+    if data["power"] is not None:
+        lines.append(("power", _power_text(data["power"])))
     if data["primary"] is not None:
         lines.append(("primary", _primary_text(data["primary"])))
     if data["poisoned"]:
@@ -132,7 +134,7 @@ def describe(data: dict[str, Any]) -> str:
         lines.append(("INCOMPLETE", "a snapshot is being received: not usable yet"))
     text = fields(lines)
     if data["destinations"]:
-        rows = [("DESTINATION", "STATE", "ACKNOWLEDGED", "LAG", "LAG TIME")]
+        rows = [("DESTINATION", "STATE", "ACKNOWLEDGED", "LAG", "LAG TIME", "BANDWIDTH", "DRAIN TIME")]
         rows += [
             (
                 each["url"] + ("" if each["required"] else " (not required)"),
@@ -140,6 +142,8 @@ def describe(data: dict[str, Any]) -> str:
                 or_unknown(each["acked"]),
                 or_unknown(each["lag_bytes"], format_size),
                 or_unknown(each["lag_s"], format_duration),
+                or_unknown(each["bandwidth_bytes_per_s"], lambda rate: f"{format_size(rate)}/s"),
+                or_unknown(each["drain_s"], format_duration),
             )
             for each in data["destinations"]
         ]
@@ -237,6 +241,25 @@ def _lease_text(lease: dict[str, Any]) -> str:
     if left <= 0:
         return f"epoch {lease['epoch']}, passed {format_duration(-left)} ago: commits are refused"
     return f"epoch {lease['epoch']}, {format_duration(left)} left"
+
+
+def _power_text(power: dict[str, Any]) -> str:
+    """How long a drain would take, against how long the battery would last."""
+    usable_s, drain_s = power["usable_s"], power["drain_s"]
+    if usable_s is None:
+        return f"{power['state']}; how long the battery lasts is unknown: there is no budget"
+    held = {
+        "free": "commits are not held back",
+        "delayed": "commits are delayed",
+        "waiting": "commits wait until less is unshipped",
+    }[power["commits"]]
+    if power["waiting_s"] is not None:
+        held += f", one for {format_duration(power['waiting_s'])}"
+    budget = or_unknown(power["budget_bytes"], format_size)
+    return (
+        f"{power['state']}, {format_duration(usable_s)} for a drain, which would take "
+        f"{or_unknown(drain_s, format_duration)}; budget {budget}: {held}"
+    )
 
 
 def _primary_text(primary: dict[str, Any]) -> str:

@@ -8,7 +8,17 @@ object, costs more than the commit itself.
 
 from sustain.store.files import File
 from sustain.store.maps import Map
-from sustain.store.status import DestinationStatus, StoreStatus
+from sustain.store.status import DestinationStatus, PowerStatus, StoreStatus
 from sustain.store.store import Store, Transaction, create, open
 
-__all__ = ["DestinationStatus", "File", "Map", "Store", "StoreStatus", "Transaction", "create", "open"]
+__all__ = [
+    "DestinationStatus",
+    "File",
+    "Map",
+    "PowerStatus",
+    "Store",
+    "StoreStatus",
+    "Transaction",
+    "create",
+    "open",
+]

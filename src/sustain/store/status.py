@@ -1,4 +1,4 @@
-"""What a store says about itself: positions and destinations. Pure: words in, values out.
+"""What a store says about itself: positions, destinations, the battery. Pure: words in, values out.
 
 `Store.status` and `sustain status` make the same figures from the control words, one from inside the writer
 and one from any other process. What nobody knows is None, never zero.
@@ -23,6 +23,9 @@ class DestinationStatus:
         unknown.
     state: "connecting", "streaming", "snapshot", "needs-snapshot", "refused", "stopped".
     required: whether the log is kept for it.
+    bandwidth_bytes_per_s: how fast it nearly always takes the log; None = not measured.
+    drain_s: seconds in which it would hold everything, at that bandwidth; None = unknown.
+    budget_bytes: what the battery allows to be unshipped to it; None = unknown, or no battery is watched.
     """
 
     url: str
@@ -31,18 +34,43 @@ class DestinationStatus:
     acked: int | None
     lag_bytes: int | None
     lag_s: float | None
+    bandwidth_bytes_per_s: int | None = None
+    drain_s: float | None = None
+    budget_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PowerStatus:
+    """The battery's side of a store; there is none where nobody watches the power.
+
+    state: "on AC", "flapping", "on battery", "low", "forced shutdown", "unknown".
+    usable_s: seconds of battery that a drain may count on; None = unknown, and then there is no budget.
+    drain_s: seconds in which all required destinations would hold everything (one of the others, where none is
+        required); None = unknown.
+    budget_bytes: unshipped bytes that the battery allows; None = none is known.
+    commits: "free"; "delayed", because much of the budget is used; "waiting", until less is unshipped.
+    waiting_s: for how long a commit has been waiting; None = none does.
+    """
+
+    state: str
+    usable_s: float | None
+    drain_s: float | None
+    budget_bytes: int | None
+    commits: str
+    waiting_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class StoreStatus:
     """committed: end of the last commit; durable: position up to which this host holds the log by its
     durability; destinations: one entry for each that the shipper knows, none without a shipper; poisoned: a
-    write has failed."""
+    write has failed; power: None = nobody watches it."""
 
     committed: int
     durable: int
     destinations: tuple[DestinationStatus, ...]
     poisoned: bool
+    power: PowerStatus | None = None
 
 
 def destination_status(
@@ -57,6 +85,12 @@ def destination_status(
         lag_s = 0.0
     elif lag_bytes is not None and destination["acked_commit_time_ns"] and commit_time_ns:
         lag_s = max(0.0, (commit_time_ns - destination["acked_commit_time_ns"]) / 1e9)
+    bandwidth = destination["bandwidth_bytes_per_s"]
+    drain_s: float | None = None
+    if lag_bytes == 0:
+        drain_s = 0.0
+    elif lag_bytes is not None and bandwidth is not None:
+        drain_s = lag_bytes / bandwidth
     return DestinationStatus(
         url=destination["url"],
         state=destination["state"],
@@ -64,18 +98,60 @@ def destination_status(
         acked=acked,
         lag_bytes=lag_bytes,
         lag_s=lag_s,
+        bandwidth_bytes_per_s=bandwidth,
+        drain_s=drain_s,
+        budget_bytes=destination["budget_bytes"],
     )
 
 
-def store_status(words: "ControlWords", destinations: Sequence["Destination"], committed: int) -> StoreStatus:
-    """`committed` is the newest commit that the asker knows; `words` and `destinations` are of the same
-    moment."""
+def power_status(
+    words: "ControlWords", destinations: Sequence[DestinationStatus], now_ns: int
+) -> PowerStatus | None:
+    """Of the moment `now_ns` (CLOCK_BOOTTIME)."""
+    if not words["power_at_ns"]:
+        return None
+    from sustain.powerfail.budget import POWER_STATES, usable_now_s
+    from sustain.powerfail.decide import Power
+
+    number, limit, since_ns = words["power_state"], words["limit_lsn"], words["waiting_since_ns"]
+    power = POWER_STATES[number] if number < len(POWER_STATES) else Power.UNKNOWN
+    if not limit:
+        commits = "free"
+    elif since_ns or words["committed"] >= limit:
+        commits = "waiting"
+    else:
+        commits = "delayed" if words["committed"] > words["delay_lsn"] else "free"
+    return PowerStatus(
+        state=str(power),
+        usable_s=usable_now_s(words["usable_ns"], words["power_at_ns"], power, now_ns),
+        drain_s=_drain_s(destinations),
+        budget_bytes=words["budget_bytes"] if limit > 1 else None,
+        commits=commits,
+        waiting_s=max(0, now_ns - since_ns) / 1e9 if since_ns else None,
+    )
+
+
+def _drain_s(destinations: Sequence[DestinationStatus]) -> float | None:
+    required = [each.drain_s for each in destinations if each.required]
+    known = [each for each in required or [each.drain_s for each in destinations] if each is not None]
+    if not known or (required and len(known) < len(required)):
+        return None
+    return max(known) if required else min(known)
+
+
+def store_status(
+    words: "ControlWords", destinations: Sequence["Destination"], committed: int, now_ns: int
+) -> StoreStatus:
+    """`committed` is the newest commit that the asker knows; `words` and `destinations` are of the same moment,
+    which is `now_ns` on CLOCK_BOOTTIME."""
+    shown = tuple(
+        destination_status(each, committed=committed, commit_time_ns=words["commit_time_ns"])
+        for each in destinations
+    )
     return StoreStatus(
         committed=committed,
         durable=words["committed"],
-        destinations=tuple(
-            destination_status(each, committed=committed, commit_time_ns=words["commit_time_ns"])
-            for each in destinations
-        ),
+        destinations=shown,
         poisoned=words["poisoned"],
+        power=power_status(words, shown, now_ns),
     )
