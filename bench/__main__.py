@@ -27,6 +27,7 @@ QUESTIONS = (
     "redis_end_to_end",
     "region_save_tcp",
     "region_restore_tcp",
+    "region_tracking_cost",
     "drain",
 )
 

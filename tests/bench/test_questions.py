@@ -28,6 +28,7 @@ PEERS = {
     "redis_end_to_end": {"sustain, wait", "Redis", "Redis, WAIT 1"},
     "region_save_tcp": {"cp of the same file", "raw loopback TCP", "rsync", "dd | nc"},
     "region_restore_tcp": {"cp of the same file", "raw loopback TCP", "rsync", "dd | nc"},
+    "region_tracking_cost": {"the program alone"},
     "drain": {"raw TCP on this link", "the link"},
 }
 MAY_MISS = {

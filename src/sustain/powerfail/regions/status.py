@@ -30,6 +30,7 @@ class DestinationStatus:
     acked: int | None
     bandwidth_bytes_per_s: float | None
     behind_bytes: int | None
+    sent_bytes: int
     error: str | None
 
 

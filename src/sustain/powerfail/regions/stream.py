@@ -116,6 +116,7 @@ class Stream(threading.Thread):
         self.state = "connecting"
         self.error: str | None = None
         self.acked: int | None = None
+        self._held_seal: Seal | None = None
         self.last_number = 0
         self.sent_bytes = 0
         self.compared_bytes = 0
@@ -213,6 +214,7 @@ class Stream(threading.Thread):
                 acked=self.acked,
                 bandwidth_bytes_per_s=self.bandwidth,
                 behind_bytes=self._behind(),
+                sent_bytes=self.sent_bytes,
                 error=self.error,
             )
 
@@ -284,7 +286,7 @@ class Stream(threading.Thread):
                 self._mirror[:] = theirs
             self._known = True
             self._unflushed, self._unflushed_pages, self._busy_s = [], 0, 0.0
-            self.acked = held.seal.number if held.seal else None
+            self.acked, self._held_seal = (held.seal.number if held.seal else None), held.seal
             self.last_number = max(self.last_number, held.last_number)
             # While the program runs, nothing that is sealed there may be taken for what it has now.
             if self._goal is None and held.seal is not None:
@@ -382,7 +384,7 @@ class Stream(threading.Thread):
         for at, count in _runs(differ, pages):
             if self.acked is not None:
                 with self._wake:
-                    self.acked = None
+                    self.acked = self._held_seal = None
             sink.write(
                 int(pages[at]),
                 self._buffer[at * PAGE_BYTES : (at + count) * PAGE_BYTES],
@@ -445,15 +447,22 @@ class Stream(threading.Thread):
         with self._wake:
             if self._goal is not goal or self._marks.any():
                 return
+            stands = self._held_seal
+        if stands is not None and _same(stands, seal):
+            self._note_seal(seal, goal)  # the answer to it was lost
+            return
         if self.last_number >= goal.number:
             raise PeerRefused(
                 f"{self.url}: holds seal {self.last_number}, and this would be seal {goal.number}",
                 hint="somebody else has saved the region there; this host's number is out of date",
             )
         sink.seal(seal)
+        self._note_seal(seal, goal)
+
+    def _note_seal(self, seal: Seal, goal: Goal) -> None:
         with self._wake:
-            self.acked = self.last_number = goal.number
-            self._reached = goal
+            self.acked = self.last_number = seal.number
+            self._held_seal, self._reached = seal, goal
 
     def _keep_to_the_rate(self) -> None:
         """Sleep off what was copied too fast, in sleeps long enough to be worth it; not in a hurry."""
@@ -464,6 +473,11 @@ class Stream(threading.Thread):
                 until_s = time.monotonic() + self._owed_s
                 self._wake.wait_for(lambda: self._hurry or self._stopping, self._owed_s)
                 self._owed_s = max(0.0, until_s - time.monotonic())
+
+
+def _same(one: Seal, other: Seal) -> bool:
+    """Whether they are of the same save."""
+    return (one.epoch, one.number, one.table_digest) == (other.epoch, other.number, other.table_digest)
 
 
 def _runs(positions: Pages, pages: Pages | None = None) -> list[Run]:
