@@ -34,12 +34,6 @@ def add_region_arguments(parser: argparse.ArgumentParser) -> None:
         "--freeze", default="signal", metavar="HOW", help="signal, cgroup:DIR or qmp:SOCKET (signal)"
     )
     region.add_argument("--evacuate", action="store_true", help="freeze and seal at once")
-    region.add_argument(
-        "--region-budget-first", type=float, default=0.5, metavar="SHARE", help="no rate limit above (0.5)"
-    )
-    region.add_argument(
-        "--region-budget-second", type=float, default=0.9, metavar="SHARE", help="hold the program back (0.9)"
-    )
 
 
 def ship_region(args: argparse.Namespace) -> int:
@@ -69,9 +63,10 @@ def ship_region(args: argparse.Namespace) -> int:
         )
     if epoch < 1 or seal < 1:
         raise ConfigError("--epoch and --seal-number begin at 1", hint="the supervisor knows them")
-    if not 0 < args.region_budget_first < args.region_budget_second < 1:
+    if not 0 < args.budget_first <= args.budget_second <= 1:
         raise ConfigError(
-            "the thresholds of the budget are shares, the second above the first", hint="0.5 and 0.9"
+            f"--budget-first {args.budget_first:g} and --budget-second {args.budget_second:g} do not go together",
+            hint="two shares of the budget above 0 and at most 1, the first not above the second",
         )
     if args.rate <= 0 or args.scan_rate <= 0:
         raise ConfigError("a rate is more than nothing", hint="64MiB is the default")
@@ -90,9 +85,7 @@ def ship_region(args: argparse.Namespace) -> int:
         track=Way(args.track),
         rate=float(args.rate),
         scan_rate=float(args.scan_rate),
-        policy=PacePolicy(
-            first_threshold=args.region_budget_first, second_threshold=args.region_budget_second
-        ),
+        policy=PacePolicy(first_threshold=args.budget_first, second_threshold=args.budget_second),
         evacuate=args.evacuate,
     )
     Precopier(config).run()
