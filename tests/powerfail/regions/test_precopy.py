@@ -229,6 +229,21 @@ def test_the_program_has_ended_before_the_outage(region: Path, url: str) -> None
         shipping.end()
 
 
+def test_a_seal_stands_when_the_program_ended_behind_it(region: Path, url: str) -> None:
+    """The supervisor ends the program, then the pre-copier, and then looks at what was sealed."""
+    with (
+        Program(region, environment(region)) as program,
+        Shipping(region, [url], group=program.pid) as shipping,
+    ):
+        shipping.in_step()
+        sealed = shipping.finish()
+        program.kill()
+        shipping.end()
+        left = shipping.status()
+        assert (left["phase"], left["seal"]) == ("sealed", sealed["seal"])
+        same(region, url)
+
+
 def test_a_stranger_that_writes_to_the_region_is_frozen_too(region: Path, url: str, program: Program) -> None:
     with (
         Program(region, environment(region), free=True) as stranger,

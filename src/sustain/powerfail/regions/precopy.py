@@ -143,7 +143,7 @@ class Precopier:
     def _end(self) -> None:
         self._asked = False
         try:
-            if self._goal is not None or self._frozen_at_ns is not None:
+            if (self._goal is not None or self._frozen_at_ns is not None) and self._is_mapped():
                 self._go_on()
             self._thaw()
         finally:
@@ -152,6 +152,13 @@ class Precopier:
                     each.stop()
             self._tracker.close()
             self._medium.close()
+
+    def _is_mapped(self) -> bool:
+        """Whether anybody is left who could change the region. When not, a seal stands: nobody breaks it."""
+        try:
+            return any(each.writes for each in maps.mappers(maps.key_of(self._config.region)).found)
+        except SustainError:
+            return True
 
     def _step(self) -> float:
         """Whatever is due; seconds until the next time."""
