@@ -28,6 +28,7 @@ QUESTIONS = (
     "region_save_tcp",
     "region_restore_tcp",
     "region_tracking_cost",
+    "region_outage",
     "drain",
 )
 

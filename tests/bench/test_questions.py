@@ -29,6 +29,7 @@ PEERS = {
     "region_save_tcp": {"cp of the same file", "raw loopback TCP", "rsync", "dd | nc"},
     "region_restore_tcp": {"cp of the same file", "raw loopback TCP", "rsync", "dd | nc"},
     "region_tracking_cost": {"the program alone"},
+    "region_outage": {"saving everything"},
     "drain": {"raw TCP on this link", "the link"},
 }
 MAY_MISS = {

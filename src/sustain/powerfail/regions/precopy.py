@@ -46,6 +46,7 @@ _AUDIT_PAGES = 512
 _FREEZE_TIMEOUT_S = 10.0
 _SHORT_FREEZE_TIMEOUT_S = 1.0
 _RETRY_S = 0.2
+_HARVEST_SHARE = 10  # a harvest looks at all processes: it takes a tenth of the time at most
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Precopier:
         self._tracker: Tracker = ContentTracker("not looked at yet")
         self._tracking = "not looked at yet"
         self._harvest = Harvest(everything=True, why="not looked at yet")
-        self._next_harvest_s = 0.0
+        self._next_harvest_s = self._earliest_s = 0.0
         self._pace = Pace(hurry=False, still=0.0, load=None)
         self._usable_s: float | None = None
         self._budget_bytes: int | None = None
@@ -173,10 +174,10 @@ class Precopier:
         comparing = self._tracker.way is Way.CONTENT and any(each.comparing for each in self._streams)
         if now_s >= self._next_harvest_s and not comparing:
             self._look()
+            self._earliest_s = now_s + _HARVEST_SHARE * (time.monotonic() - now_s)
             faults = self._tracker.way is not Way.CONTENT
-            self._next_harvest_s = now_s + interval_s(
-                self._harvest.pages, self._pace, self._config.policy, faults=faults
-            )
+            wait_s = interval_s(self._harvest.pages, self._pace, self._config.policy, faults=faults)
+            self._next_harvest_s = max(now_s + wait_s, self._earliest_s)
         self._keep_pace()
         self._write_status()
         return SLICE_S if self._pace.load is not None else min(0.25, self._config.policy.interval_s)
@@ -261,9 +262,8 @@ class Precopier:
         for each in self._streams:
             each.hurry(self._pace.hurry)
         if self._pace.hurry:
-            self._next_harvest_s = min(
-                self._next_harvest_s, time.monotonic() + self._config.policy.hurried_interval_s
-            )
+            soon_s = max(self._earliest_s, time.monotonic() + self._config.policy.hurried_interval_s)
+            self._next_harvest_s = min(self._next_harvest_s, soon_s)
         self._hold_back()
 
     def _hold_back(self) -> None:

@@ -90,6 +90,8 @@ def environment(
 
     {} where nothing would come of it. What `base` (default: this process's environment) preloads stays.
     """
+    if set(str(LIBRARY)) & set(" :"):
+        return {}  # the loader takes them for separators
     if way == Way.CONTENT or not LIBRARY.exists() or not (pagemap.has_scan() or pagemap.has_soft_dirty()):
         return {}
     _Counters(region).close()
