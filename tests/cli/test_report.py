@@ -25,6 +25,7 @@ INFO: dict[str, Any] = {
     "clean": bool,
     "end": (int, type(None)),
     "incomplete": bool,
+    "arriving": bool,
     "same_boot": bool,
     "created": str,
 }
@@ -34,6 +35,7 @@ STATUS: dict[str, Any] = {
     "epoch": int,
     "durability": str,
     "incomplete": bool,
+    "arriving": type(None),
     "role": str,
     "poisoned": (bool, type(None)),
     "writer": {"alive": bool, "pid": (int, type(None))},
@@ -361,6 +363,9 @@ def test_doctor_on_other_kernels(modes: list[str], release: tuple[int, int], sta
     assert bool(finding.enable) == (state != "ok")
     assert doctor.check_kernel((5, 4)).state == "missing"
     assert doctor.check_kernel(None).state == "unknown"
+    assert doctor.check_on_demand(True, 0, 0).state == "ok"
+    assert "sysctl" in doctor.check_on_demand(False, 0, 1000).enable
+    assert "seccomp" in doctor.check_on_demand(False, None, 0).enable
     assert doctor.check_overcommit(2).state == "reduced"
 
 

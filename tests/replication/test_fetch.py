@@ -1,6 +1,7 @@
 """A store is brought here from a peer: whole, or while it is used already."""
 
 import json
+import os
 import random
 import signal
 from collections.abc import Iterator
@@ -10,8 +11,17 @@ import numpy as np
 import pytest
 
 import sustain
-from sustain._native import Control, on_demand_available
-from tests.replication.arriving import Hosts, flip, image
+from sustain._native import (
+    Control,
+    Fetcher,
+    PageSource,
+    Replica,
+    create_arriving,
+    on_demand_available,
+)
+from sustain.replication.auth import NO_KEY
+from sustain.replication.fetch import begin
+from tests.replication.arriving import PAGE, Hosts, flip, image
 from tests.replication.conftest import Lab, contents, fill, until
 
 needs_faults = pytest.mark.skipif(
@@ -262,3 +272,214 @@ def test_a_peer_that_is_not_so_far_yet_is_waited_for_within_the_limit(hosts: Hos
     assert process.wait() == 1
     assert any("bytes are missing" in line for line in process.said), process.said
     assert not list(hosts.directory.glob("b.sus*"))
+
+
+def test_only_pages_that_match_their_sums_are_taken(hosts: Hosts) -> None:
+    make(hosts)
+    replica = Replica(str(hosts.path("a")))
+    block, end = replica.superblock(), (replica.end, replica.end_seq, replica.end_chain)
+    replica.close()
+    path = str(hosts.path("b"))
+    begins = (block["store_uuid"], block["epoch"], block["history"], *end, 1.0)
+    create_arriving(path, block["image_size"], block["log_size"], "memory", *begins)
+    source, fetcher = PageSource(str(hosts.path("a"))), Fetcher(path)
+    good = source.read(0, 4)
+    bad = bytearray(good)
+    bad[-1] ^= 1
+    with pytest.raises(sustain.StoreCorrupt, match="page 3 does not match its sum"):
+        fetcher.put(0, 4, bytes(bad))
+    for wrong in (good[:-1], good + bytes(8), b"", good[:40]):
+        with pytest.raises(sustain.StoreCorrupt):
+            fetcher.put(0, 4, wrong)
+    with pytest.raises(sustain.StoreCorrupt):
+        fetcher.put(block["image_size"] // PAGE - 1, 4, good)
+    assert fetcher.status()["here"] == 0
+    assert fetcher.next_missing(0, 8) == (0, 8)
+    assert fetcher.put(0, 4, good) == 4
+    # Pages that are here are not looked at any more: they may hold commits.
+    assert fetcher.put(0, 4, bytes(bad)) == 0
+    assert fetcher.next_missing(0, 8) == (4, 8)
+    with pytest.raises(sustain.StoreBusy):
+        Fetcher(path)
+    with pytest.raises(sustain.StoreError, match="page 4 is not here"):
+        fetcher.complete()
+    fetcher.close()
+
+
+LOST = """
+import sustain, sys, signal
+import numpy as np
+store = sustain.open(sys.argv[1])
+users, cells = store.map("users"), store.array("cells")
+users[b"here"] = b"1"
+cells[7] = 7
+store.commit()
+print("committed", flush=True)
+sys.stdin.readline()
+kind = sys.argv[2]
+if kind == "map":
+    try:
+        dict(users.items())
+    except sustain.StoreArriving as error:
+        print(error, error.hint, flush=True)
+    try:
+        for number in range(500):
+            users[b"%06d" % number] = b"half"
+    except sustain.StoreArriving:
+        pass
+    try:
+        store.commit()
+    except sustain.StoreArriving as error:
+        print(error, flush=True)
+    store.rollback()
+    cells[8] = 8
+    store.commit()
+    store.close()
+    print("went on", flush=True)
+else:
+    print(cells.sum(), "is not so", flush=True)
+"""
+
+
+@needs_faults
+@pytest.mark.parametrize("kind", ["map", "array"])
+def test_a_source_that_is_lost_is_reported_when_the_limit_passes(hosts: Hosts, kind: str) -> None:
+    make(hosts, keys=3000)
+    before = hosts.path("a").read_bytes()
+    source, url = hosts.source()
+    fetch = hosts.restore_asked_only(url, limit_s=2.0)
+    application = hosts.run(LOST, hosts.path("b"), kind)
+    stdin, stdout = application.process.stdin, application.process.stdout
+    assert stdin is not None
+    assert stdout is not None
+    assert stdout.readline() == "committed\n"
+    source.kill()
+    stdin.write("go on\n")
+    stdin.flush()
+    out = stdout.read()
+    if kind == "map":
+        assert application.wait() == 0, application.said
+        assert "has not arrived" in out
+        assert "pages are missing" in out
+        assert "has to be rolled back" in out
+        assert "went on" in out
+    else:
+        assert application.wait() == -signal.SIGBUS, application.said
+        assert not out
+        assert any("has not arrived" in line and "SIGBUS" in line for line in application.said)
+    fetch.kill()
+    # Nobody fetches: so it is said, too.
+    with sustain.open(str(hosts.path("b"))) as store:
+        users = store.map("users")
+        with pytest.raises(sustain.StoreArriving, match="nobody fetches"):
+            dict(users.items())
+    # Another peer with the same copy: everything is there, also what was committed here.
+    hosts.path("c").write_bytes(before)
+    _, other = hosts.source("c")
+    fetch = hosts.restore(other)
+    assert fetch.wait() == 0, fetch.said
+    with sustain.open(str(hosts.path("b")), verify="full") as store:
+        model = np.arange(1 << 18)
+        if kind == "map":
+            model[8] = 8
+        assert (store.array("cells") == model).all()
+        assert len(store.map("users")) == 3001
+
+
+@needs_faults
+def test_a_fetch_gives_up_with_a_report(hosts: Hosts) -> None:
+    make(hosts)
+    source, url = hosts.source()
+    fetch = hosts.restore_asked_only(url)
+    fetch.kill()
+    source.kill()
+    fetch = hosts.restore(url, "b", "--limit", "500ms")
+    assert fetch.wait() == 1
+    text = "\n".join(fetch.said)
+    assert "2048 of 2048 pages are missing (0…2047)" in text
+    assert "cannot be reached" in text
+    assert "goes on where it stopped" in text
+
+
+@needs_faults
+def test_a_forked_child_does_not_see_zeros(hosts: Hosts) -> None:
+    make(hosts)
+    _, url = hosts.source()
+    hosts.restore_asked_only(url)
+    store = hosts.open("b")
+    cells = store.array("cells")
+    assert cells[1000] == 1000
+    child = os.fork()
+    if child == 0:
+        os._exit(int(cells[200_000] == 0))  # ends with SIGSEGV: there is no such memory here
+    _, status = os.waitpid(child, 0)
+    assert os.WTERMSIG(status) == signal.SIGSEGV
+    assert cells[200_000] == 200_000
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs another user")
+def test_where_faults_may_not_be_served_opening_waits_for_all(hosts: Hosts) -> None:
+    make(hosts)
+    _, url = hosts.source()
+    fetch = hosts.restore_asked_only(url)
+    program = """
+import os, sys
+import numpy as np  # what is imported later cannot be read by that user
+import sustain
+from sustain._native import on_demand_available
+directory = os.path.dirname(sys.argv[1])
+for each in os.listdir(directory):
+    os.chown(os.path.join(directory, each), 65534, 65534)
+os.chown(directory, 65534, 65534)
+while os.path.dirname(directory) != directory:
+    os.chmod(directory, 0o755)
+    directory = os.path.dirname(directory)
+    if directory == "/tmp":
+        break
+os.setgid(65534)
+os.setuid(65534)
+print(on_demand_available(), flush=True)
+store = sustain.open(sys.argv[1])
+print(store.array("cells").sum(), store.capture, flush=True)
+store.commit()
+store.close()
+"""
+    application = hosts.run(program, hosts.path("b"))
+    stdout = application.process.stdout
+    assert stdout is not None
+    if stdout.readline() == "True\n":
+        pytest.skip("every process may serve page faults here")
+    hosts.stream(fetch)
+    out = stdout.read()
+    assert application.wait() == 0, application.said
+    assert out.split()[0] == str(sum(range(1 << 18)))
+    assert fetch.wait() == 0, fetch.said
+
+
+@needs_faults
+def test_a_claim_ends_an_older_primary_but_not_before_it_has_sent_all(hosts: Hosts, lab: Lab) -> None:
+    make(hosts)
+    hosts.path("old").write_bytes(hosts.path("a").read_bytes())
+    _, url = hosts.source()
+    old = hosts.open("old")
+    shipper = lab.ship(url, name="old")
+    position = fill(old, 2000, 20)
+    old.wait(position, copies=1, timeout=20)
+    # Without a claim: the copy changes.
+    with pytest.raises(sustain.PeerRefused, match="connected"):
+        begin(url, str(hosts.path("b")), NO_KEY, limit_s=0.2)
+    # With one, of a position that the old primary has still to send: it may go on.
+    with pytest.raises(sustain.PeerRefused, match="bytes are missing"):
+        begin(url, str(hosts.path("b")), NO_KEY, epoch=7, at_least=position + 1, limit_s=0.2)
+    position = fill(old, 3000, 20)
+    old.wait(position, copies=1, timeout=20)
+    begun = begin(url, str(hosts.path("b")), NO_KEY, epoch=7, at_least=position)
+    assert (begun.base, begun.epoch) == (position, 7)
+    until(
+        lambda: any("epoch" in line for line in shipper.said), "the old primary hears that its time is over"
+    )
+    fetch = hosts.restore(url)
+    assert fetch.wait() == 0, fetch.said
+    with sustain.open(str(hosts.path("b")), verify="full") as store:
+        assert store.info()["history"][-1] == (7, position)
+        assert contents(store) == contents(old)

@@ -56,6 +56,9 @@ def run(args: argparse.Namespace) -> int:
             kernel.setting("vm.unprivileged_userfaultfd"),
             os.geteuid(),
         ),
+        check_on_demand(
+            _native.on_demand_available(), kernel.setting("vm.unprivileged_userfaultfd"), os.geteuid()
+        ),
         check_overcommit(kernel.setting("vm.overcommit_memory")),
         check_durability(directory, mounts.mount_of(directory)),
         check_directory("store directory", directory),
@@ -128,6 +131,24 @@ def check_capture(
             enable,
         )
     return Finding(name, "reduced", found, "every page of every array is compared at each commit", enable)
+
+
+def check_on_demand(available: bool, unprivileged_userfaultfd: int | None, uid: int) -> Finding:
+    name = "opening a store that is still arriving"
+    if available:
+        return Finding(
+            name, "ok", "userfaultfd", "pages come when they are first used, also inside system calls"
+        )
+    enable = "allow the userfaultfd system call (a container's seccomp profile may forbid it)"
+    if uid != 0 and unprivileged_userfaultfd == 0:
+        enable = "sysctl -w vm.unprivileged_userfaultfd=1, or let this user open /dev/userfaultfd"
+    return Finding(
+        name,
+        "reduced",
+        "no userfaultfd for faults in the kernel",
+        "opening waits until all pages are here",
+        enable,
+    )
 
 
 def check_overcommit(mode: int | None) -> Finding:

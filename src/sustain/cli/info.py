@@ -44,6 +44,7 @@ def facts(path: str, control: Control) -> dict[str, Any]:
         "clean": block["clean"],
         "end": block["end"] if block["clean"] else None,
         "incomplete": block["incomplete"],
+        "arriving": block["arriving"],
         "same_boot": block["same_boot"],
         "created": datetime.fromtimestamp(block["created_ns"] / 1e9, UTC).isoformat(timespec="seconds"),
     }
@@ -74,6 +75,8 @@ def _epochs(data: dict[str, Any]) -> str:
 def _closed(data: dict[str, Any]) -> str:
     if data["incomplete"]:
         return "no: a snapshot is being received, not usable yet"
+    if data["arriving"]:
+        return "its pages are still arriving (`sustain restore` brings them)"
     if data["clean"]:
         return f"cleanly, at position {data['end']}"
     if data["same_boot"]:

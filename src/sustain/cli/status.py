@@ -14,8 +14,9 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from sustain._native import Control, boottime_ns
+from sustain._native import Control, arrival_of, boottime_ns
 from sustain.cli.output import add_json, duration_argument, emit, fields, or_unknown, table
+from sustain.errors import StoreIOError
 from sustain.store.status import destination_status, power_status
 from sustain.units import format_duration, format_size
 
@@ -86,6 +87,7 @@ def collect(path: str) -> dict[str, Any]:
         "epoch": block["epoch"],
         "durability": block["durability"],
         "incomplete": block["incomplete"],
+        "arriving": _arriving(path) if block["arriving"] else None,
         "role": _role(words, locks["writer"]),
         "poisoned": None if words is None else words["poisoned"],
         "writer": _holder(locks["writer"], words["writer_pid"] if words else 0),
@@ -102,6 +104,30 @@ def collect(path: str) -> dict[str, Any]:
         "destinations": [asdict(each) for each in shown],
         "run": runfile.read(path),
     }
+
+
+def _arriving(path: str) -> dict[str, Any] | None:
+    """How far the pages are; None when they have all come meanwhile."""
+    try:
+        arrival = arrival_of(path)
+    except StoreIOError:  # somebody else's store: to be looked at only
+        return {"pages": None, "here": None, "asked": None, "state": "unknown", "failure": None}
+    if arrival is None:
+        return None
+    return {
+        "pages": arrival["pages"],
+        "here": arrival["here"],
+        "asked": arrival["asked"],
+        "state": arrival["state"],
+        "failure": arrival["failure"] or None,
+    }
+
+
+def _arriving_text(arriving: dict[str, Any]) -> str:
+    if arriving["here"] is None:
+        return "its pages are still coming; how many are here can be seen by who may write to it"
+    text = f"{arriving['here']} of {arriving['pages']} pages are here, {arriving['asked']} came because they were used"
+    return text + (f"; FAILED: {arriving['failure']}" if arriving["failure"] else "")
 
 
 def describe(data: dict[str, Any]) -> str:
@@ -132,6 +158,8 @@ def describe(data: dict[str, Any]) -> str:
         lines.append(("POISONED", "a write or flush failed: no more commits until the store is opened again"))
     if data["incomplete"]:
         lines.append(("INCOMPLETE", "a snapshot is being received: not usable yet"))
+    if data["arriving"] is not None:
+        lines.append(("ARRIVING", _arriving_text(data["arriving"])))
     text = fields(lines)
     if data["destinations"]:
         rows = [("DESTINATION", "STATE", "ACKNOWLEDGED", "LAG", "LAG TIME", "BANDWIDTH", "DRAIN TIME")]

@@ -44,7 +44,7 @@ _PIECE_PAGES = 128
 _STEP_BACK_S = 0.005  # the streaming one waits so long for the other, at most, before each piece
 _IDLE_S = 0.5
 _TRIES = 2
-_TRANSIENT = ("busy", "failed")
+_TRANSIENT = ("busy", "failed", "behind")
 
 
 def _silent(_: str) -> None:
@@ -100,9 +100,9 @@ def begin(
     backoff = Backoff(0.02, 0.5, random.uniform)
     while True:
         try:
-            with Getter(peer, key, nobody(name, epoch or 0)) as getter:
-                return _begin(getter.welcome, path, epoch, new_epoch, at_least, durability, limit_s)
-        except (PeerUnreachable, Refused, _NotYet) as error:
+            with Getter(peer, key, nobody(name, epoch or 0, at_least)) as getter:
+                return _begin(getter.welcome, path, epoch, new_epoch, durability, limit_s)
+        except (PeerUnreachable, Refused) as error:
             lasting = isinstance(error, Refused) and error.refusal.code not in _TRANSIENT
             if lasting or time.monotonic() >= deadline:
                 raise
@@ -110,25 +110,14 @@ def begin(
         time.sleep(min(backoff.next(), max(0.0, deadline - time.monotonic())))
 
 
-class _NotYet(PeerRefused):
-    """The peer's copy does not reach as far as is needed."""
-
-
 def _begin(
     welcome: Welcome,
     path: str,
     epoch: int | None,
     new_epoch: bool,
-    at_least: int,
     durability: str,
     limit_s: float,
 ) -> Begun:
-    if welcome.end < at_least:
-        raise _NotYet(
-            f"{welcome.name or 'the peer'} holds everything up to position {welcome.end}, "
-            f"not up to {at_least}: {at_least - welcome.end} bytes are missing",
-            hint="wait until it has them, or name another peer",
-        )
     create_arriving(
         path,
         welcome.image_size,

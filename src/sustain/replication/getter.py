@@ -16,8 +16,8 @@ if TYPE_CHECKING:  # only the stub has it
 _HINT = "run the same version on both hosts"
 
 
-def nobody(name: str, epoch: int) -> Hello:
-    """The HELLO of a host that has no copy yet. Epoch 0: none is claimed."""
+def nobody(name: str, epoch: int, at_least: int) -> Hello:
+    """The HELLO of a host that has no copy yet and wants one that reaches `at_least`. Epoch 0: none is claimed."""
     return Hello(
         protocol=wire.PROTOCOL,
         purpose="fetch",
@@ -30,7 +30,7 @@ def nobody(name: str, epoch: int) -> Hello:
         image_size=0,
         durability="memory",
         tail=0,
-        committed=0,
+        committed=at_least,
     )
 
 
@@ -48,7 +48,7 @@ def hello_of(block: "Superblock", name: str) -> Hello:
         image_size=block["image_size"],
         durability=block["durability"],
         tail=block["tail"],
-        committed=block["end"],
+        committed=0,  # what it must reach is the base, which `Fetch` looks at itself
     )
 
 

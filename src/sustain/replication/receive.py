@@ -66,6 +66,13 @@ def fetch_objection(standby: Standby, hello: Hello) -> Refuse | None:
         return Refuse("no-copy", f"there is no complete copy here{why}", "fetch from another host")
     if standby.rewinding:
         return Refuse("no-copy", "the copy here is not the newest primary's", "fetch from another host")
+    if standby.end < hello.committed:
+        return Refuse(
+            "behind",
+            f"the copy here reaches position {standby.end}, not {hello.committed}: "
+            f"{hello.committed - standby.end} bytes are missing",
+            "wait until its primary has sent them, or fetch from another host",
+        )
     if hello.store != ANY_STORE and standby.replica.superblock()["store_uuid"] != hello.store:
         return Refuse("other-store", f"{standby.path} holds another store", "check the address")
     return None

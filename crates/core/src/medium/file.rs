@@ -298,11 +298,22 @@ impl FileMedium {
     /// `NotAStore`, `NewerVersion`, `StoreCorrupt`, or what the system said.
     pub fn open(path: &Path, write: bool) -> Result<(Self, Superblock)> {
         let file = open_file(path, write)?;
-        let sb = read_superblock(&file, path)?;
-        let mut m = Self::map(file, path, &sb, write)?;
+        let mut sb = read_superblock(&file, path)?;
+        let mut arrival = None;
         if write && sb.incompat & INCOMPAT_ARRIVING != 0 {
-            m.arrival = Some(Arc::new(Arrival::open(path, &sb)?));
+            match Arrival::open(path, &sb) {
+                Ok(a) => arrival = Some(Arc::new(a)),
+                Err(e) => {
+                    // It may have arrived at this very moment.
+                    sb = read_superblock(&file, path)?;
+                    if sb.incompat & INCOMPAT_ARRIVING != 0 {
+                        return Err(e);
+                    }
+                }
+            }
         }
+        let mut m = Self::map(file, path, &sb, write)?;
+        m.arrival = arrival;
         Ok((m, sb))
     }
 

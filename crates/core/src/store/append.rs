@@ -453,7 +453,10 @@ impl<M: Medium> Inner<M> {
         // Arrays that were deleted or moved come back too, without what the application had changed in them.
         for (offset, len) in self.objects.retired() {
             for page in offset / PAGE_U64..(offset + len) / PAGE_U64 {
-                restore(page, 0, PAGE);
+                // What is not here was never touched.
+                if base.m.arrival().is_none_or(|a| a.is_here(page)) {
+                    restore(page, 0, PAGE);
+                }
             }
         }
         self.work.clear_spans();
