@@ -99,8 +99,6 @@ class Crashes:
         for name in ("fsync", "fdatasync", "replace", "ftruncate"):
             patch.setattr(os, name, self._counted(getattr(os, name)))
         patch.setattr(os, "pwrite", self._torn)
-        patch.setattr(DirectorySink, "_sync", lambda sink, failures: os.fdatasync(sink._fd))
-        patch.setattr(directory, "Thread", Inline)
 
     def _step(self) -> None:
         self.left -= 1
@@ -136,9 +134,16 @@ def crashed_save(root: Path, data: bytes, steps: int, monkeypatch: pytest.Monkey
     except Crash:
         return False
     finally:
-        if sink._fd >= 0:
-            os.close(sink._fd)
-        sink._place.unlock()
+        gone(sink)
+
+
+def gone(sink: DirectorySink) -> None:
+    """The process has ended: what the kernel does then."""
+    sink._readback.close()
+    if sink._fd >= 0:
+        os.close(sink._fd)
+        sink._fd = -1
+    sink._place.unlock()
 
 
 def test_a_crash_at_any_step_leaves_a_whole_save_or_an_unsealed_one(
@@ -163,19 +168,6 @@ def test_a_crash_at_any_step_leaves_a_whole_save_or_an_unsealed_one(
             assert unsealed > 5
             return
     raise AssertionError("never came to an end")
-
-
-class Inline:
-    """A thread that does its work at once."""
-
-    def __init__(self, target: object, args: tuple[object, ...], name: str) -> None:
-        self._target, self._args = target, args
-
-    def start(self) -> None:
-        self._target(*self._args)  # type: ignore[operator]
-
-    def join(self) -> None:
-        pass
 
 
 def test_any_file_cut_off_or_changed_is_refused(tmp_path: Path) -> None:
@@ -219,8 +211,7 @@ def test_after_a_kill_the_table_is_that_of_the_image(tmp_path: Path) -> None:
     sink = DirectorySink(tmp_path, NAME)
     sink.begin(REGION, 1)
     put(sink, content(2), 0, 20)
-    os.close(sink._fd)  # the process is gone
-    sink._place.unlock()
+    gone(sink)
     mixed = content(2)[: 20 * PAGE_BYTES] + content(1)[20 * PAGE_BYTES :]
     with DirectorySink(tmp_path, NAME) as again:
         assert again.begin(REGION, 1).table == digests_of(mixed)

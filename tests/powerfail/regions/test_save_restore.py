@@ -253,7 +253,8 @@ def threading_start_after_flush(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def result(self: module._Recheck) -> None:
         ran.append(1)
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         real(self)
 
     monkeypatch.setattr(module._Recheck, "__enter__", enter)

@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from threading import Thread
 
 from sustain.errors import (
     NotARegion,
@@ -29,6 +28,7 @@ from sustain.errors import (
     WrongGeneration,
 )
 from sustain.powerfail.regions import manifest as manifests
+from sustain.powerfail.regions.background import EarlySync, Readback
 from sustain.powerfail.regions.durable import os_errors, read_all, replace_file, sync_directory, write_all
 from sustain.powerfail.regions.manifest import (
     DIGEST_BYTES,
@@ -42,10 +42,7 @@ from sustain.powerfail.regions.manifest import (
 from sustain.powerfail.regions.scan import (
     Run,
     describe,
-    digests_at,
     digests_of,
-    merged,
-    mismatches,
     slices,
     table_digest,
     zero_table,
@@ -130,7 +127,9 @@ class DirectorySink(Sink):
         self._fd = -1
         self._manifest: Manifest | None = None
         self._table = bytearray()
-        self._unflushed: list[Run] = []
+        self._flushed = True
+        self._readback = Readback(self._read_back, b"")
+        self._early = EarlySync(self._sync)
         self._failed: RegionError | None = None
 
     def begin(self, identity: RegionIdentity, epoch: int) -> Held:
@@ -164,6 +163,7 @@ class DirectorySink(Sink):
         if held != found:
             place.write_manifest(held)
         self._manifest, self._table = held, table
+        self._readback = Readback(self._read_back, table)
         return Held(bytes(table), held.seal, held.last_number)
 
     def write(self, first_page: int, data: bytes | memoryview, digests: bytes) -> None:
@@ -178,27 +178,23 @@ class DirectorySink(Sink):
             self._place.write_manifest(self._manifest)
         offset = first_page * PAGE_BYTES
         data = memoryview(data)[: manifest.identity.size_bytes - offset]
-        self._unflushed.append((first_page, pages))
+        self._flushed = False
         self._table[first_page * DIGEST_BYTES : (first_page + pages) * DIGEST_BYTES] = digests
         with self._fatal(), os_errors(self._place.image, f"pages from {first_page} on cannot be written"):
             write_all(self._fd, data, offset)
+        self._readback.wrote(first_page, pages)
+        self._early.wrote(len(data))
 
     def flush(self) -> None:
         self._ready()
-        runs, self._unflushed = merged(self._unflushed), []
-        if not runs:
+        if self._flushed:
             return
-        failures: list[OSError] = []
-        syncing = Thread(target=self._sync, args=(failures,), name="sync image")
-        syncing.start()
-        try:
-            wrong = self._compare(runs)
-        finally:
-            syncing.join()
-        with self._fatal(), os_errors(self._place.image, "cannot be made durable"):
-            for failure in failures:
-                raise failure
+        with self._fatal():
+            self._early.finish()
+            wrong = self._readback.finish()
+        self._flushed = True
         if wrong:
+            self._tell_the_truth(wrong)
             raise RegionCorrupt(
                 f"{self._place.image}: {describe(wrong)}: what was written is not what was sent",
                 hint="memory, the network or the disk damages data; save again, and look into it when it recurs",
@@ -206,7 +202,7 @@ class DirectorySink(Sink):
 
     def seal(self, seal: Seal) -> None:
         manifest = self._ready()
-        if self._unflushed:
+        if not self._flushed:
             raise ValueError("flush comes before seal")
         if seal.epoch != manifest.epoch or seal.number <= manifest.last_number:
             raise WrongGeneration(
@@ -221,9 +217,11 @@ class DirectorySink(Sink):
     def close(self) -> None:
         try:
             manifest = self._manifest
-            if manifest and not manifest.table_current and not self._unflushed and self._failed is None:
+            if manifest and not manifest.table_current and self._flushed and self._failed is None:
                 self._settle(manifest)
         finally:
+            self._readback.close()
+            self._early.close()
             self._manifest = None
             if self._fd >= 0:
                 os.close(self._fd)
@@ -264,28 +262,24 @@ class DirectorySink(Sink):
                 table += digests_of(memoryview(buffer)[:got])
         return table
 
-    def _compare(self, runs: list[Run]) -> list[Run]:
-        """Read back what was written; the pages that are not what their digests say. The table tells the truth
-        then, so that whoever tries again sends them."""
-        wrong: list[Run] = []
-        buffer = memoryview(bytearray(1 << 20))
+    def _read_back(self, first_page: int, buffer: memoryview) -> None:
         with os_errors(self._place.image, "cannot be read back"):
-            for run in runs:
-                for first, pages in slices(*run, len(buffer) // PAGE_BYTES):
-                    got = read_all(self._fd, buffer[: pages * PAGE_BYTES], first * PAGE_BYTES)
-                    if pages_of(got) != pages:
-                        raise RegionIOError(f"{self._place.image}: has become shorter", hint=_SAVE_AGAIN)
-                    known = bytearray(digests_at(self._table, first, pages))
-                    if found := mismatches(buffer[:got], known, first, update=True):
-                        self._table[first * DIGEST_BYTES : (first + pages) * DIGEST_BYTES] = known
-                        wrong += found
-        return wrong
+            got = read_all(self._fd, buffer, first_page * PAGE_BYTES)
+        if pages_of(got) * PAGE_BYTES != len(buffer):
+            raise RegionIOError(f"{self._place.image}: has become shorter", hint=_SAVE_AGAIN)
+        buffer[got:] = bytes(len(buffer) - got)
 
-    def _sync(self, failures: list[OSError]) -> None:
-        try:
+    def _tell_the_truth(self, wrong: list[Run]) -> None:
+        """Put what those pages really hold into the table, so that whoever tries again sends them."""
+        for run in wrong:
+            for first, pages in slices(*run):
+                buffer = bytearray(pages * PAGE_BYTES)
+                self._read_back(first, memoryview(buffer))
+                self._table[first * DIGEST_BYTES : (first + pages) * DIGEST_BYTES] = digests_of(buffer)
+
+    def _sync(self) -> None:
+        with os_errors(self._place.image, "cannot be made durable"):
             os.fdatasync(self._fd)
-        except OSError as error:
-            failures.append(error)
 
     def _settle(self, manifest: Manifest) -> None:
         """All is durable and as the table says: note it, with what `manifest` says besides."""
@@ -356,15 +350,19 @@ class DirectorySource(Source):
         return bytes(table)
 
     def read(self, first_page: int, pages: int) -> bytes:
-        buffer = bytearray(pages * PAGE_BYTES)
-        wanted = min(len(buffer), self._manifest.identity.size_bytes - first_page * PAGE_BYTES)
+        wanted = min(pages * PAGE_BYTES, self._manifest.identity.size_bytes - first_page * PAGE_BYTES)
         with os_errors(self._place.image, f"pages from {first_page} on cannot be read"):
-            got = read_all(self._fd, memoryview(buffer)[:wanted], first_page * PAGE_BYTES)
-        if got != wanted:
+            data = os.pread(self._fd, wanted, first_page * PAGE_BYTES)
+            while len(data) < wanted and (
+                more := os.pread(self._fd, wanted - len(data), first_page * PAGE_BYTES + len(data))
+            ):
+                data += more
+        if len(data) != wanted:
             raise RegionCorrupt(
-                f"{self._place.image}: ends within page {first_page + got // PAGE_BYTES}", hint=_SAVE_AGAIN
+                f"{self._place.image}: ends within page {first_page + len(data) // PAGE_BYTES}",
+                hint=_SAVE_AGAIN,
             )
-        return bytes(buffer)
+        return data + bytes(pages * PAGE_BYTES - wanted) if wanted < pages * PAGE_BYTES else data
 
     def close(self) -> None:
         if self._fd >= 0:

@@ -12,29 +12,32 @@ The pre-copier (`precopy`) is for a running program; it ends with the same steps
 import os
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from time import monotonic
 from uuid import UUID
 
 from sustain.errors import ConfigError, RegionBusy, RegionError, SustainError
 from sustain.powerfail.regions import identity, marker
+from sustain.powerfail.regions.background import SLICE_PAGES, Buffers, ahead
 from sustain.powerfail.regions.manifest import DIGEST_BYTES, PAGE_BYTES, RegionIdentity, Seal
 from sustain.powerfail.regions.medium import Medium, open_medium
 from sustain.powerfail.regions.scan import (
     ZERO_DIGEST,
-    RunCollector,
+    Run,
     describe,
     differing,
     digests_at,
     digests_of,
+    merged,
     mismatches,
     table_digest,
     zero_table,
 )
 from sustain.powerfail.regions.sink import Sink
 
-_SLICE_PAGES = 256  # 1 MiB: read, hashed and written while it is in the cache
+_RECHECKERS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,22 +185,31 @@ def _copy(line: _Line, request: Request, number: int, stop: threading.Event, sta
 def _pass(medium: Medium, line: _Line, stop: threading.Event) -> bytearray:
     """Send what the destination does not hold; the table of what was read."""
     table = bytearray(zero_table(medium.pages))
-    buffer = bytearray(_SLICE_PAGES * PAGE_BYTES)
-    for first, pages, data in medium.spans(medium.pages, _SLICE_PAGES):
-        if stop.is_set():
-            raise _Stopped
-        part = memoryview(buffer)[: pages * PAGE_BYTES]
-        digests = ZERO_DIGEST * pages
-        if data:
-            medium.read(first, part)
-            digests = digests_of(part)
+    with closing(ahead(_read(medium))) as parts:
+        for first, pages, data, digests in parts:
+            if stop.is_set():
+                raise _Stopped
             table[first * DIGEST_BYTES : (first + pages) * DIGEST_BYTES] = digests
-        for at, count in differing(digests, digests_at(line.held, first, pages)):
-            sent = part[at * PAGE_BYTES : (at + count) * PAGE_BYTES] if data else bytes(count * PAGE_BYTES)
-            line.sink.write(first + at, sent, digests_at(digests, at, count))
-            line.outcome.written_bytes += count * PAGE_BYTES
-        line.outcome.done_pages = first + pages
+            for at, count in differing(digests, digests_at(line.held, first, pages)):
+                sent = (
+                    data[at * PAGE_BYTES : (at + count) * PAGE_BYTES] if data else bytes(count * PAGE_BYTES)
+                )
+                line.sink.write(first + at, sent, digests_at(digests, at, count))
+                line.outcome.written_bytes += count * PAGE_BYTES
+            line.outcome.done_pages = first + pages
     return table
+
+
+def _read(medium: Medium) -> Iterator[tuple[int, int, memoryview | None, bytes]]:
+    """All of it: (first page, pages, what they hold, their digests); None: a hole, zeros that need not be read."""
+    buffers = Buffers()
+    for first, pages, data in medium.spans(medium.pages, SLICE_PAGES):
+        if data:
+            part = buffers.take(pages)
+            medium.read(first, part)
+            yield first, pages, part, digests_of(part)
+        else:
+            yield first, pages, None, ZERO_DIGEST * pages
 
 
 class _Recheck:
@@ -205,48 +217,58 @@ class _Recheck:
 
     def __init__(self, medium: Medium, table: bytearray, stop: threading.Event) -> None:
         self._medium, self._table, self._stop = medium, table, stop
-        self._changed = RunCollector()
+        self._spans = medium.spans(medium.pages, SLICE_PAGES)
+        self._lock = threading.Lock()  # of the spans and the changes
+        self._changed: list[Run] = []
         self._error: Exception | None = None
-        self._thread = threading.Thread(target=self._run, name="recheck")
+        self._threads = [threading.Thread(target=self._run, name="recheck") for _ in range(_RECHECKERS)]
 
     def __enter__(self) -> "_Recheck":
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
     def result(self) -> None:
         """Raises RegionBusy when pages have changed."""
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
         if self._error is not None:
             raise self._error
-        if self._changed.runs:
+        if self._changed:
             raise RegionBusy(
-                f"{self._medium.path}: {describe(self._changed.runs)} changed while it was saved",
+                f"{self._medium.path}: {describe(merged(self._changed))} changed while it was saved",
                 hint="stop or freeze the program that writes to it, then save again",
             )
 
     def _run(self) -> None:
         try:
-            self._read()
+            buffer = memoryview(bytearray(SLICE_PAGES * PAGE_BYTES))
+            while (span := self._next()) is not None:
+                self._compare(*span, buffer)
         except (SustainError, _Stopped) as error:
             self._error = error
 
-    def _read(self) -> None:
-        buffer = bytearray(_SLICE_PAGES * PAGE_BYTES)
-        for first, pages, data in self._medium.spans(self._medium.pages, _SLICE_PAGES):
-            if self._stop.is_set():
-                raise _Stopped
-            known, part = digests_at(self._table, first, pages), memoryview(buffer)[: pages * PAGE_BYTES]
-            if data:
-                self._medium.read(first, part)
-            elif known == ZERO_DIGEST * pages:
-                continue
-            else:
-                part[:] = bytes(len(part))
-            for run in mismatches(part, known, first):
-                self._changed.add(*run)
+    def _next(self) -> tuple[int, int, bool] | None:
+        if self._stop.is_set():
+            raise _Stopped
+        with self._lock:
+            return next(self._spans, None)
+
+    def _compare(self, first: int, pages: int, data: bool, buffer: memoryview) -> None:
+        known, part = digests_at(self._table, first, pages), buffer[: pages * PAGE_BYTES]
+        if data:
+            self._medium.read(first, part)
+        elif known == ZERO_DIGEST * pages:
+            return
+        else:
+            part[:] = bytes(len(part))
+        if found := mismatches(part, known, first):
+            with self._lock:
+                self._changed += found
 
 
 def default_name(path: str | os.PathLike[str]) -> str:
