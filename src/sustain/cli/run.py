@@ -22,14 +22,22 @@ HELP = "run a command here, or stand by to take it over"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--store", required=True, metavar="PATH", help="the store")
+    state = parser.add_mutually_exclusive_group(required=True)
+    state.add_argument("--store", metavar="PATH", help="the store; or")
+    state.add_argument(
+        "--region", metavar="PATH", help="a file or device that an unmodified program maps (a VM's NVDIMM)"
+    )
     parser.add_argument("--name", required=True, metavar="NAME", help="of this host, unlike the others'")
     parser.add_argument(
         "--lease", required=True, metavar="URL", help="file:///dir, a directory that all hosts share"
     )
     parser.add_argument("--listen", metavar="HOST:PORT", help="where to receive the store while standing by")
     parser.add_argument(
-        "--peer", action="append", default=[], metavar="URL", help="tcp://HOST:PORT; once for each other host"
+        "--peer",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="tcp://HOST:PORT; once for each other host (of a region also file:///DIR, s3://BUCKET)",
     )
     parser.add_argument(
         "--key-file", metavar="FILE", help="the key that all hosts share (without: loopback only)"
@@ -69,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     first = parser.add_argument_group("the first start")
     first.add_argument("--create", action="store_true", help="make the store, if the workload has none yet")
-    first.add_argument("--size", type=size_argument, help="of that store (256MiB)")
+    first.add_argument("--size", type=size_argument, help="of that store (256MiB), or of the region's file")
     first.add_argument("--log-size", type=size_argument, help="of its log (64MiB)")
     first.add_argument(
         "--durability",
@@ -85,12 +93,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--accept-loss", action="store_true", help="take over although the last primary held more"
     )
     unusual.add_argument("--rerun", action="store_true", help="start again a work that was finished")
+    _add_region(parser)
     _add_power(parser)
     parser.add_argument(
         "--report-dir", metavar="DIR", help="for reports of takeovers and outages (beside the store)"
     )
     parser.add_argument("--event-log", metavar="FILE", help="append every event as a JSON line")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="what to run")
+
+
+def _add_region(parser: argparse.ArgumentParser) -> None:
+    region = parser.add_argument_group("regions (docs/operating/regions.md)")
+    region.add_argument("--region-name", metavar="NAME", help="of the workload's region (its file's name)")
+    region.add_argument(
+        "--region-dir", metavar="DIR", help="where it is received while standing by (PATH.saved)"
+    )
+    region.add_argument(
+        "--state-dir",
+        metavar="DIR",
+        help="for Sustain's own small files (beside the region; not for devices)",
+    )
+    region.add_argument(
+        "--track",
+        choices=("auto", "content", "soft-dirty", "write-protect"),
+        default="auto",
+        help="how changed pages are found (auto)",
+    )
+    region.add_argument(
+        "--freeze",
+        default="signal",
+        metavar="HOW",
+        help="signal, cgroup:DIR or qmp:SOCKET: how the program is held still (signal)",
+    )
+    region.add_argument(
+        "--precopy-rate", type=size_argument, metavar="BYTES", help="a second, at most (a default of its own)"
+    )
 
 
 def _add_power(parser: argparse.ArgumentParser) -> None:
@@ -160,6 +197,7 @@ def run(args: argparse.Namespace) -> int:
         outage_stop_ns=to_ns(args.outage_stop_timeout),
         signal_early=args.signal == "initiating",
         sheds=bool(args.shed),
+        freezes=args.region is not None,
         arrival_limit_ns=to_ns(args.arrival_timeout),
     )
     keeper = _keeper(args, clock)
@@ -184,10 +222,36 @@ def _keeper(args: argparse.Namespace, clock: "Clock") -> "Keeper":
         "peers": tuple(args.peer),
         "key_file": args.key_file,
     }
-    from sustain.failover.keeper.store import NewStore, StoreKeeper
+    if args.store is not None:
+        from sustain.failover.keeper.store import NewStore, StoreKeeper
 
-    new = NewStore(parse_size(args.size or "256MiB"), parse_size(args.log_size or "64MiB"), args.durability)
-    return StoreKeeper(os.path.abspath(args.store), args.name, clock, new=new, **where)
+        new = NewStore(
+            parse_size(args.size or "256MiB"), parse_size(args.log_size or "64MiB"), args.durability
+        )
+        return StoreKeeper(os.path.abspath(args.store), args.name, clock, new=new, **where)
+    from sustain.errors import ConfigError
+    from sustain.failover.keeper.region import RegionKeeper, RegionOptions, is_device
+    from sustain.powerfail.regions.manifest import check_name
+    from sustain.replication.auth import NO_KEY, load_key
+
+    region = os.path.abspath(args.region)
+    if args.state_dir is None and is_device(region):
+        raise ConfigError(
+            f"{region} is a device, and nothing can be kept beside it",
+            hint="name a directory that survives a reboot: --state-dir /var/lib/sustain/NAME",
+        )
+    base = os.path.join(os.path.abspath(args.state_dir or os.path.dirname(region)), os.path.basename(region))
+    options = RegionOptions(
+        region=region,
+        name=check_name(args.region_name or os.path.basename(region)),
+        directory=os.path.abspath(args.region_dir or f"{base}.saved"),
+        size=args.size,
+        track=args.track,
+        freeze=args.freeze,
+        rate=args.precopy_rate,
+        key=load_key(args.key_file) if args.key_file else NO_KEY,
+    )
+    return RegionKeeper(base, args.name, clock, options, **where)
 
 
 def _power(args: argparse.Namespace, clock: "Clock") -> "tuple[PowerSource, Watching] | None":
@@ -249,6 +313,7 @@ def _check(args: argparse.Namespace) -> list[str]:
     import shutil
 
     from sustain.errors import ConfigError
+    from sustain.powerfail.regions.sink import open_sink
     from sustain.replication.auth import load_key
     from sustain.replication.urls import parse_listen, parse_peer
 
@@ -266,7 +331,10 @@ def _check(args: argparse.Namespace) -> list[str]:
     if args.restarts < 0:
         raise ConfigError("--restarts is negative", hint="0: another host tries at the first failure")
     for peer in args.peer:
-        parse_peer(peer)
+        if args.region is None or peer.startswith("tcp:"):
+            parse_peer(peer)
+        else:
+            open_sink(peer.partition("?")[0], key=b"", name="check").close()
     if args.listen is not None:
         parse_listen(args.listen)
     if args.key_file:
