@@ -43,6 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--key-file", metavar="FILE", help="the key that all hosts share (without: loopback only)"
     )
     parser.add_argument(
+        "--fetch-from",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="tcp://HOST:PORT; a host without a copy takes over at once, and fetches pages from there when used",
+    )
+    parser.add_argument(
         "--ttl", type=duration_argument, default=3.0, metavar="TIME", help="the lease's length (3s)"
     )
     parser.add_argument(
@@ -198,6 +205,7 @@ def run(args: argparse.Namespace) -> int:
         signal_early=args.signal == "initiating",
         sheds=bool(args.shed),
         freezes=args.region is not None,
+        fetches=bool(args.fetch_from),
         arrival_limit_ns=to_ns(args.arrival_timeout),
     )
     keeper = _keeper(args, clock)
@@ -228,6 +236,8 @@ def _keeper(args: argparse.Namespace, clock: "Clock") -> "Keeper":
         new = NewStore(
             parse_size(args.size or "256MiB"), parse_size(args.log_size or "64MiB"), args.durability
         )
+        where["sources"] = tuple(args.fetch_from)
+        where["fetch_limit_s"] = args.arrival_timeout
         return StoreKeeper(os.path.abspath(args.store), args.name, clock, new=new, **where)
     from sustain.errors import ConfigError
     from sustain.failover.keeper.region import RegionKeeper, RegionOptions, is_device
@@ -335,6 +345,10 @@ def _check(args: argparse.Namespace) -> list[str]:
             parse_peer(peer)
         else:
             open_sink(peer.partition("?")[0], key=b"", name="check").close()
+    for source in args.fetch_from:
+        parse_peer(source)
+    if args.fetch_from and args.region is not None:
+        raise ConfigError("--fetch-from is for stores", hint="a region is received, or restored by hand")
     if args.listen is not None:
         parse_listen(args.listen)
     if args.key_file:

@@ -93,6 +93,8 @@ def _unfit(draft: Draft, record: LeaseRecord) -> str:
     if draft.seen.power is not None and draft.seen.power.fails:
         return f"the power of this host fails ({draft.seen.power.power}): another host shall take over"
     if store is None:
+        if policy.fetches and record.store_uuid:
+            return ""
         if record.store_uuid or not policy.create:
             return "waiting for a primary to send the store"
         return ""

@@ -20,12 +20,13 @@ from sustain.failover import outage
 from sustain.failover.contend import contend
 from sustain.failover.draft import Draft
 from sustain.failover.handover import fence, hand_over
-from sustain.failover.keep import keep_receiver, keep_shipper
+from sustain.failover.keep import keep_fetcher, keep_receiver, keep_shipper
 from sustain.failover.lease.record import LeaseGrant, LeaseState
 from sustain.failover.types import (
     ChildState,
     CreateStore,
     Exit,
+    FetchStore,
     Leaving,
     Observation,
     Plan,
@@ -60,6 +61,7 @@ def _wait(draft: Draft) -> None:
     # What only a primary runs must be gone before anything else: it would hold the store.
     down = draft.stop_command("this host has no lease", draft.now_ns)
     down = draft.stop_shipper("this host has no lease") and down
+    down = draft.stop_fetcher("this host has no lease") and down
     if ends:
         if draft.stop_receiver("the supervisor ends") and down and not seen.preparing:
             draft.do(Exit(_ending(draft), 0))
@@ -106,9 +108,10 @@ def _hold(draft: Draft, grant: LeaseGrant) -> None:
         hand_over(draft, grant)
         return
     store = seen.store
+    keep_fetcher(draft)
     if store is None:
         draft.become(Role.PROMOTING)
-        draft.do(CreateStore("the workload's first store"))
+        draft.do(_first_store(grant))
     elif store.log_epoch != grant.epoch:
         draft.become(Role.PROMOTING)
         if not draft.stop_shipper("a new epoch begins"):
@@ -176,13 +179,22 @@ def _renew(draft: Draft, grant: LeaseGrant) -> None:
         draft.do(Renew(f"{(grant.deadline_ns - draft.now_ns) / 1e9:.2f} s are left"))
 
 
+def _first_store(grant: LeaseGrant) -> CreateStore | FetchStore:
+    """How this host gets a store: the workload's first one, or what another host has."""
+    record = grant.record
+    if not record.store_uuid:
+        return CreateStore("the workload's first store")
+    at_least = record.position or 0
+    return FetchStore("this host has no copy", grant.epoch, record.store_uuid, at_least)
+
+
 def _cannot_promote(draft: Draft, grant: LeaseGrant) -> str:
     seen = draft.seen
     if seen.prepare_error:
         return seen.prepare_error
     if seen.store is None:
-        first = draft.policy.create and not grant.record.store_uuid
-        return "" if first else "there is no store on this host"
+        may = draft.policy.fetches if grant.record.store_uuid else draft.policy.create
+        return "" if may else "there is no store on this host"
     if seen.store.log_epoch == grant.epoch:
         return ""
     return seen.store.problem

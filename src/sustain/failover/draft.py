@@ -15,6 +15,7 @@ from sustain.failover.types import (
     Role,
     State,
     StopCommand,
+    StopFetcher,
     StopReceiver,
     StopShipper,
 )
@@ -85,6 +86,12 @@ class Draft:
         if not self.seen.shipper.running:
             return True
         self.do(StopShipper(reason, self._grace(self.seen.shipper, _SHIPPER_GRACE_NS)))
+        return False
+
+    def stop_fetcher(self, reason: str) -> bool:
+        if not self.seen.fetcher.running:
+            return True
+        self.do(StopFetcher(reason, self._grace(self.seen.fetcher, _SHIPPER_GRACE_NS)))
         return False
 
     def stop_receiver(self, reason: str) -> bool:

@@ -62,6 +62,7 @@ class Journal:
             ("command", seen.command),
             ("shipper", seen.shipper),
             ("receiver", seen.receiver),
+            ("fetcher", seen.fetcher),
         ):
             self._child(name, child)
         if role is not before:

@@ -90,5 +90,6 @@ def _view(path: str, block: Superblock, words: ControlWords | None) -> StoreView
         fence_epoch=0 if words is None else words["fence_epoch"],
         problem=problem,
         # One group made the store, and one opened each further epoch; any other is somebody's commit.
+        arriving=block["arriving"],
         empty=words is not None and words["commit_seq"] == len(block["history"]),
     )

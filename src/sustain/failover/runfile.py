@@ -48,7 +48,7 @@ def end_leftovers(store: str, boot_id: str, tell: Callable[[str], None]) -> None
     held = read(store)
     noted: dict[str, Identity] = {}
     if held is not None and held.get("boot_id") == boot_id:
-        for role in ("command", "shipper", "receiver"):
+        for role in ("command", "shipper", "receiver", "fetcher"):
             entry = held.get(f"{role}_process")
             if isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, int) for part in entry):
                 noted[role] = Identity(*entry)

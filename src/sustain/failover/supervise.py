@@ -23,6 +23,7 @@ from sustain.failover.decide import decide
 from sustain.failover.door import Door
 from sustain.failover.journal import Journal
 from sustain.failover.keeper import Keeper
+from sustain.failover.keeper.base import Opened
 from sustain.failover.lease import Lease, LeaseState
 from sustain.failover.lease.worker import LeaseStatus, LeaseWorker
 from sustain.failover.loop import Bell, Preparation, exclusive
@@ -37,6 +38,7 @@ from sustain.failover.types import (
     CreateStore,
     Evacuate,
     Exit,
+    FetchStore,
     ForgetLease,
     Observation,
     Plan,
@@ -51,10 +53,12 @@ from sustain.failover.types import (
     SetAside,
     Shed,
     StartCommand,
+    StartFetcher,
     StartReceiver,
     StartShipper,
     State,
     StopCommand,
+    StopFetcher,
     StopReceiver,
     StopShipper,
     Thaw,
@@ -102,6 +106,7 @@ class Supervisor:
         self._bell = Bell()
         self._worker = LeaseWorker(lease, clock, policy.name, policy.instance, self._bell.ring)
         self._command, self._shipper, self._receiver = Child(clock), Child(clock), Child(clock)
+        self._fetcher = Child(clock)
         self._door = Door(
             keeper.path,
             workload.listen if keeper.has_door else None,
@@ -186,6 +191,7 @@ class Supervisor:
             command=self._command.view(),
             receiver=self._receiver.view(),
             shipper=self._shipper.view(),
+            fetcher=self._fetcher.view(),
             destinations=destinations,
             stop_requested=self._stop_requested,
             power=power,
@@ -281,6 +287,12 @@ class Supervisor:
                 pass  # see _mind_the_power
             case CreateStore():
                 self._preparation.start(self._keeper.create)
+            case FetchStore():
+                self._preparation.start(lambda: self._fetch(action))
+            case StartFetcher():
+                self._start_part(self._fetcher, self._keeper.fetcher())
+            case StopFetcher():
+                self._fetcher.stop(action.kill_at_ns)
             case SetAside():
                 self._journal.tell(f"the empty store is kept as {self._keeper.set_aside()}")
             case Promote():
@@ -314,16 +326,21 @@ class Supervisor:
 
     def _promote(self, epoch: int) -> None:
         """In a thread."""
+        self._opened(self._keeper.promote(epoch, lambda: self._still_ours(epoch)))
 
-        def still_ours() -> bool:
-            grant = self._worker.status()[0].grant
-            in_time = grant is not None and self._clock.boottime_ns() < grant.deadline_ns
-            return in_time and grant is not None and grant.epoch == epoch
+    def _fetch(self, asked: FetchStore) -> None:
+        """In a thread."""
+        ours = lambda: self._still_ours(asked.epoch)  # noqa: E731
+        self._opened(self._keeper.fetch(asked.epoch, asked.store_uuid, asked.at_least, ours))
 
-        taken = self._taken
-        opened = self._keeper.promote(epoch, still_ours)
-        if taken is not None:
-            taken.promoted(self._clock.boottime_ns(), opened)
+    def _opened(self, opened: Opened) -> None:
+        if self._taken is not None:
+            self._taken.promoted(self._clock.boottime_ns(), opened)
+
+    def _still_ours(self, epoch: int) -> bool:
+        grant = self._worker.status()[0].grant
+        in_time = grant is not None and self._clock.boottime_ns() < grant.deadline_ns
+        return in_time and grant is not None and grant.epoch == epoch
 
     def _start_command(self, action: StartCommand, status: LeaseStatus) -> None:
         env = {
@@ -364,7 +381,12 @@ class Supervisor:
         record = None if status.view is None else status.view.record
         if status.grant is not None:
             record = status.grant.record
-        who = {"command": self._command, "shipper": self._shipper, "receiver": self._receiver}
+        who = {
+            "command": self._command,
+            "shipper": self._shipper,
+            "receiver": self._receiver,
+            "fetcher": self._fetcher,
+        }
         command = self._command.identity
         entry: dict[str, object] = {
             "name": self._policy.name,
@@ -397,7 +419,7 @@ class Supervisor:
     def _end(self) -> None:
         """After the last step, and when the supervisor itself has failed: nothing of it may be left."""
         self._door.close()
-        for child in (self._command, self._shipper, self._receiver):
+        for child in (self._command, self._shipper, self._receiver, self._fetcher):
             while child.view().running:
                 child.stop(self._clock.boottime_ns())
                 self._bell.wait(self._clock.boottime_ns() + 50_000_000, self._clock)

@@ -65,6 +65,7 @@ class StoreView:
     problem: str = ""
     empty: bool = False  # nobody has committed anything to it yet
     prefix: bool = True  # what is here is a prefix of the history; a region without its last save is nothing
+    arriving: bool = False  # some of its pages are still with another host
     frozen: bool = False  # a region whose program is held still: its end is final
 
     @property
@@ -117,6 +118,7 @@ class Observation:
     command: ChildView = ChildView()
     receiver: ChildView = ChildView()
     shipper: ChildView = ChildView()
+    fetcher: ChildView = ChildView()
     destinations: tuple[DestinationView, ...] = ()
     stop_requested: bool = False
     power: PowerView | None = None  # None: no power source is watched
@@ -147,6 +149,7 @@ class Policy:
     outage_stop_ns: int = to_ns(10)  # for the command to end in an outage, at most
     signal_early: bool = False  # others are told when the save begins, and wait for what they need
     freezes: bool = False  # the state is a region: the program is frozen and saved, not stopped and drained
+    fetches: bool = False  # a host without a copy takes over all the same, and fetches it while it is used
     sheds: bool = False  # something is to be shed at an outage
     arrival_limit_ns: int = to_ns(60)  # how long what an early signal promised is waited for
 
@@ -262,6 +265,8 @@ class State:
     receiver_seen_ns: int = 0
     shipper_fails: int = 0
     shipper_seen_ns: int = 0
+    fetcher_fails: int = 0
+    fetcher_seen_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,6 +342,25 @@ class Announce(Action):
 @dataclass(frozen=True, slots=True)
 class CreateStore(Action):
     pass
+
+
+@dataclass(frozen=True, slots=True)
+class FetchStore(Action):
+    """Make a store whose pages are still elsewhere, and open `epoch` on it."""
+
+    epoch: int
+    store_uuid: str
+    at_least: int  # the position that the copy there must have reached
+
+
+@dataclass(frozen=True, slots=True)
+class StartFetcher(Action):
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class StopFetcher(Action):
+    kill_at_ns: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from sustain.errors import StoreError
 from sustain.failover.lease.record import LeaseGrant
 from sustain.failover.types import DestinationView, PowerView, StoreView
 from sustain.host.processes import Identity
@@ -51,6 +52,14 @@ class Keeper(ABC):
     @abstractmethod
     def create(self) -> None:
         """Make the workload's first state. Raises SustainError."""
+
+    def fetch(self, epoch: int, store_uuid: str, at_least: int, still_ours: Callable[[], bool]) -> Opened:
+        """Make the state here from what another host has, and open `epoch` on it. Raises SustainError."""
+        raise StoreError(f"{self.path}: it cannot be fetched", hint="wait until a primary has sent it")
+
+    def fetcher(self) -> list[str]:
+        """Words for `sustain` that bring what is still elsewhere."""
+        raise AssertionError("nothing is ever fetched")
 
     @abstractmethod
     def set_aside(self) -> str:

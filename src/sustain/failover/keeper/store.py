@@ -1,17 +1,20 @@
 """A store as its supervisor handles it: control words, epochs, the verbs that ship and receive it."""
 
 import os
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sustain._native import UNKNOWN, Engine, Replica
+from sustain._native import UNKNOWN, Control, Engine, Replica
 from sustain.clock import Clock
-from sustain.errors import StoreFenced, StoreIOError, StoreUntrusted, SustainError
+from sustain.errors import ReplicationError, StoreFenced, StoreIOError, StoreUntrusted, SustainError
 from sustain.failover.keeper.base import Keeper, Opened
 from sustain.failover.lease.record import LeaseGrant
 from sustain.failover.observe import StoreWatch
 from sustain.failover.types import DestinationView, PowerView, StoreView
 from sustain.powerfail.decide import Power
+from sustain.replication import fetch
+from sustain.replication.auth import NO_KEY, load_key
 from sustain.replication.orphan import unresolved
 from sustain.units import to_ns
 
@@ -52,6 +55,8 @@ class StoreKeeper(Keeper):
         listen: str | None,
         peers: tuple[str, ...],
         key_file: str | None,
+        sources: tuple[str, ...] = (),
+        fetch_limit_s: float = 30.0,
     ) -> None:
         self.path = path
         self._name = name
@@ -60,6 +65,8 @@ class StoreKeeper(Keeper):
         self._listen = listen
         self._peers = peers
         self._key_file = key_file
+        self._sources = sources  # peers that a copy may be fetched from
+        self._fetch_limit_s = fetch_limit_s
         self._watch = StoreWatch(path)
         self._deadline = (0, 0)  # as written into the store: (epoch, deadline)
         self._power: tuple[int, int | None] | None = None
@@ -124,7 +131,7 @@ class StoreKeeper(Keeper):
     def promote(self, epoch: int, still_ours: Callable[[], bool]) -> Opened:
         """The receiver has ended; nobody else may have the store."""
         heard = self._heard()
-        replica = Replica(self.path)
+        replica = Replica(self.path, arriving=True)  # then with its fetcher running
         try:
             held, commits = replica.end, replica.end_seq
             orphan = unresolved(self.path, replica.superblock()["replica_uuid"], held)
@@ -141,6 +148,49 @@ class StoreKeeper(Keeper):
         finally:
             replica.close()
         return Opened(held, commits, start, *heard)
+
+    def fetch(self, epoch: int, store_uuid: str, at_least: int, still_ours: Callable[[], bool]) -> Opened:
+        key = load_key(self._key_file) if self._key_file else NO_KEY
+        why: SustainError | None = None
+        for url in self._sources:
+            try:
+                begun = fetch.begin(
+                    url,
+                    self.path,
+                    key,
+                    epoch=epoch,
+                    new_epoch=False,
+                    at_least=at_least,
+                    name=self._name,
+                    durability=self._new.durability,
+                    limit_s=self._fetch_limit_s,
+                )
+            except ReplicationError as error:
+                why = error
+                continue
+            control = Control(self.path)
+            try:
+                found = str(uuid.UUID(bytes=control.superblock()["store_uuid"]))
+            finally:
+                control.close()
+            if found != store_uuid:
+                raise StoreUntrusted(
+                    f"{url} has the store {found}, this workload's is {store_uuid}",
+                    hint=f"name another --fetch-from, and remove {self.path}, which holds nothing yet",
+                )
+            if not still_ours():
+                raise StoreFenced(f"{self.path}: the lease ran out before epoch {epoch} could begin")
+            start = fetch.promote(self.path, epoch)
+            committed = None if begun.behind_bytes is None else begun.base + begun.behind_bytes
+            return Opened(begun.base, None, start, committed, None)
+        assert why is not None
+        raise why
+
+    def fetcher(self) -> list[str]:
+        words = ["restore", self._sources[0], self.path, "--on-demand"]
+        words += [word for url in self._sources[1:] for word in ("--also", url)]
+        words += ["--limit", f"{self._fetch_limit_s}s"]
+        return [*words, "--key-file", self._key_file] if self._key_file else words
 
     def _heard(self) -> tuple[int | None, int | None]:
         """(primary's position, when it was heard), as the receiver left it."""
