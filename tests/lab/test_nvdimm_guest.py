@@ -18,13 +18,14 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import pytest
 
 from sustain.host import pagemap
 from sustain.powerfail.regions import track
 from tests.lab import vm
+from tests.powerfail import hosts, rack
 from tests.powerfail.rack import until
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
@@ -211,3 +212,83 @@ def test_the_memory_of_one_moment_is_whole_and_a_page_left_out_is_caught(built: 
         assert machine.ends() == 3
         assert machine.console.verified() is None
         assert re.fullmatch(r"wrong: record \d+ of \d+ is not what was flushed", machine.console.wrong()[0])
+
+
+class GuestHost(hosts.Host):
+    """A host whose workload is the example's guest. Its NVDIMM lies in the memory that goes with the power."""
+
+    site: "GuestSite"
+
+    def __init__(self, site: "GuestSite", name: str, memory_bytes: int) -> None:
+        super().__init__(site, name, memory_bytes)
+        self.store = self.memory / "nv.img"
+        self.console = Console(self.disk / "output.txt")  # the guest's lines among those of `sustain run`
+
+    def kept(self) -> list[str]:
+        freeze = "signal" if self.site.freeze == "signal" else f"qmp:{self.store}.qmp"
+        return ["--region", str(self.store), "--size", str(SIZE_BYTES), "--freeze", freeze]
+
+    def command(self, app: tuple[str, ...]) -> list[str]:
+        return [str(EXAMPLE / "guest.sh"), str(self.site.built)]
+
+    def reaches(self, number: int) -> int:
+        """Wait until record `number` is flushed; the highest one then."""
+
+        def there() -> int:
+            assert self.alive(), self.console.rest()
+            highest = self.console.flushed()
+            return highest if highest >= number else 0
+
+        return int(until(there, lambda: f"record {number}\n{self.console.rest()}", BOOT_LIMIT_S))
+
+
+class GuestSite(hosts.Site):
+    host = GuestHost
+
+    def __init__(self, directory: Path, built: Path, freeze: str) -> None:
+        self.built = built
+        self.freeze = freeze
+        super().__init__(directory, power=("--outage-hold", "60s"), memory_bytes=4 * SIZE_BYTES)
+
+    def destination(self, primary: hosts.Host) -> dict[str, Any]:
+        """What the primary's pre-copier says of its destination."""
+        try:
+            held = json.loads(Path(f"{primary.store}.region.json").read_text())
+        except FileNotFoundError:
+            return {}
+        return dict(held["destinations"][0]) if held["destinations"] else {}
+
+
+@pytest.mark.skipif(
+    not (hosts.allowed() and rack.available()), reason="needs root for namespaces, and nut-server"
+)
+@pytest.mark.parametrize("freeze", ["qmp", "signal"])
+def test_a_guest_with_an_nvdimm_survives_its_host(built: Path, tmp_path: Path, freeze: str) -> None:
+    with GuestSite(tmp_path / "s", built, freeze) as site:
+        a, b = site.hosts
+        assert isinstance(a, GuestHost)
+        assert isinstance(b, GuestHost)
+        a.start("--create").becomes("primary")
+        b.start()  # without a UPS of its own
+        a.reaches(BOTH_WAYS)
+        until(
+            lambda: site.destination(a).get("state") == "streaming",
+            lambda: f"b receives\n{a.console.rest()}\n{b.console.rest()}",
+            BOOT_LIMIT_S,
+        )
+
+        # On battery the guest goes on; the other host gets its changes meanwhile.
+        a.ups.set("ups.status", "OB DISCHRG")
+        a.reaches(a.console.flushed() + 100)
+        a.ups.set("ups.status", "OB DISCHRG LB")
+        a.becomes("saved")
+        a.cut()
+        flushed = a.console.flushed()
+
+        b.becomes("primary")
+        until(b.console.verified, lambda: f"the guest on b\n{b.console.rest()}", BOOT_LIMIT_S)
+        count, highest = b.console.verified() or (0, 0)
+        assert count == highest >= flushed
+        assert not b.console.wrong()
+        b.reaches(highest + 50)  # and goes on from there
+        assert "prepared a new NVDIMM" not in b.console.rest()
