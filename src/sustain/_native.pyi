@@ -183,7 +183,8 @@ class Control:
 
     def set_power(self, state: int, usable_ns: int | None) -> None:
         """Say how long the battery lasts for a drain (None = unknown: then there is no budget) and the state of the
-        power, as `ControlWords.power_state`; also stamps the time."""
+        power, as `ControlWords.power_state`; also stamps the time. From a known time on commits wait until a shipper
+        says how much may be unshipped."""
 
     def clear_power(self) -> None:
         """Nobody watches the power any more: forget what was said, and all limits."""

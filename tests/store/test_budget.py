@@ -40,8 +40,10 @@ def test_what_is_said_of_the_power_and_taken_back(store: sustain.Store, path: Pa
     usable_ns, at_ns, state = tail.power()
     assert (usable_ns, state) == (5_000_000_000, 3)
     assert before_ns <= at_ns <= boottime_ns()
+    assert store.words()["limit_lsn"] == 1, "no credit, until a shipper gives some"
     control.set_power(1, None)
     assert tail.power()[0] is None
+    assert store.words()["limit_lsn"] == 0
     control.set_power(4, 0)
     assert tail.power()[0] == 0
     tail.set_limits(10, 20, 30, 40)
@@ -153,3 +155,12 @@ def test_a_receiver_forgets_the_limits_of_a_former_primary(store: sustain.Store,
     words = replica.words()
     assert (words["limit_lsn"], words["delay_lsn"], words["budget_bytes"]) == (0, 0, 0)
     replica.close()
+    control = Control(str(path), writable=True)
+    control.set_power(1, 1_000_000_000)
+    tail = LogTail(str(path))
+    tail.set_limits(1 << 30, 1 << 30, 1 << 31, 1)
+    tail.close()
+    replica = Replica(str(path))
+    assert replica.words()["limit_lsn"] == 1, "the power is watched: no credit yet"
+    replica.close()
+    control.close()

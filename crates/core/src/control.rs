@@ -95,6 +95,11 @@ pub struct Limits {
     pub delay_limit_ns: u64,
 }
 
+impl Limits {
+    /// Before the first byte: every commit waits.
+    pub const NO_CREDIT: Self = Self { budget_bytes: 0, delay_lsn: 1, limit_lsn: 1, delay_limit_ns: 0 };
+}
+
 /// Who holds a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u64)]
@@ -308,7 +313,9 @@ impl Control {
         self.set(word::HOLDER, holder as u64);
         self.set(word::WAITING_SINCE_NS, 0);
         if holder == Holder::Receiver {
-            self.set_limits(Limits::default()); // of a primary that this replica was once
+            // What lies there is of a primary that this replica was once.
+            let watched = self.get(word::POWER_AT_NS) != 0 && self.get(word::USABLE_NS) != UNKNOWN;
+            self.set_limits(if watched { Limits::NO_CREDIT } else { Limits::default() });
         }
     }
 
@@ -534,6 +541,9 @@ pub fn set_fence(mapping: &Mapping, epoch: u64) -> Result<()> {
 
 /// Say how long the battery lasts for a drain (`None`: unknown), and the state of the power.
 ///
+/// From the moment that a battery is watched, nothing may be unshipped before a shipper has said how much: an
+/// application that starts faster than its shipper would use a budget that nobody has measured.
+///
 /// # Errors
 /// As [`set_lease`].
 pub fn set_power(mapping: &Mapping, state: u64, usable_ns: Option<u64>) -> Result<()> {
@@ -541,6 +551,11 @@ pub fn set_power(mapping: &Mapping, state: u64, usable_ns: Option<u64>) -> Resul
     c.set(word::POWER_STATE, state);
     c.set(word::USABLE_NS, usable_ns.unwrap_or(UNKNOWN));
     c.set(word::POWER_AT_NS, boottime_ns());
+    if usable_ns.is_none() {
+        c.set_limits(Limits::default());
+    } else if c.get(word::LIMIT_LSN) == 0 {
+        c.set_limits(Limits::NO_CREDIT);
+    }
     Ok(())
 }
 

@@ -164,8 +164,9 @@ class Shipper:
         if self._target is not None:
             self._stir.set()
 
-    def _bound(self) -> None:
-        """Say how far commits may go."""
+    def _bound(self, again: bool = False) -> None:
+        """Say how far commits may go; `again`: also if that is what was said last, should others have changed it
+        (`Control.set_power` does)."""
         with self._limits_lock:
             seconds = self._usable_s()
             if seconds is None:
@@ -175,7 +176,7 @@ class Shipper:
                     seconds, [self._reach(each) for each in self._destinations], self._config.budget
                 )
             self.commits_held = found.limit_lsn != 0 and self._log.committed() > found.delay_lsn
-            if found != self._limits:
+            if found != self._limits or (again and found != NO_LIMITS):
                 self._limits = found
                 self._log.set_limits(
                     found.budget_bytes, found.delay_lsn, found.limit_lsn, found.delay_limit_ns
@@ -287,7 +288,7 @@ class Shipper:
         self._stir.set()
 
     def _tick(self) -> None:
-        self._bound()
+        self._bound(again=True)
         self._show_bandwidths()
         self._let_go()
 
