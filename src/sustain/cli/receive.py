@@ -115,8 +115,8 @@ def _keep_regions(args: argparse.Namespace, stop: threading.Event) -> int:
         return {"region_dir": root, **keeper.status(), "regions": regions_in(root)}
 
     keeper.start()
-    _announce(args, keeper.address)
     shown = _Shown(args.status, status)
+    _announce(args, keeper.address)
     while not stop.wait(0.25):
         shown.refresh()
     keeper.stop()

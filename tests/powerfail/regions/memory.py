@@ -9,7 +9,6 @@ from sustain.errors import (
     PeerRefused,
     RegionBusy,
     RegionCorrupt,
-    RegionError,
     RegionUnsealed,
     WrongGeneration,
 )
@@ -32,7 +31,7 @@ class Place:
     busy: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
     full_at: int | None = None  # page from which there is no room
-    error: RegionError | None = None  # what the next write raises
+    error: Exception | None = None  # what the next write raises
     hold: threading.Event | None = None  # writes wait for it
 
 

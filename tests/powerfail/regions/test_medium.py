@@ -1,5 +1,6 @@
 """The region itself: files with holes and odd sizes, targets, devices (a DAX device is a file in disguise here)."""
 
+import mmap
 import os
 from pathlib import Path
 
@@ -146,3 +147,27 @@ def test_mapped_media_read_and_write(tmp_path: Path) -> None:
         assert buffer == b"a" * 2 * PAGE_BYTES + b"b" * PAGE_BYTES
         assert list(medium.data_runs()) == [(0, 512)]
     assert path.read_bytes()[-PAGE_BYTES:] == b"b" * PAGE_BYTES
+
+
+def test_a_file_that_nobody_writes_can_be_held_still(tmp_path: Path) -> None:
+    path = tmp_path / "region"
+    path.write_bytes(bytes(3 * PAGE_BYTES))
+    with open_medium(path) as medium, open_medium(path) as other:
+        assert medium.hold_still()
+        assert other.hold_still()  # several may read
+        assert medium.held_still()
+        with pytest.raises(BlockingIOError):
+            os.open(path, os.O_RDWR | os.O_NONBLOCK)
+        assert not medium.held_still()  # whoever waits for it may get it after a while
+
+
+def test_a_file_that_somebody_writes_cannot_be_held_still(tmp_path: Path) -> None:
+    path = tmp_path / "region"
+    path.write_bytes(bytes(3 * PAGE_BYTES))
+    with path.open("r+b") as file, open_medium(path) as medium:
+        assert not medium.hold_still()
+        mapped = mmap.mmap(file.fileno(), 0)
+        file.close()
+        assert not medium.hold_still()  # the mapping counts
+        mapped.close()
+        assert medium.hold_still()

@@ -223,6 +223,26 @@ class Writes(DirectorySink):
         super().flush()
 
 
+def test_only_a_region_that_somebody_may_write_is_read_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    region = tmp_path / "region"
+    region.write_bytes(random.Random(1).randbytes(SIZE))
+    pages: list[int] = []
+    real = media.FileMedium.read
+
+    def read(self: media.FileMedium, first_page: int, buffer: bytearray | memoryview) -> None:
+        pages.append(len(buffer) // PAGE_BYTES)
+        real(self, first_page, buffer)
+
+    monkeypatch.setattr(media.FileMedium, "read", read)
+    assert save_to(region, at(tmp_path / "s")).complete
+    assert sum(pages) == PAGES
+    with region.open("r+b"):
+        assert save_to(region, at(tmp_path / "t")).complete
+    assert sum(pages) == 3 * PAGES
+
+
 @pytest.mark.parametrize("when", ["write", "pass"])
 def test_a_region_that_changes_meanwhile_is_never_sealed(
     tmp_path: Path, when: str, monkeypatch: pytest.MonkeyPatch
@@ -230,7 +250,8 @@ def test_a_region_that_changes_meanwhile_is_never_sealed(
     region = tmp_path / "region"
     region.write_bytes(random.Random(1).randbytes(SIZE))
     start = threading_start_after_flush(monkeypatch)
-    report = save_to(region, Writes(tmp_path / "s", region, when, 17))
+    with region.open("r+b"):  # as a program has it
+        report = save_to(region, Writes(tmp_path / "s", region, when, 17))
     assert isinstance(report.outcomes[0].error, RegionBusy)
     assert "page 17 changed" in str(report.outcomes[0].error)
     assert start

@@ -103,8 +103,11 @@ class Failed(msgspec.Struct, frozen=True):
     hint: Text = ""
 
 
-def failed(error: SustainError) -> Failed:
+def failed(error: Exception) -> Failed:
     """`error` as it travels."""
+    if not isinstance(error, SustainError):
+        hint = "a defect of the keeper; its output says more"
+        return Failed("failed", f"unexpected {type(error).__name__}: {error}"[:1000], hint)
     code = next((_CODES[kind] for kind in type(error).__mro__ if kind in _CODES), "failed")
     return Failed(code, str(error)[:1000], error.hint[:1000])
 

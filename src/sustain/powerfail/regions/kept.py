@@ -23,8 +23,10 @@ def keeper_of(root: str, config: KeeperConfig) -> Keeper:
 
 
 def room(root: str) -> int:
-    """Bytes of the file system that holds `root`, used or not: no region above that can be kept there."""
-    found = os.statvfs(root)
+    """Bytes of the file system that holds `root`, used or not: no region above that can be kept there. Raises
+    RegionIOError."""
+    with os_errors(Path(root), "cannot be looked at"):
+        found = os.statvfs(root)
     return found.f_blocks * found.f_frsize
 
 

@@ -14,6 +14,7 @@ import errno
 import fcntl
 import mmap
 import os
+import signal
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ from sustain.powerfail.regions.scan import Run, slices
 
 _HINT = "name a file, a block device such as /dev/pmem0, or a DAX device such as /dev/dax0.0"
 _MADV_POPULATE_READ = 22
+_F_SETSIG = 10  # not in the fcntl module
 
 
 class Medium(ABC):
@@ -58,6 +60,14 @@ class Medium(ABC):
     @abstractmethod
     def flush(self) -> None:
         """Return when everything that was written is durable. Raises RegionIOError."""
+
+    def hold_still(self) -> bool:
+        """Keep writers out, if there are none; whether that was possible. `held_still` tells later if it lasted."""
+        return False
+
+    def held_still(self) -> bool:
+        """Whether nobody can have written since `hold_still`."""
+        return False
 
     def data_runs(self) -> Iterator[Run]:
         """Runs of pages that may hold something; all others are holes, zeros without room behind them."""
@@ -143,6 +153,20 @@ class FileMedium(Medium):
     def flush(self) -> None:
         with os_errors(self.path, "cannot be made durable"):
             os.fsync(self._fd)
+
+    def hold_still(self) -> bool:
+        """By a read lease (fcntl(2)): it is given only while nobody has the file open for writing, mappings included,
+        and whoever opens it so then waits until the lease is given up, or breaks it after lease-break-time."""
+        try:
+            # The kernel tells of a break by a signal. SIGURG is ignored where SIGIO would end the process.
+            fcntl.fcntl(self._fd, _F_SETSIG, signal.SIGURG)
+            fcntl.fcntl(self._fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        except OSError:  # somebody writes, it is a device, or its file system has no leases
+            return False
+        return True
+
+    def held_still(self) -> bool:
+        return fcntl.fcntl(self._fd, fcntl.F_GETLEASE) == fcntl.F_RDLCK
 
     def data_runs(self) -> Iterator[Run]:
         if self.kind != "file":

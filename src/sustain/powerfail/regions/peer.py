@@ -382,7 +382,7 @@ class PeerSource(Source):
         self._open()
         return self._table
 
-    def read(self, first_page: int, pages: int) -> bytes:
+    def read(self, first_page: int, pages: int) -> bytearray:
         assert 0 < pages <= SLICE_PAGES
         with self._lock:
             link = self._open()
@@ -391,7 +391,7 @@ class PeerSource(Source):
             link.wait(lambda: asked.data is not None)
             assert asked.data is not None
             self._last_end = first_page + pages
-            return bytes(asked.data)
+            return asked.data
 
     def close(self) -> None:
         with self._lock:

@@ -131,7 +131,7 @@ class _Part:
 
     first: int
     pages: int
-    data: bytes
+    data: bytes | bytearray
     wrong: list[Run]
     done: int
 

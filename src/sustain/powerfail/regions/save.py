@@ -1,10 +1,11 @@
 """Saving a region that stands still to one or several places, by hand: `sustain save`.
 
 Each destination has a thread of its own, with its own reading of the region: one that is slow, full or dead
-costs the others nothing. A destination is compared with what it holds already, page by page, and gets the rest;
-while it makes that durable the region is read once more. Only when nothing has changed since the first reading
-is it sealed: then what was saved is the region as it was at one moment. A region that a program still writes to
-is refused by that, and named.
+costs the others nothing. A destination is compared with what it holds already, page by page, and gets the rest.
+It is sealed only when nothing has changed since the first page was read: then what was saved is the region as it
+was at one moment. A lease on the file proves that where nobody has it open for writing; otherwise the region is
+read once more while the destination makes its pages durable, and one that a program still writes to is refused,
+its changed pages named.
 
 The pre-copier (`precopy`) is for a running program; it ends with the same steps, from the last changed pages on.
 """
@@ -169,10 +170,14 @@ def _copy(line: _Line, request: Request, number: int, stop: threading.Event, sta
     with open_medium(request.path) as medium:
         if medium.size_bytes != request.identity.size_bytes:
             raise RegionBusy(f"{request.path}: its size has changed", hint="stop the program that uses it")
+        still = medium.hold_still()
         table = _pass(medium, line, stop)
-        with _Recheck(medium, table, stop) as recheck:
+        if still:
             line.sink.flush()
-            recheck.result()
+        if not (still and medium.held_still()):
+            with _Recheck(medium, table, stop) as recheck:
+                line.sink.flush()
+                recheck.result()
         line.sink.seal(
             Seal(
                 request.epoch, number, request.owner, table_digest(table), request.realtime_ns, request.reason

@@ -138,23 +138,24 @@ class Keeper:
         session = make(channel, hello, self._config.heartbeat_s)
         try:
             self._admit(session)
-        except SustainError as error:
+        except Exception as error:  # noqa: BLE001 - told and noted
             self._refuse(session, handshake, error)
             return
         try:
             try:
                 welcome = self._begin(session)
-            except SustainError as error:
+            except Exception as error:  # noqa: BLE001 - told and noted
                 self._refuse(session, handshake, error)
                 return
             self._config.report(f"{session.describe()} has begun")
             channel.send_raw([handshake.welcome(welcome)])
             session.run()
             self._config.report(f"{session.describe()} has ended: {session.outcome}")
-        except SustainError as error:
+        except Exception as error:  # noqa: BLE001 - whatever ends a session, the others go on
             self._last_error = str(error)
             if not self._stopping:
-                self._config.report(f"{session.describe()} has failed: {error}")
+                kind = "" if isinstance(error, SustainError) else f"{type(error).__name__}: "
+                self._config.report(f"{session.describe()} has failed: {kind}{error}")
         finally:
             try:
                 session.close()
@@ -225,7 +226,7 @@ class Keeper:
         self,
         session: Session,
         handshake: ReceiverHandshake[RegionHello, RegionWelcome],
-        error: SustainError,
+        error: Exception,
     ) -> None:
         self._last_error = f"{session.channel.peer} refused: {error}"
         self._config.report(f"{session.describe()} was refused: {error}")

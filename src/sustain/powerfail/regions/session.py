@@ -1,8 +1,11 @@
 """One connection of a keeper, from its proof to its end: a save that is taken in, or a restore that is served.
 
-Used by `serve`, in the connection's thread. A save has two more threads: one receives frames into a few buffers
-that go round, so that the next page arrives while the last one is written; one sends heartbeats, because a
-keeper whose disk is slow must not look dead. The sink is used by the connection's thread alone.
+Used by `serve`, in the connection's thread; another one sends heartbeats, because a keeper whose disk is slow must
+not look dead. Pages are received into one buffer and written from there while they are in the cache; meanwhile
+the next ones arrive in the socket.
+
+Rejected: a thread that receives while another writes. Handing buffers over cost more than it won: the pages had
+to travel between two processors' caches, and each handover woke a thread.
 
 A client that is told that it failed has bytes on their way. They are taken and thrown away for a moment, since
 closing at once would reset the connection under the message.
@@ -12,8 +15,6 @@ import contextlib
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections import deque
-from queue import Empty, SimpleQueue
 
 from sustain.errors import (
     ConfigError,
@@ -29,7 +30,6 @@ from sustain.powerfail.regions.manifest import (
     PAGE_BYTES,
     SLICE_PAGES,
     RegionIdentity,
-    Seal,
     pages_of,
 )
 from sustain.powerfail.regions.sink import Held, Sink, Source
@@ -44,7 +44,7 @@ from sustain.replication.wire import (
     encode,
 )
 
-BUFFERS = 4  # frames that one save holds at most
+_TELL_BYTES = 4 << 20  # taken while more is there: time to say so
 _LINGER_S = 2.0  # for a client that was told that it failed to hang up
 _TABLE_PIECE_BYTES = PAYLOAD_LIMIT[Kind.DIGESTS]
 _HINT = "run the same version of Sustain on both hosts"
@@ -101,9 +101,22 @@ class Session(ABC):
             except PeerUnreachable:
                 return
 
-    @abstractmethod
     def run(self) -> None:
-        """Until the connection ends. Raises SustainError when it does not end well."""
+        """Until the connection ends. Raises what went wrong, when it does not end well; the client knows then."""
+        try:
+            self.serve()
+        except ConnectionEnded:
+            return
+        except PeerUnreachable:
+            raise
+        except Exception as error:  # whatever it is, the client must not be left waiting
+            self._tell(error)
+            self._discard()
+            raise
+
+    @abstractmethod
+    def serve(self) -> None:
+        """Do what the client asks until ConnectionEnded. Raises what goes wrong."""
 
     def close(self) -> None:
         """Let go of everything. After `run`, or instead of it."""
@@ -112,7 +125,8 @@ class Session(ABC):
         if self._ticker is not None:
             self._ticker.join()
 
-    def _tell(self, error: SustainError, number: int = 0, *, goes_on: bool = False) -> None:
+    def _tell(self, error: Exception, number: int = 0, *, goes_on: bool = False) -> None:
+        """Tell the client what went wrong."""
         with contextlib.suppress(PeerUnreachable):
             self.channel.send(Kind.FAILED, number, int(goes_on), payload=encode(failed(error)))
 
@@ -123,14 +137,23 @@ class Session(ABC):
             self.channel.send(Kind.DIGESTS, at // DIGEST_BYTES, payload=piece)
         self.channel.send(Kind.DIGESTS, len(whole) // DIGEST_BYTES)
 
-    def _hung_up(self, payload: bytes) -> ConnectionEnded:
-        bye = decode(Bye, payload)
-        self.outcome = bye.message or bye.code
-        return ConnectionEnded(f"{self.channel.peer} ended the connection: {self.outcome}")
+    def _unusual(self, header: Header) -> None:
+        """What may come in any session. Raises ConnectionEnded for BYE, ProtocolError for anything else."""
+        if header.kind is Kind.BYE:
+            bye = decode(Bye, self.channel.receive_payload(header))
+            if bye.message:
+                self.outcome = bye.message
+            raise ConnectionEnded(f"{self.channel.peer} ended the connection: {bye.message or bye.code}")
+        if header.kind is not Kind.HEARTBEAT:
+            raise ProtocolError(f"{header.kind.name} in a {self.hello.purpose}", hint=_HINT)
 
-
-# A frame of a save and, for WRITE, the buffer that it lies in; or why there are no more.
-_Item = tuple[Header, bytearray | bytes] | SustainError
+    def _discard(self) -> None:
+        """Until the client hangs up, for a moment at most."""
+        deadline = time.monotonic() + _LINGER_S
+        self.channel.set_deadline(_LINGER_S)
+        with contextlib.suppress(SustainError), memoryview(bytearray(64 << 10)) as piece:
+            while time.monotonic() < deadline and self.channel.receive_some(piece):
+                pass
 
 
 class SaveSession(Session):
@@ -141,12 +164,10 @@ class SaveSession(Session):
         self._sink: Sink | None = None
         self._pages = pages_of(hello.size_bytes)
         self._held: Held | None = None
-        self._items: SimpleQueue[_Item] = SimpleQueue()
-        self._room = threading.Semaphore(BUFFERS)  # for items
-        self._free: deque[bytearray] = deque()
-        self.sealed = False  # the last thing that it did was to seal
+        self._buffer = bytearray()
+        self._told = 0  # bytes that the saver knows to be taken
         self._unflushed = False
-        self._reader: threading.Thread | None = None
+        self.sealed = False  # the last thing that it did was to seal
 
     def begin(self, sink: Sink) -> RegionWelcome:
         """Take the place. Raises what `Sink.begin` does, and PeerRefused for an identity that is none."""
@@ -162,129 +183,71 @@ class SaveSession(Session):
             last_number=held.last_number,
         )
 
-    def run(self) -> None:
+    def serve(self) -> None:
+        assert self._sink is not None
         assert self._held is not None
         if self._held.table is not None:
             self._send_table(self._held.table)
         self._held = None
-        self._reader = threading.Thread(target=self._receive, name="sustain-region-frames", daemon=True)
-        self._reader.start()
         while True:
-            item = self._items.get()
-            if isinstance(item, ConnectionEnded):
-                return
-            if isinstance(item, SustainError):
-                if isinstance(item, ProtocolError):
-                    self._tell(item)
-                raise item
-            try:
-                self._carry_out(*item)
-            except SustainError as error:
-                self._tell(error)
-                self._discard()
-                raise
-            self._room.release()
+            header = self.channel.receive_header(KEEPER_STREAM)
+            if header.kind is Kind.WRITE:
+                self._write(self._sink, header)
+            elif header.kind is Kind.FLUSH:
+                self._flush(self._sink, header)
+            elif header.kind is Kind.SEAL:
+                self._seal(self._sink, header)
+            else:
+                self._unusual(header)
 
     def close(self) -> None:
         self.over = True
-        self._ended.set()
         self.channel.close()
-        self._room.release()
-        if self._reader is not None:
-            self._reader.join()
         try:
             if self._sink is not None:
                 self._sink.close()
         finally:
             super().close()
 
-    # in the connection's thread
-
-    def _carry_out(self, header: Header, payload: bytearray | bytes) -> None:
-        assert self._sink is not None
-        if header.kind is Kind.WRITE:
-            assert isinstance(payload, bytearray)
-            self.sealed, self._unflushed = False, True
-            self._write(self._sink, header, payload)
-        elif header.kind is Kind.FLUSH:
-            self._unflushed = False
-            try:
-                self._sink.flush()
-            except RegionCorrupt as error:
-                self._tell(error, header.a, goes_on=True)
-            else:
-                self.channel.send(Kind.FLUSHED, header.a)
-        else:
-            seal = self._seal_in(payload)
-            if self._unflushed or header.a != seal.number:
-                raise ProtocolError("SEAL without a FLUSH before it, or of two numbers", hint=_HINT)
-            try:
-                self._sink.seal(seal)
-            except (RegionCorrupt, WrongGeneration) as error:
-                self._tell(error, header.a, goes_on=True)
-                return
-            self.sealed = True
-            self.outcome = f"sealed as number {seal.number}"
-            self.channel.send(Kind.SEALED, seal.number)
-
-    def _write(self, sink: Sink, header: Header, buffer: bytearray) -> None:
-        pages = header.length // (PAGE_BYTES + DIGEST_BYTES)
-        with memoryview(buffer) as whole:
-            data = whole[: pages * PAGE_BYTES]
-            digests = bytes(whole[pages * PAGE_BYTES : header.length])
-            sink.write(header.a, data, digests)
-            data.release()
-        self._bytes += pages * PAGE_BYTES
-        self._free.append(buffer)
-        self.channel.send(Kind.WRITTEN, self._bytes)
-
-    def _seal_in(self, payload: bytes | bytearray) -> Seal:
-        try:
-            return decode(SealMessage, payload).seal()
-        except ConfigError as error:
-            raise ProtocolError(str(error), hint=_HINT) from None
-
-    def _discard(self) -> None:
-        """Until the client hangs up, for a moment at most."""
-        deadline = time.monotonic() + _LINGER_S
-        with contextlib.suppress(Empty):
-            while not isinstance(item := self._items.get(timeout=deadline - time.monotonic()), SustainError):
-                if isinstance(item[1], bytearray):
-                    self._free.append(item[1])
-                self._room.release()
-
-    # in the reader's thread
-
-    def _receive(self) -> None:
-        try:
-            while not self._ended.is_set():
-                header = self.channel.receive_header(KEEPER_STREAM)
-                if header.kind is Kind.WRITE:
-                    self._receive_pages(header)
-                elif header.kind in (Kind.FLUSH, Kind.SEAL):
-                    self._wait_for_room()
-                    self._items.put((header, self.channel.receive_payload(header)))
-                elif header.kind is Kind.BYE:
-                    raise self._hung_up(self.channel.receive_payload(header))
-                elif header.kind is not Kind.HEARTBEAT:
-                    raise ProtocolError(f"{header.kind.name} in a save", hint=_HINT)
-        except SustainError as error:
-            self._items.put(error)
-
-    def _receive_pages(self, header: Header) -> None:
+    def _write(self, sink: Sink, header: Header) -> None:
         pages = header.length // (PAGE_BYTES + DIGEST_BYTES)
         if header.a + pages > self._pages:
             raise ProtocolError(f"pages {header.a}+{pages} lie behind the region's {self._pages}", hint=_HINT)
-        self._wait_for_room()
-        buffer = self._free.pop() if self._free else bytearray(PAYLOAD_LIMIT[Kind.WRITE])
-        with memoryview(buffer) as whole:
-            self.channel.receive_into(whole[: header.length])
-        self._items.put((header, buffer))
+        if len(self._buffer) < header.length:
+            self._buffer = bytearray(header.length)
+        whole = memoryview(self._buffer)[: header.length]
+        self.channel.receive_into(whole)
+        self.sealed, self._unflushed = False, True
+        sink.write(header.a, whole[: pages * PAGE_BYTES], bytes(whole[pages * PAGE_BYTES :]))
+        self._bytes += pages * PAGE_BYTES
+        if self._bytes - self._told >= _TELL_BYTES or not self.channel.ready():
+            self._told = self._bytes
+            self.channel.send(Kind.WRITTEN, self._bytes)
 
-    def _wait_for_room(self) -> None:
-        self._room.acquire()
-        if self._ended.is_set():
-            raise ConnectionEnded("the session has ended")
+    def _flush(self, sink: Sink, header: Header) -> None:
+        self._unflushed = False
+        try:
+            sink.flush()
+        except RegionCorrupt as error:
+            self._tell(error, header.a, goes_on=True)
+        else:
+            self.channel.send(Kind.FLUSHED, header.a)
+
+    def _seal(self, sink: Sink, header: Header) -> None:
+        try:
+            seal = decode(SealMessage, self.channel.receive_payload(header)).seal()
+        except ConfigError as error:
+            raise ProtocolError(str(error), hint=_HINT) from None
+        if self._unflushed or header.a != seal.number:
+            raise ProtocolError("SEAL without a FLUSH before it, or of two numbers", hint=_HINT)
+        try:
+            sink.seal(seal)
+        except (RegionCorrupt, WrongGeneration) as error:
+            self._tell(error, header.a, goes_on=True)
+            return
+        self.sealed = True
+        self.outcome = f"sealed as number {seal.number}"
+        self.channel.send(Kind.SEALED, seal.number)
 
 
 class RestoreSession(Session):
@@ -310,26 +273,15 @@ class RestoreSession(Session):
             last_number=seal.number,
         )
 
-    def run(self) -> None:
-        try:
-            self._send_table(self._table)
-            self._table = b""
-            while True:
-                header = self.channel.receive_header(KEEPER_STREAM)
-                if header.kind is Kind.READ:
-                    self._read(header)
-                elif header.kind is Kind.BYE:
-                    raise self._hung_up(self.channel.receive_payload(header))
-                elif header.kind is not Kind.HEARTBEAT:
-                    raise ProtocolError(f"{header.kind.name} in a restore", hint=_HINT)
-        except ConnectionEnded:
-            return
-        except PeerUnreachable:
-            raise
-        except SustainError as error:
-            self._tell(error)
-            self._discard()
-            raise
+    def serve(self) -> None:
+        self._send_table(self._table)
+        self._table = b""
+        while True:
+            header = self.channel.receive_header(KEEPER_STREAM)
+            if header.kind is Kind.READ:
+                self._read(header)
+            else:
+                self._unusual(header)
 
     def close(self) -> None:
         try:
@@ -343,13 +295,5 @@ class RestoreSession(Session):
         if not 0 < header.b <= SLICE_PAGES or header.a + header.b > self._pages:
             raise ProtocolError(f"READ of pages {header.a}+{header.b}", hint=_HINT)
         data = self._source.read(header.a, header.b)
-        self.channel.send(Kind.PAGES, header.a, payload=data)
+        self.channel.send(Kind.PAGES, header.a, payload=memoryview(data))
         self._bytes += len(data)
-
-    def _discard(self) -> None:
-        """Until the client hangs up, for a moment at most."""
-        deadline = time.monotonic() + _LINGER_S
-        self.channel.set_deadline(_LINGER_S)
-        with contextlib.suppress(SustainError), memoryview(bytearray(64 << 10)) as piece:
-            while time.monotonic() < deadline and self.channel.receive_some(piece):
-                pass

@@ -106,7 +106,7 @@ class Source(ABC):
         """Digests of all pages, checked against the seal. Raises RegionUnsealed, RegionCorrupt."""
 
     @abstractmethod
-    def read(self, first_page: int, pages: int) -> bytes:
+    def read(self, first_page: int, pages: int) -> bytes | bytearray:
         """Whole pages, at most SLICE_PAGES, as they lie there: whoever uses them compares them with `table`."""
 
     @abstractmethod
