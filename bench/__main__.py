@@ -24,6 +24,7 @@ QUESTIONS = (
     "commit_with_shipper",
     "recovery",
     "takeover",
+    "restore_on_demand",
     "redis_end_to_end",
     "region_scan",
     "region_save",

@@ -4,7 +4,7 @@ Used by `sustain restore` and, through `begin` and `Fetch`, by whoever takes a w
 copy:
 
     begun = begin("tcp://10.0.0.2:7411", "app.sus", key, epoch=5)   # PATH can be opened from now on
-    Fetch("app.sus", ["tcp://10.0.0.2:7411"], key).run(stop)        # in a process of its own, until all is here
+    subprocess.Popen(command("app.sus", ["tcp://10.0.0.2:7411"], "/etc/sustain.key"))   # until all is here
 
 A fetch has two connections. One asks for the pages that somebody waits for, one page at a time; the other
 streams the rest, goes on behind the page that was asked for last, and steps back while somebody waits. The
@@ -14,6 +14,7 @@ not run in the application's own process: an application that waits for a page m
 
 import contextlib
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -150,6 +151,25 @@ def promote(path: str, epoch: int) -> int:
         return replica.promote(epoch)
     finally:
         replica.close()
+
+
+def command(path: str, urls: Sequence[str], key_file: str | None, limit_s: float = LIMIT_S) -> list[str]:
+    """The arguments of a process that fetches the arriving store at `path` until all is here; it may be started
+    again whenever it has ended. The first of `urls` is tried first."""
+    words = [
+        sys.executable,
+        "-m",
+        "sustain.cli",
+        "restore",
+        urls[0],
+        path,
+        "--on-demand",
+        "--limit",
+        f"{limit_s:g}s",
+    ]
+    for url in urls[1:]:
+        words += ["--also", url]
+    return words + (["--key-file", key_file] if key_file else [])
 
 
 @dataclass(frozen=True)
