@@ -93,11 +93,11 @@ def begin(pair: tuple[RegionHost, RegionHost], *options: str) -> tuple[RegionHos
     return a, b
 
 
-@pytest.mark.parametrize("track", ["auto", "content"])
+@pytest.mark.parametrize("options", [("--track", "auto"), ("--track", "content"), ("--signal", "initiating")])
 def test_a_program_moves_with_its_memory_when_the_power_fails(
-    pair: tuple[RegionHost, RegionHost], track: str
+    pair: tuple[RegionHost, RegionHost], options: tuple[str, ...]
 ) -> None:
-    a, b = begin(pair, "--track", track)
+    a, b = begin(pair, *options)
     a.power(BATTERY)
     found = b.starts()
     assert found["step"] >= a.steps(), "what the program had done is missing"

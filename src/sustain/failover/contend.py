@@ -109,7 +109,8 @@ def _unfit(draft: Draft, record: LeaseRecord) -> str:
         return "the store's last position is not known yet"
     if record.state.left and _lacks(store, record):
         return _lacking(draft, store, record)
-    if not store.prefix and not policy.accept_loss:
+    over = draft.now_ns >= _takeable_at_ns(draft)  # before, its owner may be running it
+    if over and not store.prefix and not policy.accept_loss:
         return _unsaved(store, record)
     return ""
 
