@@ -187,5 +187,6 @@ def test_a_region_that_was_restored_by_hand_is_taken_up(
     restored = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
     assert restored.returncode == 0, restored.stderr
     c.start()
+    a.cluster.hosts = [a, c]
     found = c.starts()
     assert found["step"] >= a.steps()
