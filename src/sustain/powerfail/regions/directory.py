@@ -43,6 +43,7 @@ from sustain.powerfail.regions.scan import (
     Run,
     describe,
     digests_of,
+    mismatches,
     slices,
     table_digest,
     zero_table,
@@ -121,9 +122,14 @@ class _Place:
 class DirectorySink(Sink):
     """Saves into ROOT/NAME."""
 
-    def __init__(self, root: str | os.PathLike[str], name: str, *, url: str = "") -> None:
+    def __init__(
+        self, root: str | os.PathLike[str], name: str, *, url: str = "", read_back: bool = True
+    ) -> None:
+        """`read_back`: read every page again behind its being written. Without it what arrives is compared with its
+        digest, still in the processor's cache, and only what does not fit is looked at again."""
         self._place = _Place(root, name)
         self.url = url or f"file://{Path(root).absolute()}"
+        self._read_back_all = read_back
         self._fd = -1
         self._manifest: Manifest | None = None
         self._table = bytearray()
@@ -182,7 +188,8 @@ class DirectorySink(Sink):
         self._table[first_page * DIGEST_BYTES : (first_page + pages) * DIGEST_BYTES] = digests
         with self._fatal(), os_errors(self._place.image, f"pages from {first_page} on cannot be written"):
             write_all(self._fd, data, offset)
-        self._readback.wrote(first_page, pages)
+        if self._read_back_all or mismatches(data, digests, first_page):
+            self._readback.wrote(first_page, pages)
         self._early.wrote(len(data))
 
     def flush(self) -> None:
