@@ -265,7 +265,9 @@ def _away(draft: Draft) -> bool:
         return True
     if not proven(seen.destinations, end):
         draft.wake_at(draft.now_ns + policy.busy_poll_ns)  # acknowledgements wake nobody
-        draft.note(f"bringing away what others lack: {_behind(seen.destinations, end)}")
+        draft.note(
+            "bringing away what others lack"
+        )  # how much, says the report: a note is said at each change
         return False
     behind = [each for each in seen.destinations if each.state in ("streaming", "snapshot")]
     behind = [each for each in behind if not _holds(each, end)]
@@ -288,11 +290,6 @@ def proven(destinations: tuple[DestinationView, ...], end: int | None) -> bool:
 
 def _holds(destination: DestinationView, end: int | None) -> bool:
     return destination.acked is not None and end is not None and destination.acked >= end
-
-
-def _behind(destinations: tuple[DestinationView, ...], end: int | None) -> str:
-    lags = [end - each.acked for each in destinations if each.acked is not None and end is not None]
-    return f"{max(0, min(lags))} bytes" if lags else "unknown how much"
 
 
 def _needed_s(draft: Draft) -> float | None:
