@@ -103,6 +103,9 @@ class StoreKeeper(Keeper):
                 control.clear_power()  # what an earlier supervisor left
                 self._power = (0, None)
             return
+        words = control.words()
+        if words is not None and words["power_at_ns"] == 0:
+            self._power = None  # another file, or its words were made anew
         usable_ns = None if power.usable_s is None else to_ns(power.usable_s)
         said = (_POWER_WORD[power.power], usable_ns)
         same = self._power is not None and self._power[0] == said[0]
