@@ -57,8 +57,9 @@ class Network:
 
     def __init__(self) -> None:
         _sweep()
-        self.tag = f"{_PREFIX}{os.getpid()}x{next(_serial)}"  # 15 characters are allowed for a link
-        self._net = _free_net()
+        number = next(_serial)
+        self.tag = f"{_PREFIX}{os.getpid()}x{number}"  # 15 characters are allowed for a link
+        self._net = _free_net(os.getpid() * 16 + number)
         self.address = f"{self._net}.1"
         self._names: list[str] = []
         self._links: list[str] = []
@@ -88,12 +89,12 @@ class Network:
             _do("ip", "link", "delete", link, check=False)
 
 
-def _free_net() -> str:
+def _free_net(first: int) -> str:
     """The first three numbers of a /24 that no link here has: of 100.64.0.0/10, which is nobody's on the Internet."""
     taken = _do("ip", "-o", "-4", "address")
     return next(
         net
-        for at in range(os.getpid() * 16, os.getpid() * 16 + 16384)
+        for at in range(first, first + 16384)
         if f" {(net := f'100.{64 + (at >> 8) % 64}.{at % 256}')}." not in taken
     )
 
