@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sustain.powerfail.budget import (
+    ALONE,
     NO_LIMITS,
     POWER_STATES,
     Bandwidth,
@@ -157,13 +158,16 @@ def test_without_a_battery_there_is_no_limit() -> None:
 
 def test_what_is_not_known_gives_no_credit() -> None:
     unknown_bandwidth, unknown_end, known = Reach(10_000, None), Reach(None, 1e6), Reach(10_000, 1000.0)
-    for reaches in ([], [unknown_bandwidth], [unknown_end], [unknown_end, unknown_bandwidth]):
+    for reaches in ([unknown_bandwidth], [unknown_end, unknown_bandwidth]):
         assert limits(10, reaches, POLICY).limit_lsn == 1
+    for reaches in ([], [unknown_end], [unknown_end, unknown_end]):
+        assert limits(10, reaches, POLICY) == ALONE, "nothing would be saved by waiting"
     found = limits(10, [unknown_end, known], POLICY)
     assert (found.delay_lsn, found.limit_lsn, found.budget_bytes) == (15_000, 19_000, 10_000)
     assert found.delay_limit_ns == 50_000_000
     required = replace(unknown_end, required=True)
     assert limits(10, [required, known], POLICY).limit_lsn == 1
+    assert limits(10, [required], POLICY).limit_lsn == 1
     assert limits(10, [unknown_end, replace(known, required=True)], POLICY) == found
     assert limits(0, [known], POLICY).limit_lsn == 10_000, "no time left: nothing more than is held there"
     assert limits(0, [Reach(0, 1000.0)], POLICY).limit_lsn == 1, "0 would be no limit"
@@ -181,7 +185,7 @@ def test_all_required_destinations_or_any_of_the_others() -> None:
 def test_what_is_allowed_gets_away_in_time(seconds: float, reaches: list[Reach]) -> None:
     found = limits(seconds, reaches, POLICY)
     assert 1 <= found.delay_lsn <= found.limit_lsn < 2**63
-    if found.limit_lsn == 1:
+    if found.limit_lsn == 1 or found == ALONE:
         return
 
     def gets_away(reach: Reach) -> bool:

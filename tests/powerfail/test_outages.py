@@ -32,6 +32,7 @@ QUICK = (
     *("--power-margin", f"{MARGIN_S}s", "--outage-stop-timeout", "1s"),
 )
 RATE = 300_000.0  # bytes per second, on a link that is to be too slow
+APP = ("--pause", "0.002")  # about 2 MB per second: several times what such a link carries
 
 
 def usable(seconds: float) -> str:
@@ -40,9 +41,9 @@ def usable(seconds: float) -> str:
 
 
 def slow(a: Host, seconds: float) -> None:
-    """Before the hosts begin: a link that binds, on a battery that lasts so long."""
-    a.throttle(RATE)
+    """From now on: a link that binds, on a battery that lasts so long."""
     a.ups.set("battery.runtime", usable(seconds))
+    a.throttle(RATE)
 
 
 def outage(host: Host, **more: str) -> int:
@@ -161,7 +162,7 @@ def test_a_source_that_is_lost_stops_nothing(tmp_path: Path, how: str) -> None:
 
 
 def test_an_outage_brings_everything_away_and_b_goes_on(tmp_path: Path) -> None:
-    with Site(tmp_path, power=QUICK) as site:
+    with Site(tmp_path, power=QUICK, app=APP) as site:
         a, b = site.begin()
         until(lambda: a.ups.clients() == [a.address], "upsd counts a among those that it waits for")
         outage(a)
@@ -190,7 +191,7 @@ def test_an_outage_brings_everything_away_and_b_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_forced_shutdown_that_comes_first_is_obeyed_at_once(tmp_path: Path) -> None:
-    with Site(tmp_path, power=(*QUICK, "--outage-hold", "60s")) as site:
+    with Site(tmp_path, power=(*QUICK, "--outage-hold", "60s"), app=APP) as site:
         a, b = site.begin()
         a.ups.force_shutdown()
         goes_on(b, 3, a)
@@ -212,7 +213,7 @@ def test_a_runtime_that_lies_and_collapses(tmp_path: Path) -> None:
 
 
 def test_two_outages_in_a_row(tmp_path: Path) -> None:
-    with Site(tmp_path, fed="ab", power=QUICK) as site:
+    with Site(tmp_path, fed="ab", power=QUICK, app=APP) as site:
         a, b = site.begin()
         outage(a)
         goes_on(b, 3, a)
@@ -232,7 +233,7 @@ def test_two_outages_in_a_row(tmp_path: Path) -> None:
 
 def test_both_hosts_on_battery(tmp_path: Path) -> None:
     """Nobody takes over on a battery; when AC is back at one of them, that one goes on."""
-    with Site(tmp_path, fed="ab", power=QUICK) as site:
+    with Site(tmp_path, fed="ab", power=QUICK, app=APP) as site:
         a, b = site.begin()
         outage(b)
         seen(b, "on battery")
@@ -252,9 +253,9 @@ def test_both_hosts_on_battery(tmp_path: Path) -> None:
 
 
 def test_ac_is_back_in_the_middle_of_a_drain(tmp_path: Path) -> None:
-    with Site(tmp_path, power=QUICK) as site:
-        slow(site[0], 12)
+    with Site(tmp_path, power=QUICK, app=APP) as site:
         a, b = site.begin()
+        slow(a, 12)
         full_of_commits(site, a, b, 4)
         outage(a)
         stopped(a)
@@ -283,7 +284,7 @@ def full_of_commits(site: Site, a: Host, b: Host, seconds: float) -> None:
 
 
 def test_ac_is_back_after_all_was_saved_and_nobody_has_claimed(tmp_path: Path) -> None:
-    with Site(tmp_path, power=QUICK) as site:
+    with Site(tmp_path, power=QUICK, app=APP) as site:
         a, b = site.begin()
         assert b.process is not None
         b.process.send_signal(signal.SIGSTOP)  # its supervisor alone: what it receives goes on
@@ -306,9 +307,8 @@ def test_ac_is_back_after_all_was_saved_and_nobody_has_claimed(tmp_path: Path) -
 def test_a_destination_that_fails_does_not_keep_the_other_from_having_it_all(
     tmp_path: Path, how: str
 ) -> None:
-    with Site(tmp_path, "abc", power=QUICK) as site:
+    with Site(tmp_path, "abc", power=QUICK, app=APP) as site:
         a, b, c = site.hosts
-        slow(a, 12)
         a.start("--create").becomes("primary")
         if how == "full":
             (b.memory / "ballast").write_bytes(bytes(56 << 20))
@@ -317,6 +317,7 @@ def test_a_destination_that_fails_does_not_keep_the_other_from_having_it_all(
         site.replicated(a, c)
         if how == "dead":
             site.replicated(a, b)
+        slow(a, 12)
         full_of_commits(site, a, c, 2)
         outage(a)
         stopped(a)
@@ -334,9 +335,9 @@ def test_a_destination_that_fails_does_not_keep_the_other_from_having_it_all(
 
 
 def test_upsd_is_killed_in_the_middle_of_an_outage(tmp_path: Path) -> None:
-    with Site(tmp_path, power=QUICK) as site:
-        slow(site[0], 8)
+    with Site(tmp_path, power=QUICK, app=APP) as site:
         a, b = site.begin()
+        slow(a, 8)
         full_of_commits(site, a, b, 2)
         outage(a)
         stopped(a)
@@ -351,9 +352,9 @@ def test_upsd_is_killed_in_the_middle_of_an_outage(tmp_path: Path) -> None:
 
 
 def test_a_battery_that_dies_too_early_leaves_word_of_what_is_missing(tmp_path: Path) -> None:
-    with Site(tmp_path, power=QUICK) as site:
-        slow(site[0], 8)
+    with Site(tmp_path, power=QUICK, app=APP) as site:
         a, b = site.begin()
+        slow(a, 8)
         full_of_commits(site, a, b, 4)
         outage(a)
         stopped(a)
@@ -398,7 +399,7 @@ def test_the_budget_binds_and_the_power_is_cut_when_the_promised_seconds_are_ove
         rng = random.Random(seed + number)
         try:
             rounds = range(number, ROUNDS, SITES)
-            with Site(tmp_path / f"site{number}", fed="ab", power=QUICK) as site:
+            with Site(tmp_path / f"site{number}", fed="ab", power=QUICK, app=APP) as site:
                 for host in site.hosts:
                     slow(host, USABLE_S)
                 site.begin()
@@ -423,6 +424,7 @@ def test_the_budget_binds_and_the_power_is_cut_when_the_promised_seconds_are_ove
 def one_round(site: Site, number: int, rng: Any) -> str:
     """The primary's power fails, and is cut around the promised moment; it then comes back as a standby."""
     a, b = site.hosts if site.hosts[0].state().get("role") == "primary" else site.hosts[::-1]
+    a.throttle(RATE)
     full_of_commits(site, a, b, USABLE_S / 2)
     began = site.record()["epoch"]
     since_ns = outage(a)
@@ -441,7 +443,7 @@ def one_round(site: Site, number: int, rng: Any) -> str:
     ac(a)
     assert not pids_in(a.space)
     a.power_on()
-    a.throttle(RATE)
+    a.throttle(None)
     a.start()
     site.replicated(b, a)
     return story

@@ -184,12 +184,26 @@ def test_a_fall_of_the_battery_tightens_and_its_end_stops_commits(scene: Scene) 
     writers.stop()
 
 
+def test_nobody_to_drain_to_stops_nobody(lab: Lab) -> None:
+    """A host that took over from one that is gone goes on, whatever its battery says."""
+    store = lab.create()
+    fill(store, 0, 10)
+    control = Control(lab.path("a"), writable=True)
+    control.set_power(ON_AC, 10_000_000_000)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        running = lab.ship(f"tcp://127.0.0.1:{silent.getsockname()[1]}")
+        until(lambda: (control.words() or {}).get("limit_lsn", 0) > 1 << 62, "no limit")
+        fill(store, 10, 10)
+        running.stop()
+    control.close()
+
+
 def test_without_a_measurement_everything_waits_and_without_a_battery_nothing(lab: Lab) -> None:
     store = lab.create()
     fill(store, 0, 10)
     control = Control(lab.path("a"), writable=True)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        running = lab.ship(f"tcp://127.0.0.1:{silent.getsockname()[1]}")
+        running = lab.ship(f"tcp://127.0.0.1:{silent.getsockname()[1]}?required=1")
         until(control.destinations, "the shipper runs")
         fill(store, 10, 10)
         words = control.words()

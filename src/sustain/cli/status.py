@@ -283,6 +283,8 @@ def _power_text(power: dict[str, Any]) -> str:
     }[power["commits"]]
     if power["waiting_s"] is not None:
         held += f", one for {format_duration(power['waiting_s'])}"
+    if power["commits"] == "alone":
+        return f"{power['state']}, {format_duration(usable_s)} for a drain; no destination has a whole copy: no budget"
     budget = or_unknown(power["budget_bytes"], format_size)
     return (
         f"{power['state']}, {format_duration(usable_s)} for a drain, which would take "

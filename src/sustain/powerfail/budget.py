@@ -130,13 +130,20 @@ class Limits:
 
 
 NO_LIMITS = Limits()
+ALONE = Limits(0, _MOST, _MOST, 0)  # a battery is watched, but there is nobody to drain to
 
 
 def limits(seconds: float | None, reaches: Sequence[Reach], policy: BudgetPolicy) -> Limits:
     """How far commits may go, so that `seconds` are enough to bring everything to every required destination, or
-    to some destination where none is required. None: no battery is watched, and there is no limit."""
+    to some destination where none is required. None: no battery is watched, and there is no limit.
+
+    Where no destination has a whole copy and none is required, nothing is held back either: no budget would bring
+    anything away, and a host that took over from one that is gone must not wait for it.
+    """
     if seconds is None:
         return NO_LIMITS
+    if all(each.acked is None and not each.required for each in reaches):
+        return ALONE
     required = [each for each in reaches if each.required]
     credits = [_credit(seconds, each, policy) for each in required or reaches]
     known = [each for each in credits if each is not None]

@@ -103,7 +103,7 @@ class Shipper:
         self._destinations: list[Destination] = []
         self._stir = threading.Event()
         self._pin_lock = threading.Lock()
-        self.power_watched = self.commits_held = False
+        self.power_watched = self.power_fails = self.commits_held = False
         self._limits_lock = threading.Lock()
         self._limits: Limits | None = None  # None: what lies in the words is another shipper's
         self._floor: int | None = None
@@ -186,12 +186,21 @@ class Shipper:
         usable_ns, said_ns, state = self._log.power()
         self.power_watched = said_ns != 0
         power = POWER_STATES[state] if state < len(POWER_STATES) else Power.UNKNOWN
+        self.power_fails = power.outage
         return usable_now_s(usable_ns, said_ns, power, boottime_ns())
 
     def _reach(self, destination: Destination) -> Reach:
         with destination.metering as meter:
             bandwidth = meter.estimate(time.monotonic())
-        return Reach(destination.acked, bandwidth, destination.peer.required)
+        return Reach(
+            None if self._is_gone(destination) else destination.acked, bandwidth, destination.peer.required
+        )
+
+    def _is_gone(self, destination: Destination) -> bool:
+        """Away for so long that it must not keep the application from going on; on battery that does not count."""
+        if destination.peer.required or destination.connected or self.power_fails:
+            return False
+        return time.monotonic() - destination.last_moved > self._config.stall_s
 
     def _show_bandwidths(self) -> None:
         seconds = self._usable_s()

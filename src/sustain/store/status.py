@@ -48,7 +48,8 @@ class PowerStatus:
     drain_s: seconds in which all required destinations would hold everything (one of the others, where none is
         required); None = unknown.
     budget_bytes: unshipped bytes that the battery allows; None = none is known.
-    commits: "free"; "delayed", because much of the budget is used; "waiting", until less is unshipped.
+    commits: "free"; "delayed", because much of the budget is used; "waiting", until less is unshipped; "alone": no
+        destination has a whole copy (and none is required), so there is nothing to hold commits back for.
     waiting_s: for how long a commit has been waiting; None = none does.
     """
 
@@ -110,12 +111,15 @@ def power_status(
     """Of the moment `now_ns` (CLOCK_BOOTTIME)."""
     if not words["power_at_ns"]:
         return None
-    from sustain.powerfail.budget import POWER_STATES, usable_now_s
+    from sustain.powerfail.budget import ALONE, POWER_STATES, usable_now_s
     from sustain.powerfail.decide import Power
 
     number, limit, since_ns = words["power_state"], words["limit_lsn"], words["waiting_since_ns"]
     power = POWER_STATES[number] if number < len(POWER_STATES) else Power.UNKNOWN
-    if not limit:
+    alone = limit == ALONE.limit_lsn
+    if alone:
+        commits = "alone"
+    elif not limit:
         commits = "free"
     elif since_ns or words["committed"] >= limit:
         commits = "waiting"
@@ -125,7 +129,7 @@ def power_status(
         state=str(power),
         usable_s=usable_now_s(words["usable_ns"], words["power_at_ns"], power, now_ns),
         drain_s=_drain_s(destinations),
-        budget_bytes=words["budget_bytes"] if limit > 1 else None,
+        budget_bytes=words["budget_bytes"] if limit > 1 and not alone else None,
         commits=commits,
         waiting_s=max(0, now_ns - since_ns) / 1e9 if since_ns else None,
     )
