@@ -32,7 +32,7 @@ from typing import Any, Self
 from tests.powerfail.rack import LIMIT_S, Rack, until
 
 APP = Path(__file__).with_name("app.py")
-TTL_S = 1.0
+TTL_S = 2.5
 _PREFIX = "sus"
 _serial = itertools.count()
 
@@ -179,7 +179,7 @@ class Host:
 
     def kept(self) -> list[str]:
         """Options about the state."""
-        sizes = ["--size", "16MiB", "--log-size", "8MiB", "--durability", "memory"]
+        sizes = ["--size", "16MiB", "--log-size", "32MiB", "--durability", "memory"]
         return ["--store", str(self.store), *sizes]
 
     def command(self, app: tuple[str, ...]) -> list[str]:
@@ -307,7 +307,7 @@ class Site:
         fed: str = "a",
         power: tuple[str, ...] = (),
         app: tuple[str, ...] = (),
-        memory_bytes: int = 64 << 20,
+        memory_bytes: int = 128 << 20,
     ) -> None:
         """`fed`: hosts that have a UPS of their own, and watch it; `power`: their options beside `--power`; `app`:
         what the command is given."""
