@@ -26,6 +26,7 @@ from typing import Any
 from sustain._native import LogTail, boottime_ns
 from sustain.errors import AuthenticationFailed, ConfigError, PeerUnreachable, StoreFenced, SustainError
 from sustain.powerfail.budget import (
+    ALONE,
     NO_LIMITS,
     POWER_STATES,
     BudgetPolicy,
@@ -176,6 +177,10 @@ class Shipper:
                     seconds, [self._reach(each) for each in self._destinations], self._config.budget
                 )
             self.commits_held = found.limit_lsn != 0 and self._log.committed() > found.delay_lsn
+            if found == ALONE and self._limits != ALONE:
+                self._config.link.report(
+                    "no destination has a whole copy: no commit is held back for the battery"
+                )
             if found != self._limits or (again and found != NO_LIMITS):
                 self._limits = found
                 self._log.set_limits(
