@@ -124,3 +124,14 @@ def test_the_report_names_what_nobody_confirmed(tmp_path: Path) -> None:
     assert whole.complete is True
     assert whole.missing() == []
     assert OutageReport("a", "/app.sus", outage, power, None, holds, 15 * S, 0).complete is None
+
+
+def test_the_report_of_a_region_names_the_pages_that_are_missing(tmp_path: Path) -> None:
+    outage = Outage("the power fails", 3, 10 * S, 300.0, 8, 7, down_ns=0, end=8)
+    lacks = DestinationView("tcp://b", "streaming", None, False, 1e6, 12288, ((5, 2), (9, 1)), True)
+    power = PowerView(Power.LOW, "the source calls the battery low", 0.0)
+    found = OutageReport("a", "/nv.img", outage, power, 8, (lacks,), 15 * S, 0)
+    (missing,) = found.missing()
+    assert missing["pages"] == [[5, 2], [9, 1]]
+    assert missing["bytes"] == 12288
+    assert "seal 8 on tcp://b: 12 KiB, pages 5-6, 9, …" in found.text()

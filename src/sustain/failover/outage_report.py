@@ -15,6 +15,8 @@ from sustain.failover.outage import proven
 from sustain.failover.types import DestinationView, Outage, PowerView
 from sustain.units import format_duration, format_size
 
+_SHOWN_RUNS = 16
+
 
 @dataclass(frozen=True, slots=True)
 class OutageReport:
@@ -37,11 +39,17 @@ class OutageReport:
         return proven(self.destinations, self.end)
 
     def missing(self) -> list[dict[str, Any]]:
-        """Per destination the positions (from, to] that it is not known to hold."""
+        """Per destination the positions (from, to] that it is not known to hold; of a region also the pages."""
         if self.end is None:
             return []
         return [
-            {"url": each.url, "from": each.acked, "to": self.end, "bytes": _less(self.end, each.acked)}
+            {
+                "url": each.url,
+                "from": each.acked,
+                "to": self.end,
+                "bytes": _less(self.end, each.acked) if each.behind_bytes is None else each.behind_bytes,
+                **_pages(each),
+            }
             for each in self.destinations
             if each.acked is None or each.acked < self.end
         ]
@@ -94,10 +102,7 @@ class OutageReport:
             (f"on {each.url}", f"position {_or_unknown(each.acked)}, {each.state}")
             for each in self.destinations
         ]
-        rows += [
-            ("MISSING", f"({_or_unknown(each['from'])}, {each['to']}] on {each['url']}")
-            for each in data["missing"]
-        ]
+        rows += [("MISSING", _missing_text(each)) for each in data["missing"]]
         said = {True: "yes", False: "NO", None: "unknown"}[self.complete]
         rows.append(("complete", said if self.destinations else f"{said}: this host ships to nobody"))
         width = max(len(name) for name, _ in rows) + 2
@@ -107,6 +112,22 @@ class OutageReport:
         """Write outage-EPOCH-NAME.json and .txt; the text's path. Raises OSError."""
         base = f"outage-{self.outage.epoch}-{self.name}"
         return report.write(base, self.as_dict(), self.text(), directory)
+
+
+def _pages(destination: DestinationView) -> dict[str, Any]:
+    """What a region's destination lacks. Nothing for a store, whose positions say it."""
+    if destination.behind_bytes is None:
+        return {}
+    return {"pages": [list(run) for run in destination.missing_pages], "more_pages": destination.missing_more}
+
+
+def _missing_text(missing: dict[str, Any]) -> str:
+    if "pages" not in missing:
+        return f"({_or_unknown(missing['from'])}, {missing['to']}] on {missing['url']}"
+    runs = [f"{first}-{first + count - 1}" if count > 1 else str(first) for first, count in missing["pages"]]
+    more = ", …" if missing["more_pages"] or len(runs) > _SHOWN_RUNS else ""
+    named = f", pages {', '.join(runs[:_SHOWN_RUNS])}{more}" if runs else ""
+    return f"seal {missing['to']} on {missing['url']}: {_size(missing['bytes'])}{named}"
 
 
 def _less(more: int | None, less: int | None) -> int | None:

@@ -80,6 +80,9 @@ class DestinationView:
     acked: int | None
     required: bool = False
     bandwidth: float | None = None  # bytes per second that a drain may count on
+    behind_bytes: int | None = None  # of a region: what is not there yet
+    missing_pages: tuple[tuple[int, int], ...] = ()  # of a region that is being sealed: (first, how many)
+    missing_more: bool = False  # there are more than are named
 
 
 @dataclass(frozen=True, slots=True)

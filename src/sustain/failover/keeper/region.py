@@ -338,6 +338,9 @@ def _destination(held: Mapping[str, Any]) -> DestinationView:
         held["acked"],
         bool(held.get("required", False)),
         held["bandwidth_bytes_per_s"],
+        held.get("behind_bytes"),
+        tuple((first, count) for first, count in held.get("missing_pages", ())),
+        bool(held.get("missing_more", False)),
     )
 
 

@@ -32,6 +32,10 @@ class DestinationStatus:
     behind_bytes: int | None
     sent_bytes: int
     error: str | None
+    missing_pages: tuple[
+        tuple[int, int], ...
+    ] = ()  # (first, how many) while a seal is asked for: not known to be held
+    missing_more: bool = False  # there are further ones
 
 
 @dataclass(frozen=True, slots=True)

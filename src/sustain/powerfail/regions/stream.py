@@ -45,6 +45,7 @@ _FLUSH_BYTES = 64 << 20
 _FLUSH_S = 1.0
 _SAMPLE_BYTES = 1 << 20
 _PROBE_S = 60.0
+_NAMED_RUNS = 256  # of missing pages, in the status
 _BACKOFF_S, _BACKOFF_LIMIT_S = 0.1, 5.0
 _HURRIED_BACKOFF_LIMIT_S = 0.5
 
@@ -205,8 +206,19 @@ class Stream(threading.Thread):
         own = None if sink is None else sink.bandwidth_bytes_per_s
         return own if own is not None else self._bandwidth.low()
 
+    def _missing(self) -> list[Run]:
+        """Pages that are not known to be held there, as runs, while a seal is asked for."""
+        if self._goal is None or self._reached is self._goal:
+            return []
+        held = self._marks == _SETTLED
+        held[self._in_hand] = False
+        for first, count in self._unflushed:
+            held[first : first + count] = False
+        return _runs(np.flatnonzero(~held))
+
     def status(self) -> DestinationStatus:
         with self._wake:
+            missing = self._missing()
             return DestinationStatus(
                 url=self.url,
                 state=self.state,
@@ -216,6 +228,8 @@ class Stream(threading.Thread):
                 behind_bytes=self._behind(),
                 sent_bytes=self.sent_bytes,
                 error=self.error,
+                missing_pages=tuple(missing[:_NAMED_RUNS]),
+                missing_more=len(missing) > _NAMED_RUNS,
             )
 
     def audit(self, first: int, count: int) -> list[int] | None:
