@@ -1,9 +1,11 @@
 """A program that knows nothing of Sustain is frozen, and what lies at the destinations is its memory of that moment."""
 
+import itertools
 import os
 import random
 import signal
 import struct
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -149,6 +151,35 @@ def test_killed_and_started_again_to_evacuate(region: Path, url: str, program: P
             second.go_on()
             runs(region)
             second.end()
+
+
+def test_a_program_that_always_writes_by_calls_gets_into_step_as_well(region: Path, url: str) -> None:
+    with (
+        Program(region, environment(region)) as program,
+        Shipping(region, [url], group=program.pid, rate="32MiB") as shipping,
+    ):
+        stop = threading.Event()
+
+        def write() -> None:
+            for seed in itertools.count():
+                program.do("call", seed, 20)
+                if stop.wait(0.01):
+                    return
+
+        writing = threading.Thread(target=write)
+        writing.start()
+        try:
+            shipping.wait(lambda found: "by a call" in found["tracker_why"], "the calls are not seen")
+            shipping.wait(
+                lambda found: found["destinations"][0]["behind_bytes"] < PAGES * PAGE // 4,
+                "it is never compared completely",
+            )
+        finally:
+            stop.set()
+            writing.join()
+        shipping.finish()
+        same(region, url)
+        shipping.end()
 
 
 def test_one_that_was_left_frozen_goes_on_when_the_next_one_starts(

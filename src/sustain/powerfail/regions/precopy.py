@@ -99,6 +99,7 @@ class Precopier:
         self._audit_at = 0
         self._audited: set[int] = set()
         self._phase = ""
+        self._unwritten = False
         identity = RegionIdentity(config.uuid, self._medium.size_bytes, config.name)
         shared = StreamConfig(identity, config.epoch, config.owner, config.rate, config.scan_rate)
         self._streams = [
@@ -148,9 +149,11 @@ class Precopier:
                 self._go_on()
             self._thaw()
         finally:
-            for each in self._streams:
-                if each.ident is not None:
-                    each.stop()
+            started = [each for each in self._streams if each.ident is not None]
+            for each in started:
+                each.stop(0)
+            for each in started:
+                each.stop()
             self._tracker.close()
             self._medium.close()
 
@@ -171,8 +174,7 @@ class Precopier:
             self._write_status()
             return _RETRY_S
         now_s = time.monotonic()
-        comparing = self._tracker.way is Way.CONTENT and any(each.comparing for each in self._streams)
-        if now_s >= self._next_harvest_s and not comparing:
+        if now_s >= self._next_harvest_s and not self._comparing():
             self._look()
             self._earliest_s = now_s + _HARVEST_SHARE * (time.monotonic() - now_s)
             faults = self._tracker.way is not Way.CONTENT
@@ -224,6 +226,11 @@ class Precopier:
                 self._audited.update(found)  # written since the harvest, or missed by it: the next one tells
                 self._audit_at = (self._audit_at + count) % self._medium.pages
                 return
+
+    def _comparing(self) -> bool:
+        """Whether every destination still compares everything: to suspect everything anew would never let it end."""
+        connected = [each for each in self._streams if each.connected]
+        return bool(self._harvest.everything and connected and all(each.comparing for each in connected))
 
     def _check_audit(self, found: Harvest) -> None:
         """Whether the pages that the audit found different are named now."""
@@ -374,25 +381,28 @@ class Precopier:
         if changed and phase in ("sealed", "failed"):
             lasted_s = (self._clock.boottime_ns() - (self._frozen_at_ns or self._clock.boottime_ns())) / 1e9
             say(f"{phase}, {format_duration(lasted_s)} after the program was frozen")
-        self._status.write(
-            RegionStatus(
-                pid=os.getpid(),
-                epoch=self._config.epoch,
-                phase=phase,
-                seal=self._number,
-                dirty_bytes=self._dirty_bytes,
-                tracker=str(self._tracker.way),
-                tracker_why=self._harvest.why if self._harvest.everything else self._tracker.why,
-                frozen_at_boottime_ns=self._frozen_at_ns,
-                destinations=destinations,
-                usable_s=self._usable_s,
-                budget_bytes=self._budget_bytes,
-                still_share=self._pace.still,
-                error=self._error,
-                updated_boottime_ns=self._clock.boottime_ns(),
-            ),
-            now=changed,
+        status = RegionStatus(
+            pid=os.getpid(),
+            epoch=self._config.epoch,
+            phase=phase,
+            seal=self._number,
+            dirty_bytes=self._dirty_bytes,
+            tracker=str(self._tracker.way),
+            tracker_why=self._harvest.why if self._harvest.everything else self._tracker.why,
+            frozen_at_boottime_ns=self._frozen_at_ns,
+            destinations=destinations,
+            usable_s=self._usable_s,
+            budget_bytes=self._budget_bytes,
+            still_share=self._pace.still,
+            error=self._error,
+            updated_boottime_ns=self._clock.boottime_ns(),
         )
+        try:
+            self._status.write(status, now=changed)
+        except SustainError as error:  # no room for it: the region is more important
+            if not self._unwritten:
+                say(str(error))
+            self._unwritten = True
 
 
 def say(text: str) -> None:
