@@ -19,6 +19,7 @@ from sustain._native import (
     create_arriving,
     on_demand_available,
 )
+from sustain.cli import status
 from sustain.replication.auth import NO_KEY
 from sustain.replication.fetch import begin
 from tests.replication.arriving import PAGE, Hosts, flip, image
@@ -247,6 +248,9 @@ def test_openers_that_need_all_say_so(hosts: Hosts, lab: Lab) -> None:
     with pytest.raises(sustain.StoreArriving, match="cannot receive yet"):
         lab.receiver("b")
     store = hosts.open("b")
+    told = status.collect(path)
+    assert (told["arriving"]["state"], told["arriving"]["pages"]) == ("arriving", (8 << 20) // PAGE)
+    assert "pages are here" in status.describe(told)
     with pytest.raises(sustain.StoreArriving, match="nothing is verified"):
         store.verify()
     # A standby without a copy would need a snapshot; it gets one when all is here.
@@ -483,3 +487,66 @@ def test_a_claim_ends_an_older_primary_but_not_before_it_has_sent_all(hosts: Hos
     with sustain.open(str(hosts.path("b")), verify="full") as store:
         assert store.info()["history"][-1] == (7, position)
         assert contents(store) == contents(old)
+
+
+@needs_faults
+@pytest.mark.parametrize("capture", ["pagemap", "compare"])
+def test_older_ways_to_find_changed_pages(hosts: Hosts, capture: str) -> None:
+    make(hosts)
+    _, url = hosts.source()
+    fetch = hosts.restore_asked_only(url)
+    store = hosts.open("b", capture=capture)
+    array = store.array("cells")
+    model = np.arange(1 << 18)
+    for turn in range(5):
+        array[turn * 50_000] = model[turn * 50_000] = -turn
+        store.commit()
+        array[turn * 50_000 + 1] = 77
+        store.rollback()
+    arrival = hosts.arrival()
+    assert arrival is not None
+    if capture == "pagemap":  # comparing everything needs everything
+        assert arrival["here"] < 200
+    hosts.stream(fetch)
+    assert fetch.wait() == 0, fetch.said
+    assert (array == model).all()
+
+
+@needs_faults
+def test_many_threads_wait_for_pages_at_once(hosts: Hosts) -> None:
+    make(hosts)
+    _, url = hosts.source()
+    hosts.restore(url)
+    program = """
+import sys, threading
+import numpy as np
+import sustain
+store = sustain.open(sys.argv[1])
+cells, users = store.array("cells"), store.map("users")
+wrong = []
+def work(number):
+    dice = np.random.default_rng(number)
+    for turn in range(40):
+        at = dice.integers(0, 1 << 18, 64)
+        if turn % 4 == number % 4:
+            block = int(at[0]) // 4096 * 4096
+            if cells[block : block + 4096].sum() != sum(range(block, block + 4096)):
+                wrong.append(block)
+        elif not (cells[at] == at).all():
+            wrong.append(at)
+        if users[b"%06d" % (turn * 11 + number)][:1] != b"x":
+            wrong.append(turn)
+        with store.transaction():
+            users[b"thread %d" % number] = b"%d" % turn
+threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+for each in threads: each.start()
+for each in threads: each.join()
+assert not wrong, wrong
+del cells
+store.close()
+print("right")
+"""
+    application = hosts.run(program, hosts.path("b"))
+    assert application.process.stdout is not None
+    assert application.process.stdout.read() == "right\n", application.said
+    assert application.wait() == 0
