@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -184,6 +185,50 @@ def test_one_that_fails_does_not_stop_the_others(tmp_path: Path, way: str) -> No
     assert (tmp_path / "from-b").read_bytes() == data
 
 
+def run(*words: object) -> bool:
+    return subprocess.run([str(word) for word in words], capture_output=True, check=False).returncode == 0
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MiB."""
+    path = tmp_path / "small"
+    path.mkdir()
+    if not run("mount", "-t", "tmpfs", "-o", "size=4m", "small", path):
+        pytest.skip("mounting needs root")
+    yield path
+    run("umount", "-l", path)
+
+
+def test_a_destination_that_is_full_goes_on_when_it_has_room(tmp_path: Path, small: Path) -> None:
+    region = tmp_path / "region"
+    region.write_bytes(random.Random(1).randbytes(SIZE))
+    report = save_to(region, at(small), at(tmp_path / "other"))
+    assert [each.sealed for each in report.outcomes] == [None, 1]
+    assert isinstance(report.outcomes[0].error, RegionFull)
+    assert "No space left" in str(report.outcomes[0].error)
+    with pytest.raises(RegionUnsealed):
+        restore_from(small, tmp_path / "back")
+    assert run("mount", "-o", "remount,size=64m", small)
+    report = save_to(region, at(small))
+    assert report.complete
+    assert 0 < report.outcomes[0].written_bytes <= SIZE - 3 * 1024 * 1024
+    restore_from(small, tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == region.read_bytes()
+
+
+def test_a_target_that_is_full_goes_on_when_it_has_room(tmp_path: Path, small: Path) -> None:
+    region = tmp_path / "region"
+    region.write_bytes(random.Random(1).randbytes(SIZE))
+    save_to(region, at(tmp_path / "s"))
+    with pytest.raises(RegionFull, match="No space left"):
+        restore_from(tmp_path / "s", small / "back")
+    assert marker.path_of(small / "back").exists()
+    assert run("mount", "-o", "remount,size=64m", small)
+    assert 0 < restore_from(tmp_path / "s", small / "back").copied_bytes <= SIZE - 3 * 1024 * 1024
+    assert (small / "back").read_bytes() == region.read_bytes()
+
+
 def test_numbers_rise_over_all_destinations(tmp_path: Path) -> None:
     region = tmp_path / "region"
     make_region(region)
@@ -314,8 +359,11 @@ def test_damaged_pages_are_named_and_not_restored(tmp_path: Path) -> None:
     data = region.read_bytes()
     save_to(region, at(tmp_path / "s"))
     damage(tmp_path / "s", [100, 101, 102, 900])
-    with pytest.raises(RegionCorrupt, match="pages 100 to 102, 900 "):
+    with pytest.raises(RegionCorrupt, match="pages 100 to 102, 900 are not what their digests say"):
         restore_from(tmp_path / "s", tmp_path / "back")
+    with (tmp_path / "back").open("rb") as file:
+        for page in (100, 900):
+            assert os.pread(file.fileno(), PAGE_BYTES, page * PAGE_BYTES) == bytes(PAGE_BYTES)
     assert marker.path_of(tmp_path / "back").exists()
     with pytest.raises(RegionUnsealed, match="half restored"):
         save_to(tmp_path / "back", at(tmp_path / "t"))
