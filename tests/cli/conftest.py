@@ -10,6 +10,9 @@ import pytest
 
 import sustain
 from sustain.cli import main
+from tests.powerfail.regions.s3 import bucket, s3_endpoint
+
+__all__ = ["bucket", "s3_endpoint"]
 
 
 @dataclass(frozen=True)

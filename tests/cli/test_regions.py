@@ -142,3 +142,17 @@ def test_a_restore_over_a_running_program_is_refused(sus: Sus, region: Path, tmp
     with region.open("r+b"):
         sus("restore", url, region).failed_with("open for writing")
     assert sus("restore", url, region).status == 0
+
+
+def test_to_an_object_store_and_back(sus: Sus, region: Path, tmp_path: Path, bucket: str) -> None:
+    url = f"{bucket}/regions"
+    assert sus("save", "--region", region, "--to", url, "--to", f"file://{tmp_path}/a").status == 0
+    with region.open("r+b") as file:
+        file.write(b"changed")
+    again = sus("save", "--region", region, "--to", url, "--json")
+    assert again.json["destinations"][0]["written_bytes"] == 4096
+    restored = sus("restore", url, tmp_path / "back", "--name", "vm1.nvdimm", "--json")
+    conforms(restored.json, RESTORE)
+    assert restored.json["number"] == 2
+    assert (tmp_path / "back").read_bytes() == region.read_bytes()
+    sus("restore", f"file://{tmp_path}/a", tmp_path / "back", "--number", "2").failed_with("holds seal 1")

@@ -14,7 +14,7 @@ from typing import Any
 
 from sustain.cli import _restore_store
 from sustain.cli.output import add_json, emit, progress
-from sustain.cli.save import _natural as natural
+from sustain.cli.save import natural
 from sustain.units import format_duration, format_size
 
 HELP = "restore a saved region, or a store from a peer (--on-demand: used at once)"
@@ -48,16 +48,18 @@ def run(args: argparse.Namespace) -> int:
         return _restore_store.run(args, key)
     known = identity.load(args.path)
     name = args.name or (known.name if known else default_name(args.path))
-    with open_source(args.url, key=key, name=name) as source:
-        report = restore(
-            source,
-            args.path,
-            epoch=args.epoch,
-            number=args.number,
-            verify=not args.no_verify,
-            progress=lambda done, pages: progress(f"restoring: {done / pages:.0%}"),
-        )
-    progress("")
+    try:
+        with open_source(args.url, key=key, name=name) as source:
+            report = restore(
+                source,
+                args.path,
+                epoch=args.epoch,
+                number=args.number,
+                verify=not args.no_verify,
+                progress=lambda done, pages: progress(f"restoring: {done / pages:.0%}"),
+            )
+    finally:
+        progress("")
     data: dict[str, Any] = {
         "url": report.url,
         "path": report.path,

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     identity = parser.add_argument_group("when PATH.region-id is lost, or to overrule it")
     identity.add_argument("--uuid", type=_uuid, metavar="UUID", help="which region it is")
     identity.add_argument(
-        "--epoch", type=_natural, metavar="N", help="of the host that saves; places refuse older ones"
+        "--epoch", type=natural, metavar="N", help="of the host that saves; places refuse older ones"
     )
     add_json(parser)
 
@@ -62,23 +62,24 @@ def run(args: argparse.Namespace) -> int:
     region = known.region(size_bytes)
     with ExitStack() as opened:
         sinks = [opened.enter_context(open_sink(url, key=key, name=region.name)) for url in args.to]
+        opened.callback(progress, "")
+        request = Request(
+            args.region,
+            region,
+            known.epoch,
+            known.number + 1,
+            socket.gethostname(),
+            args.reason,
+            SystemClock().realtime_ns(),
+        )
         report = save(
-            Request(
-                args.region,
-                region,
-                known.epoch,
-                known.number + 1,
-                socket.gethostname(),
-                args.reason,
-                SystemClock().realtime_ns(),
-            ),
+            request,
             sinks,
             lambda outcomes: progress(
                 "saving: "
                 + ", ".join(f"{each.done_pages / region.pages:.0%} to {each.url}" for each in outcomes)
             ),
         )
-    progress("")
     data = _report(report, known.uuid)
     emit(args, data, lambda: _text(data))
     for each in data["destinations"]:
@@ -135,7 +136,8 @@ def _uuid(text: str) -> uuid.UUID:
         raise argparse.ArgumentTypeError(f"{text!r} is not a UUID") from None
 
 
-def _natural(text: str) -> int:
+def natural(text: str) -> int:
+    """For `add_argument(type=…)`: a number above 0, or wrong usage."""
     if not text.isdecimal() or not 0 < int(text) < 1 << 63:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return int(text)

@@ -1,6 +1,9 @@
 """The manifest: what is written is read again, and nothing that was cut off or has a flipped bit is."""
 
+import hashlib
 import string
+import struct
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -62,10 +65,33 @@ SEALED = Manifest(
     1,
 )
 
+GOLDEN = "20af670574f85e2ea00294805b11f3e1a8a03a4254d0d9c8e49a2ebedd3ecd8b"
+
 
 @given(manifests())
 def test_what_is_written_is_read_again(manifest: Manifest) -> None:
     assert decode(encode(manifest), "here") == manifest
+
+
+def test_it_is_written_as_documented() -> None:
+    """By the offsets of docs/formats/region.md: what version 1 wrote stays readable."""
+    data = encode(replace(SEALED, nonce=b"12345678"))
+    assert len(data) == 512 + 64 + 16
+    assert data[0:8] == b"SUSREGN\0"
+    assert struct.unpack_from("<II", data, 8) == (1, 3)
+    assert data[16:32] == bytes(16)
+    assert data[32:48] == b"u" * 16
+    assert struct.unpack_from("<QII", data, 48) == (10_000, 4096, 1)
+    assert struct.unpack_from("<QQQQ", data, 64) == (3, 7, 3, 7)
+    assert data[96:112] == b"d" * 16
+    assert struct.unpack_from("<QII", data, 112) == (1_700_000_000_000_000_000, 1, 1)
+    assert data[128:200] == b"\3vm1" + bytes(68)
+    assert data[200:328] == b"\6host-a" + bytes(121)
+    assert data[328:504] == b"\7by hand" + bytes(168)
+    assert data[504:512] == b"12345678"
+    assert data[512:576] == b"0f" * 16 + struct.pack("<QQ", 100, 2) + b"i" * 16
+    assert data[576:] == hashlib.blake2b(data[:576], digest_size=16).digest()
+    assert hashlib.sha256(encode(SEALED)).hexdigest() == GOLDEN
 
 
 def test_cut_off_anywhere_it_is_refused() -> None:
@@ -90,8 +116,6 @@ def test_any_flipped_bit_is_refused() -> None:
 
 def resigned(data: bytes, at: int, new: bytes) -> bytes:
     """`data` with other bytes at `at`, and a digest that fits: a manifest that somebody wrote so."""
-    import hashlib
-
     body = data[:at] + new + data[at + len(new) : -16]
     return body + hashlib.blake2b(body, digest_size=16).digest()
 
