@@ -277,6 +277,53 @@ def test_an_upload_that_fails_is_an_error_and_never_a_seal(
     assert restore(bucket) == content(2)
 
 
+class Crash(BaseException):
+    """The process ends here."""
+
+
+def test_a_crash_before_any_request_leaves_the_old_or_the_new(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objects, "_SEGMENT_BYTES", 10 * PAGE_BYTES)
+    old = content(1)
+    save(bucket, old)
+    for steps in range(60):
+        new = content(100 + steps)
+        left = [steps]
+        with monkeypatch.context() as patch:
+            for name in ("put", "delete"):
+                patch.setattr(obstore, name, crashing(getattr(obstore, name), left))
+            to = sink(bucket)
+            try:
+                to.begin(REGION, 1)
+                put(to, new)
+                to.flush()
+                to.seal(a_seal(new, steps + 2))
+                done = True
+            except Crash:
+                done = False
+            to.close()
+        found = restore(bucket)
+        assert found == new if done else found in (old, new)
+        old = found
+        if done:
+            assert steps >= 4
+            return
+    raise AssertionError("never came to an end")
+
+
+def crashing(real: Callable[..., Any], left: list[int]) -> Callable[..., Any]:
+    """`real`, as long as there are steps left."""
+
+    def call(*args: Any, **options: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise Crash
+        return real(*args, **options)
+
+    return call
+
+
 def test_unsealed_segments_are_not_read(bucket: str) -> None:
     with sink(bucket) as to:
         to.begin(REGION, 1)

@@ -5,20 +5,21 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from sustain import PeerRefused, RegionBusy, RegionCorrupt, RegionError, RegionFull, RegionIOError
-from sustain.errors import RegionUnsealed, WrongGeneration
+from sustain.errors import NotARegion, RegionUnsealed, WrongGeneration
 from sustain.powerfail.regions import identity, marker
 from sustain.powerfail.regions import medium as media
 from sustain.powerfail.regions.directory import DirectorySink, DirectorySource
 from sustain.powerfail.regions.manifest import PAGE_BYTES, RegionIdentity, Seal
 from sustain.powerfail.regions.restore import Report as Restored
 from sustain.powerfail.regions.restore import restore
-from sustain.powerfail.regions.save import Report, Request, default_name, save
+from sustain.powerfail.regions.save import Outcome, Report, Request, default_name, save
 from sustain.powerfail.regions.sink import Held, Sink
 
 NAME = "vm1"
@@ -183,6 +184,50 @@ def test_one_that_fails_does_not_stop_the_others(tmp_path: Path, way: str) -> No
     assert report.number == 2
     restore_from(tmp_path / "b", tmp_path / "from-b", number=2)
     assert (tmp_path / "from-b").read_bytes() == data
+
+
+class Hangs(DirectorySink):
+    """Takes nothing before it is told to."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root, NAME)
+        self.go_on = threading.Event()
+
+    def write(self, first_page: int, data: bytes | memoryview, digests: bytes) -> None:
+        assert self.go_on.wait(30)
+        super().write(first_page, data, digests)
+
+
+def test_one_that_hangs_does_not_keep_the_others_from_their_seal(tmp_path: Path) -> None:
+    region = tmp_path / "region"
+    data = make_region(region)
+    hanging = Hangs(tmp_path / "a")
+
+    def watch(outcomes: list[Outcome]) -> None:
+        if outcomes[1].sealed is not None and not hanging.go_on.is_set():
+            assert outcomes[0].sealed is None
+            hanging.go_on.set()
+
+    assert save(request(region), [hanging, at(tmp_path / "b")], watch).complete
+    for name in "ab":
+        restore_from(tmp_path / name, tmp_path / f"from-{name}")
+        assert (tmp_path / f"from-{name}").read_bytes() == data
+
+
+def test_a_save_that_is_interrupted_ends_at_once_and_unsealed(tmp_path: Path) -> None:
+    region = tmp_path / "region"
+    make_region(region)
+
+    def interrupt(outcomes: list[Outcome]) -> None:
+        hanging.go_on.set()
+        raise KeyboardInterrupt
+
+    hanging = Hangs(tmp_path / "a")
+    with pytest.raises(KeyboardInterrupt):
+        save(request(region), [hanging], interrupt)
+    with pytest.raises((RegionUnsealed, NotARegion)):
+        restore_from(tmp_path / "a", tmp_path / "back")
+    assert save_to(region, at(tmp_path / "a")).complete
 
 
 def run(*words: object) -> bool:

@@ -88,7 +88,7 @@ class Readback:
     def wrote(self, first_page: int, pages: int) -> None:
         """These pages are written, and in the table."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="read back")
+            self._thread = threading.Thread(target=self._work, name="read back", daemon=True)
             self._thread.start()
         self._runs.put((first_page, pages))
 
