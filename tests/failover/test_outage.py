@@ -249,6 +249,16 @@ def test_a_short_outage_is_sat_out_as_long_as_the_battery_allows() -> None:
     assert unknown.did(StopCommand), "nobody knows how long the drain takes"
 
 
+def test_how_long_a_region_takes_is_a_matter_of_its_pages_not_of_its_seals() -> None:
+    policy = replace(POLICY, outage_hold_ns=60 * S, freezes=True)
+    for behind_bytes, saves in ((1_000_000, False), (3_000_000, True)):
+        lagging = DestinationView(URL, "streaming", 499, False, 1e6, behind_bytes, seals=True)
+        # Ten seconds to stop, and one or three for the pages.
+        host = Machine(policy, destinations=(lagging,)).power(replace(BATTERY, usable_s=12.0))
+        host.step()
+        assert host.did(Evacuate) is saves
+
+
 def test_an_early_signal_gives_the_lease_back_and_the_drain_goes_on() -> None:
     host = Machine(replace(POLICY, signal_early=True)).power(BATTERY).run()
     released = next(each for each in host.actions if isinstance(each, ReleaseLease))

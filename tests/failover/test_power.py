@@ -53,7 +53,7 @@ def test_upsd_waits_for_this_host_until_it_is_ready(rack: Rack) -> None:
         until(lambda: watch.view(clock.boottime_ns()).fails, "it is an outage")
         watch.set_ready(True)
         until(lambda: clients(rack) == 0, "upsd need not wait any more")
-        assert any("may cut the power" in line for line in said)
+        until(lambda: any("may cut the power" in line for line in said), "it is said")
         until(lambda: watch.view(clock.boottime_ns()).fails, "and it is still asked")
         # A connection that is lost takes the login with it; it is made anew.
         watch.set_ready(False)
@@ -128,10 +128,19 @@ def test_the_report_names_what_nobody_confirmed(tmp_path: Path) -> None:
 
 def test_the_report_of_a_region_names_the_pages_that_are_missing(tmp_path: Path) -> None:
     outage = Outage("the power fails", 3, 10 * S, 300.0, 8, 7, down_ns=0, end=8)
-    lacks = DestinationView("tcp://b", "streaming", None, False, 1e6, 12288, ((5, 2), (9, 1)), True)
+    lacks = DestinationView("tcp://b", "streaming", None, False, 1e6, 12288, ((5, 2), (9, 1)), True, True)
     power = PowerView(Power.LOW, "the source calls the battery low", 0.0)
     found = OutageReport("a", "/nv.img", outage, power, 8, (lacks,), 15 * S, 0)
     (missing,) = found.missing()
     assert missing["pages"] == [[5, 2], [9, 1]]
     assert missing["bytes"] == 12288
     assert "seal 8 on tcp://b: 12 KiB, pages 5-6, 9, …" in found.text()
+
+
+def test_a_region_is_away_before_its_program_is_ended() -> None:
+    outage = Outage("the power fails", 3, 10 * S, 300.0, 7, 7, down_ns=14 * S, drained_ns=11 * S, end=8)
+    sealed = DestinationView("tcp://b", "sealed", 8, False, 1e6, 0, seals=True)
+    power = PowerView(Power.LOW, "the source calls the battery low", 0.0)
+    data = OutageReport("a", "/nv.img", outage, power, 8, (sealed,), 15 * S, 0).as_dict()
+    assert (data["drain_s"], data["stop_s"]) == (1.0, 3.0)
+    assert data["shipped_bytes"] is None, "one more seal is not one more byte"

@@ -308,9 +308,9 @@ def _needed_s(draft: Draft) -> float | None:
 
 
 def _drain_s(destination: DestinationView, end: int | None) -> float | None:
-    if destination.acked is None or end is None:
+    behind = destination.lacks_bytes(end)
+    if behind is None:
         return None
-    behind = max(0, end - destination.acked)
     if behind == 0:
         return 0.0
     return behind / destination.bandwidth if destination.bandwidth else None

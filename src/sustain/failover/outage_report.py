@@ -47,7 +47,7 @@ class OutageReport:
                 "url": each.url,
                 "from": each.acked,
                 "to": self.end,
-                "bytes": _less(self.end, each.acked) if each.behind_bytes is None else each.behind_bytes,
+                "bytes": each.lacks_bytes(self.end),
                 **_pages(each),
             }
             for each in self.destinations
@@ -57,6 +57,11 @@ class OutageReport:
     def as_dict(self) -> dict[str, Any]:
         outage = self.outage
         held = max((each.acked for each in self.destinations if each.acked is not None), default=None)
+        shipped = None if any(each.seals for each in self.destinations) else _less(held, outage.held)
+        # The command of a store is stopped, then the rest drained. A region is away before its program is ended.
+        stop, drain = (outage.began_ns, outage.down_ns), (outage.down_ns, outage.drained_ns)
+        if 0 < outage.drained_ns < outage.down_ns:
+            stop, drain = (outage.drained_ns, outage.down_ns), (outage.began_ns, outage.drained_ns)
         return {
             "name": self.name,
             "path": self.path,
@@ -69,7 +74,7 @@ class OutageReport:
             "committed_at_begin": outage.committed,
             "held_at_begin": outage.held,
             "end": self.end,
-            "shipped_bytes": _less(held, outage.held),
+            "shipped_bytes": shipped,
             "destinations": [
                 {"url": each.url, "state": each.state, "required": each.required, "acked": each.acked}
                 for each in self.destinations
@@ -77,8 +82,8 @@ class OutageReport:
             "missing": self.missing(),
             "began_boottime_ns": outage.began_ns,
             "written_realtime_ns": self.now_realtime_ns,
-            "stop_s": _span(outage.began_ns, outage.down_ns),
-            "drain_s": _span(outage.down_ns, outage.drained_ns),
+            "stop_s": _span(*stop),
+            "drain_s": _span(*drain),
             "whole_s": _span(outage.began_ns, outage.done_ns),
             "usable_at_begin_s": outage.usable_s,
             "usable_at_end_s": outage.usable_end_s if outage.done_ns else self.power.usable_s,
@@ -116,7 +121,7 @@ class OutageReport:
 
 def _pages(destination: DestinationView) -> dict[str, Any]:
     """What a region's destination lacks. Nothing for a store, whose positions say it."""
-    if destination.behind_bytes is None:
+    if not destination.seals:
         return {}
     return {"pages": [list(run) for run in destination.missing_pages], "more_pages": destination.missing_more}
 

@@ -83,6 +83,14 @@ class DestinationView:
     behind_bytes: int | None = None  # of a region: what is not there yet
     missing_pages: tuple[tuple[int, int], ...] = ()  # of a region that is being sealed: (first, how many)
     missing_more: bool = False  # there are more than are named
+    seals: bool = False  # of a region: positions count seals, and say nothing about bytes
+
+    def lacks_bytes(self, end: int | None) -> int | None:
+        """What it does not hold of a state that ends at `end`; None: unknown."""
+        if self.seals:
+            held = end is not None and self.acked is not None and self.acked >= end
+            return 0 if held else self.behind_bytes
+        return None if end is None or self.acked is None else max(0, end - self.acked)
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,7 +136,9 @@ class RegionKeeper(Keeper):
             prefix=False,
             frozen=frozen,
         )
-        return view, tuple(_destination(each) for each in status.get("destinations", ()))
+        # What was written since the last look counts as well, while the program runs.
+        fresh = 0 if frozen else status.get("dirty_bytes") or 0
+        return view, tuple(_destination(each, fresh) for each in status.get("destinations", ()))
 
     def _status(self, epoch: int) -> Mapping[str, Any]:
         """What the pre-copier of this epoch says; nothing when there is none."""
@@ -331,16 +333,18 @@ def _newer_seal(seal: Seal, own: _Own) -> bool:
     return (seal.epoch, seal.number) > (own.epoch, own.number)
 
 
-def _destination(held: Mapping[str, Any]) -> DestinationView:
+def _destination(held: Mapping[str, Any], fresh_bytes: int) -> DestinationView:
+    behind = held.get("behind_bytes")
     return DestinationView(
         held["url"],
         held["state"],
         held["acked"],
         bool(held.get("required", False)),
         held["bandwidth_bytes_per_s"],
-        held.get("behind_bytes"),
+        None if behind is None else int(behind) + fresh_bytes,
         tuple((first, count) for first, count in held.get("missing_pages", ())),
         bool(held.get("missing_more", False)),
+        seals=True,
     )
 
 
