@@ -292,3 +292,12 @@ def test_a_guest_with_an_nvdimm_survives_its_host(built: Path, tmp_path: Path, f
         assert not b.console.wrong()
         b.reaches(highest + 50)  # and goes on from there
         assert "prepared a new NVDIMM" not in b.console.rest()
+
+        # Both hosts say so themselves; and it was the freeze that ended the guest's life on the first.
+        assert "frozen in" in a.console.rest()
+        outage, takeover = a.reports("outage")[-1], b.reports("takeover")[-1]
+        assert (outage["outcome"], outage["complete"], outage["missing"]) == ("saved", True, [])
+        assert (takeover["old_state"], takeover["complete"]) == ("saved", True)
+        assert takeover["held_position"] == outage["end"]
+        drain_s = outage["drain_s"]
+        print(f"frozen by {freeze}, saved {drain_s:.2f} s after; flushed {flushed}, verified {count}")
