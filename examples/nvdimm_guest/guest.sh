@@ -6,7 +6,7 @@
 # `sustain run` sets SUSTAIN_REGION. The guest's console is this command's output. QEMU takes the place of the shell: what
 # is frozen, stopped or killed is QEMU itself. Beside the region it opens a QMP socket (the region's path with .qmp).
 set -eu
-: "${SUSTAIN_REGION:?is set by sustain run: the file or device behind the NVDIMM}"
+: "${SUSTAIN_REGION:?is set by sustain run: the file behind the NVDIMM}"
 size=$(stat -c %s "$SUSTAIN_REGION")
 
 # share=on: the guest's stores are stores to the region. The label area lies at its end, so it moves along.
