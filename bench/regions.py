@@ -123,7 +123,8 @@ def compare(
         )
     answer.notes += [
         f"a region of {size >> 20} MiB of random bytes; whole commands, the start of Python included",
-        "ours compares every page with its digest on arrival and again in its place; the others verify nothing",
+        "ours compares every page with its digest on arrival, and (not at a region keeper) again in its place; "
+        "the others verify nothing",
         "on disk all end durable (fdatasync, rsync --fsync)",
     ]
     return answer

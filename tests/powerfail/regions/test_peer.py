@@ -24,15 +24,16 @@ from sustain.errors import (
     SustainError,
     WrongGeneration,
 )
-from sustain.powerfail.regions.frames import REGIONS, RESTORE, SAVE, RegionHello
+from sustain.powerfail.regions.frames import REGIONS, RESTORE, SAVE, RegionHello, RegionWelcome, SealMessage
 from sustain.powerfail.regions.manifest import DIGEST_BYTES, PAGE_BYTES, RegionIdentity, Seal
 from sustain.powerfail.regions.peer import PeerOptions, PeerSink, PeerSource
 from sustain.powerfail.regions.serve import SESSIONS_LIMIT, Keeper, KeeperConfig
 from sustain.powerfail.regions.session import SaveSession
 from sustain.replication import wire
-from sustain.replication.auth import STORES
+from sustain.replication.auth import STORES, ReceiverHandshake
 from sustain.replication.channel import Channel
 from sustain.replication.dial import dial, introduce
+from sustain.replication.listener import Listener
 from sustain.replication.urls import parse_peer
 from sustain.replication.wire import Kind
 from sustain.testing.link import Link
@@ -52,7 +53,7 @@ class Lab:
     def __init__(self) -> None:
         self.places: dict[str, Place] = {}
         self.said: list[str] = []
-        self._ending: list[Callable[[], None]] = []
+        self.ending: list[Callable[[], None]] = []
 
     def place(self, name: str = "nv") -> Place:
         return self.places.setdefault(name, Place())
@@ -67,7 +68,7 @@ class Lab:
             lambda name: MemorySource(self.place(name)),
         )
         keeper.start()
-        self._ending.append(keeper.stop)
+        self.ending.append(keeper.stop)
         return keeper
 
     def options(self, key: bytes = b"", **options: Any) -> PeerOptions:
@@ -75,16 +76,16 @@ class Lab:
 
     def sink(self, where: Keeper | Link, key: bytes = b"", name: str = "nv", **options: Any) -> PeerSink:
         sink = PeerSink(parse_peer(url(where)), name, self.options(key, **options))
-        self._ending.append(sink.close)
+        self.ending.append(sink.close)
         return sink
 
     def source(self, where: Keeper | Link, key: bytes = b"", name: str = "nv", **options: Any) -> PeerSource:
         source = PeerSource(parse_peer(url(where)), name, self.options(key, **options))
-        self._ending.append(source.close)
+        self.ending.append(source.close)
         return source
 
     def end(self) -> None:
-        for each in reversed(self._ending):
+        for each in reversed(self.ending):
             each()
 
 
@@ -725,3 +726,65 @@ def test_a_defect_at_the_keeper_is_told_and_ends_one_session_only(lab: Lab) -> N
     save(sink, data)
     assert lab.place().image == data
     assert any("ZeroDivisionError" in line for line in lab.said)
+
+
+# hostile keepers
+
+
+def lying(lab: Lab, lie: Callable[[Channel, wire.Header], None], data: bytes) -> Listener[Any, Any]:
+    """Somebody with the key who welcomes everybody and then answers each frame with `lie`."""
+
+    def serve(channel: Channel, handshake: ReceiverHandshake[Any, Any], _: RegionHello) -> None:
+        seal = SealMessage.of(seal_of(data))
+        welcome = RegionWelcome(
+            uuid=UUID, size_bytes=len(data), name="nv", has_table=True, seal=seal, last_number=1
+        )
+        channel.send_raw([handshake.welcome(welcome)])
+        channel.send(Kind.DIGESTS, 0, payload=page_digests(data))
+        channel.send(Kind.DIGESTS, len(data) // PAGE_BYTES)
+        while True:
+            header, _payload = channel.receive_frame(wire.KEEPER_STREAM)
+            if header.kind is not Kind.HEARTBEAT:
+                lie(channel, header)
+
+    listener = Listener(
+        ("127.0.0.1", 0), b"", REGIONS, serve, timeout_s=3, handshake_timeout_s=3, rejected=lambda *_: None
+    )
+    listener.start()
+    lab.ending.append(listener.stop)
+    return listener
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        lambda channel, header: channel.send(Kind.PAGES, header.a + 1, payload=bytes(PAGE_BYTES)),
+        lambda channel, header: channel.send(Kind.PAGES, header.a, payload=bytes(2 * PAGE_BYTES)),
+        lambda channel, header: channel.send(Kind.FLUSHED, 1),
+        lambda channel, header: channel.send(Kind.DIGESTS, 0, payload=bytes(16)),
+        lambda channel, header: channel.send_raw([b"\xff" * 64]),
+    ],
+)
+def test_a_keeper_that_answers_something_else_is_not_believed(lab: Lab, lie: Any) -> None:
+    source = PeerSource(parse_peer(url(lying(lab, lie, region(8)))), "nv", lab.options())
+    lab.ending.append(source.close)
+    with pytest.raises(ProtocolError):
+        source.read(3, 1)
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        lambda channel, header: channel.send(Kind.WRITTEN, 1 << 40),
+        lambda channel, header: channel.send(Kind.FLUSHED, 2),
+        lambda channel, header: channel.send(Kind.SEALED, 1),
+        lambda channel, header: channel.send(Kind.PAGES, 0, payload=bytes(PAGE_BYTES)),
+    ],
+)
+def test_a_keeper_that_acknowledges_what_was_not_sent_is_not_believed(lab: Lab, lie: Any) -> None:
+    data = region(8)
+    sink = PeerSink(parse_peer(url(lying(lab, lie, data))), "nv", lab.options())
+    lab.ending.append(sink.close)
+    sink.begin(identity(data), 1)
+    with pytest.raises(ProtocolError):
+        sink.flush()
