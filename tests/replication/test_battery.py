@@ -1,8 +1,9 @@
 """The power is cut at the worst instant: an application commits flat out over a link that is far too slow for it, an
-outage comes at random, the application is killed, and when the battery's seconds are over, so is everything else. The
-standby has every commit.
+outage comes at random, the application is killed; and when the link has carried what it can carry in the battery's
+seconds, so is the rest of its host. The standby has every commit.
 
-All are real processes and are killed by SIGKILL; the link is throttled between them. SUSTAIN_OUTAGES sets the rounds.
+All are real processes. The battery's seconds are counted by what passed the throttled link, because a test machine that
+is busy with something else must not make the battery shorter. SUSTAIN_OUTAGES sets the rounds.
 """
 
 import os
@@ -11,10 +12,8 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 
@@ -57,9 +56,10 @@ def processes(lab: Lab) -> Iterator[Processes]:
 def outage(
     lab: Lab, processes: Processes, rng: random.Random, promised: float = 1.0
 ) -> tuple[int, int, float]:
-    """One life and death of a pair of hosts: (committed at the end, held by the standby, bytes that the link can take
-    in the battery's time). `promised`: how many times that is what the battery says."""
+    """One life and death of a host: (committed at the end, held by the standby, bytes that the link can take in the
+    battery's time). `promised`: how many times that is what the battery says."""
     rate, usable_s = rng.uniform(1e6, 6e6), rng.uniform(1.0, 1.6)
+    room = rate * usable_s
     receiver, port = processes.receive()
     with closing(Control(lab.path("a"), writable=True)) as control, Link(("127.0.0.1", port)) as link:
         link.slow(rate)
@@ -68,24 +68,35 @@ def outage(
         begun = _committed(control)
         app = subprocess.Popen([sys.executable, "-c", WRITER, lab.path("a"), str(rng.randint(1, 4))])
         try:
-            until(
-                lambda: _committed(control) > begun + usable_s * promised * rate,
-                "it commits more than the budget",
-            )
+            until(lambda: _committed(control) > begun + room, "it commits more than the budget")
+            if promised > 1.0:
+                until(lambda: _unshipped(control, link.url) > 2 * room, "it makes use of what was promised")
             threading.Event().wait(rng.uniform(0.0, 1.0))
         finally:
             app.send_signal(signal.SIGKILL)
-            outage_s = time.monotonic()
             app.wait(LIMIT_S)
-        control.set_power(ON_BATTERY, int(usable_s * 1e9))
-        threading.Event().wait(max(0.0, outage_s + usable_s - time.monotonic()))
-        for process in (shipper, receiver):
-            process.send_signal(signal.SIGKILL)
-        for process in (shipper, receiver):
-            process.wait(LIMIT_S)
+        carried = link.forwarded_bytes
+        control.set_power(ON_BATTERY, int(usable_s * promised * 1e9))
+        until(
+            lambda: link.forwarded_bytes - carried > room or _unshipped(control, link.url) == 0,
+            "the battery is empty, or all has arrived",
+            limit_s=60.0,
+        )
+        shipper.send_signal(signal.SIGKILL)
+        link.down()
+        shipper.wait(LIMIT_S)
         committed = _committed(control)
+    receiver.send_signal(signal.SIGTERM)  # its host has power: it takes in what has arrived
+    assert receiver.wait(LIMIT_S) == 0
     with sustain.open(lab.path("b"), readonly=True) as standby:
-        return committed, standby.position, usable_s * rate
+        return committed, standby.position, room
+
+
+def _unshipped(control: Control, url: str) -> int:
+    committed = _committed(control)
+    # Others are of earlier rounds, whose shippers were killed.
+    held = [each["acked"] or 0 for each in control.destinations() if each["url"] == url]
+    return committed - max(held, default=0)
 
 
 def _committed(control: Control) -> int:
@@ -108,9 +119,7 @@ def _prepare(lab: Lab, processes: Processes) -> None:
 
 
 @pytest.mark.crash
-def test_nothing_committed_is_missing_when_the_battery_keeps_its_word(
-    lab: Lab, processes: Processes, tmp_path: Path
-) -> None:
+def test_nothing_committed_is_missing_when_the_battery_keeps_its_word(lab: Lab, processes: Processes) -> None:
     print(f"SUSTAIN_SEED={SEED}")
     rng = random.Random(SEED)
     _prepare(lab, processes)
@@ -126,7 +135,7 @@ def test_nothing_committed_is_missing_when_the_battery_keeps_its_word(
 
 @pytest.mark.crash
 def test_the_checker_sees_a_budget_that_is_not_kept(lab: Lab, processes: Processes) -> None:
-    """The battery dies at a third of what it said: then something is missing, and the check above would see it."""
+    """The battery dies at a tenth of what it said: then something is missing, and the check above would see it."""
     _prepare(lab, processes)
-    committed, held, room = outage(lab, processes, random.Random(SEED), promised=3.0)
-    assert committed - held > 0.2 * room
+    committed, held, room = outage(lab, processes, random.Random(SEED), promised=10.0)
+    assert committed - held > 0.5 * room

@@ -6,10 +6,11 @@ always had something to send, or what was on the way never fell below 20 ms of t
 first byte sent to its acknowledgement was rejected: on a long link that measures its length, not its width.)
 
 Where there was no such time for a while, the outlet sends a probe: a train of frames that the receiver counts and
-answers one by one. Its rate is that of its second half, because what a shaper lets through at first is no promise;
-and not more than what arrived since it was sent, the log before it and the whole train, less the shortest way
-there and back that was seen: because a receiver that slept finds the train complete and counts it in no time. A
-probe knows nothing of the replica's medium, so the usual rate of real transfers caps what probes say.
+answers one by one. Its rate is the lowest from any answer of its first half to its end, because what a shaper lets
+through at once, at first or in clumps, is no promise; and not more than what arrived since it was sent, the log
+before it and the whole train, less the shortest way there and back that was seen: because a receiver that slept
+finds the train complete and counts it in no time. A probe knows nothing of the replica's medium, so the usual rate
+of real transfers caps what probes say.
 
 A link that stops gives no samples at all. So while nothing is heard of what is on the way, and while there is no
 connection, the estimate falls with the time that this lasts, as an average over it would: a disk that takes a
@@ -203,9 +204,9 @@ class _Train:
     def rate(self, trip_s: float) -> float:
         """Bytes per second; `trip_s`: the shortest way there and back."""
         (first_bytes, _), (last_bytes, last_s) = self.answers[0], self.answers[-1]
-        half_bytes, half_s = self.answers[len(self.answers) // 2]
         rates = [
-            (last_bytes - half_bytes) / max(last_s - half_s, 1e-6),
-            (self.before_bytes + last_bytes - first_bytes) / max(last_s - self.began_s - trip_s, 1e-6),
+            (last_bytes - bytes_then) / max(last_s - then_s, 1e-6)
+            for bytes_then, then_s in self.answers[: len(self.answers) // 2 + 1]
         ]
-        return min(rates)
+        arrived_bytes = self.before_bytes + last_bytes - first_bytes
+        return min(*rates, arrived_bytes / max(last_s - self.began_s - trip_s, 1e-6))
