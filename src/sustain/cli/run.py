@@ -14,7 +14,7 @@ from sustain.units import parse_size
 
 if TYPE_CHECKING:
     from sustain.clock import Clock
-    from sustain.failover.keeper import Keeper
+    from sustain.failover.custodian import Custodian
     from sustain.failover.power import Watching
     from sustain.powerfail.sources import PowerSource
 
@@ -208,7 +208,7 @@ def run(args: argparse.Namespace) -> int:
         fetches=bool(args.fetch_from),
         arrival_limit_ns=to_ns(args.arrival_timeout),
     )
-    keeper = _keeper(args, clock)
+    custodian = _custodian(args, clock)
     workload = Workload(
         command=tuple(command),
         lease_url=args.lease,
@@ -220,10 +220,10 @@ def run(args: argparse.Namespace) -> int:
         sheds=tuple(args.shed),
     )
     lease = open_lease(args.lease, instance, clock, args.ttl)
-    return Supervisor(workload, policy, keeper, lease, clock, power).run()
+    return Supervisor(workload, policy, custodian, lease, clock, power).run()
 
 
-def _keeper(args: argparse.Namespace, clock: "Clock") -> "Keeper":
+def _custodian(args: argparse.Namespace, clock: "Clock") -> "Custodian":
     """What keeps the workload's state."""
     where: dict[str, Any] = {
         "listen": args.listen,
@@ -231,16 +231,16 @@ def _keeper(args: argparse.Namespace, clock: "Clock") -> "Keeper":
         "key_file": args.key_file,
     }
     if args.store is not None:
-        from sustain.failover.keeper.store import NewStore, StoreKeeper
+        from sustain.failover.custodian.store import NewStore, StoreCustodian
 
         new = NewStore(
             parse_size(args.size or "256MiB"), parse_size(args.log_size or "64MiB"), args.durability
         )
         where["sources"] = tuple(args.fetch_from)
         where["fetch_limit_s"] = args.arrival_timeout
-        return StoreKeeper(os.path.abspath(args.store), args.name, clock, new=new, **where)
+        return StoreCustodian(os.path.abspath(args.store), args.name, clock, new=new, **where)
     from sustain.errors import ConfigError
-    from sustain.failover.keeper.region import RegionKeeper, RegionOptions, is_device
+    from sustain.failover.custodian.region import RegionCustodian, RegionOptions, is_device
     from sustain.powerfail.regions.manifest import check_name
     from sustain.replication.auth import NO_KEY, load_key
 
@@ -261,7 +261,7 @@ def _keeper(args: argparse.Namespace, clock: "Clock") -> "Keeper":
         rate=args.precopy_rate,
         key=load_key(args.key_file) if args.key_file else NO_KEY,
     )
-    return RegionKeeper(base, args.name, clock, options, **where)
+    return RegionCustodian(base, args.name, clock, options, **where)
 
 
 def _power(args: argparse.Namespace, clock: "Clock") -> "tuple[PowerSource, Watching] | None":

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sustain.clock import Clock
-from sustain.failover.keeper.base import Opened
+from sustain.failover.custodian.base import Opened
 from sustain.failover.lease.record import LeaseState, LeaseView
 from sustain.units import format_duration, format_size
 

@@ -22,8 +22,8 @@ from sustain.failover import report, runfile
 from sustain.failover.decide import decide
 from sustain.failover.door import Door
 from sustain.failover.journal import Journal
-from sustain.failover.keeper import Keeper
-from sustain.failover.keeper.base import Opened
+from sustain.failover.custodian import Custodian
+from sustain.failover.custodian.base import Opened
 from sustain.failover.lease import Lease, LeaseState
 from sustain.failover.lease.worker import LeaseStatus, LeaseWorker
 from sustain.failover.loop import Bell, Preparation, exclusive
@@ -92,14 +92,14 @@ class Supervisor:
         self,
         workload: Workload,
         policy: Policy,
-        keeper: Keeper,
+        custodian: Custodian,
         lease: Lease,
         clock: Clock,
         power: tuple[PowerSource, Watching] | None = None,
     ) -> None:
         self._workload = workload
         self._policy = policy
-        self._keeper = keeper
+        self._custodian = custodian
         self._lease = lease
         self._clock = clock
         self._journal = Journal(policy.name, workload.event_log, clock)
@@ -108,8 +108,8 @@ class Supervisor:
         self._command, self._shipper, self._receiver = Child(clock), Child(clock), Child(clock)
         self._fetcher = Child(clock)
         self._door = Door(
-            keeper.path,
-            workload.listen if keeper.has_door else None,
+            custodian.path,
+            workload.listen if custodian.has_door else None,
             workload.key_file,
             tell=self._journal.tell,
             fenced=self._bell.ring,
@@ -134,9 +134,9 @@ class Supervisor:
         Raises StoreBusy when another supervisor or a stranger has the store, LeaseError when the lease
         store cannot be read at the start, StoreError for a store that nobody could use.
         """
-        with exclusive(f"{self._keeper.path}.run.lock"):
+        with exclusive(f"{self._custodian.path}.run.lock"):
             self._lease.read()  # a wrong lease is said now, not after the first failure
-            runfile.end_leftovers(self._keeper.path, self._boot_id, self._journal.tell)
+            runfile.end_leftovers(self._custodian.path, self._boot_id, self._journal.tell)
             self._bell.listen(self._on_signal)
             self._worker.start()
             if self._power is not None:
@@ -171,12 +171,12 @@ class Supervisor:
         return plan.wake_ns
 
     def _observe(self, status: LeaseStatus, busy: bool) -> Observation:
-        store, destinations = self._keeper.look()
+        store, destinations = self._custodian.look()
         grant = status.grant
         if grant is not None and store is not None and store.log_epoch == grant.epoch and not status.lost:
-            self._keeper.set_deadline(grant)
+            self._custodian.set_deadline(grant)
         power = None if self._power is None else self._power.view(self._clock.boottime_ns())
-        self._keeper.set_power(power)
+        self._custodian.set_power(power)
         return Observation(
             lease=status.view,
             lease_error=status.error,
@@ -219,7 +219,7 @@ class Supervisor:
         end = outage.end if outage.end is not None or seen.store is None else seen.store.end
         found = OutageReport(
             self._policy.name,
-            self._keeper.path,
+            self._custodian.path,
             outage,
             power,
             end,
@@ -236,7 +236,7 @@ class Supervisor:
 
     @property
     def _report_dir(self) -> str:
-        return self._workload.report_dir or os.path.dirname(self._keeper.path)
+        return self._workload.report_dir or os.path.dirname(self._custodian.path)
 
     def _act(self, action: Action, status: LeaseStatus, seen: Observation) -> None:
         if not self._act_on_lease(action, status, seen) and not self._act_on_parts(action, status, seen):
@@ -262,7 +262,7 @@ class Supervisor:
             case ReleaseLease():
                 if grant is not None:
                     if seen.store is not None and seen.store.log_epoch == grant.epoch:
-                        self._keeper.close_epoch(grant.epoch)
+                        self._custodian.close_epoch(grant.epoch)
                     worker.release(grant, action.state, action.position, action.reason)
             case ForgetLease():
                 worker.forget()
@@ -276,25 +276,25 @@ class Supervisor:
         """What starts, ends and changes things on this host; False when it is something else."""
         match action:
             case Evacuate():
-                self._keeper.evacuate(self._shipper.identity)
+                self._custodian.evacuate(self._shipper.identity)
             case Thaw():
-                self._keeper.thaw(self._shipper.identity, self._command.identity)
+                self._custodian.thaw(self._shipper.identity, self._command.identity)
             case CloseEpoch():
-                self._keeper.close_epoch(action.epoch)
+                self._custodian.close_epoch(action.epoch)
             case Shed():
                 self._shedder.start()
             case ReadyForPowerOff():
                 pass  # see _mind_the_power
             case CreateStore():
-                self._preparation.start(self._keeper.create)
+                self._preparation.start(self._custodian.create)
             case FetchStore():
                 self._preparation.start(lambda: self._fetch(action))
             case StartFetcher():
-                self._start_part(self._fetcher, self._keeper.fetcher())
+                self._start_part(self._fetcher, self._custodian.fetcher())
             case StopFetcher():
                 self._fetcher.stop(action.kill_at_ns)
             case SetAside():
-                self._journal.tell(f"the empty store is kept as {self._keeper.set_aside()}")
+                self._journal.tell(f"the empty store is kept as {self._custodian.set_aside()}")
             case Promote():
                 self._preparation.start(lambda: self._promote(action.epoch))
             case StartCommand():
@@ -308,7 +308,7 @@ class Supervisor:
                 self._shipper.stop(action.kill_at_ns)
             case StartReceiver():
                 self._door.close()
-                self._start_part(self._receiver, self._keeper.receiver())
+                self._start_part(self._receiver, self._custodian.receiver())
             case StopReceiver():
                 self._receiver.stop(action.kill_at_ns)
             case Exit():
@@ -320,18 +320,20 @@ class Supervisor:
     def _start_shipper(self, status: LeaseStatus, seen: Observation) -> None:
         command = self._command.identity
         epoch = seen.store.log_epoch if seen.store is not None else 0
-        self._start_part(self._shipper, self._keeper.shipper(epoch, None if command is None else command.pid))
+        self._start_part(
+            self._shipper, self._custodian.shipper(epoch, None if command is None else command.pid)
+        )
         if status.grant is not None:
             self._door.open(status.grant.epoch)
 
     def _promote(self, epoch: int) -> None:
         """In a thread."""
-        self._opened(self._keeper.promote(epoch, lambda: self._still_ours(epoch)))
+        self._opened(self._custodian.promote(epoch, lambda: self._still_ours(epoch)))
 
     def _fetch(self, asked: FetchStore) -> None:
         """In a thread."""
         ours = lambda: self._still_ours(asked.epoch)  # noqa: E731
-        self._opened(self._keeper.fetch(asked.epoch, asked.store_uuid, asked.at_least, ours))
+        self._opened(self._custodian.fetch(asked.epoch, asked.store_uuid, asked.at_least, ours))
 
     def _opened(self, opened: Opened) -> None:
         if self._taken is not None:
@@ -345,7 +347,7 @@ class Supervisor:
     def _start_command(self, action: StartCommand, status: LeaseStatus) -> None:
         env = {
             **os.environ,
-            **self._keeper.environment(),
+            **self._custodian.environment(),
             "SUSTAIN_NAME": self._policy.name,
             "SUSTAIN_EPOCH": str(action.epoch),
         }
@@ -353,7 +355,7 @@ class Supervisor:
             self._command.start(self._workload.command, env)
         except OSError as error:
             self._journal.tell(f"the command cannot be started: {error}")
-        if self._keeper.follows_command:
+        if self._custodian.follows_command:
             self._shipper.stop(self._clock.boottime_ns())  # started again, with the new command
         if action.first:
             self._report(action.epoch, status)
@@ -369,7 +371,7 @@ class Supervisor:
         taken, grant = self._taken, status.grant
         if taken is None or taken.view.record.state is LeaseState.ABSENT or grant is None:
             return  # the very first start takes over from nobody
-        found = taken.report(self._policy.name, self._keeper.path, epoch, self._clock)
+        found = taken.report(self._policy.name, self._custodian.path, epoch, self._clock)
         try:
             path = report.save(found, self._report_dir)
         except OSError as error:
@@ -412,9 +414,9 @@ class Supervisor:
         if entry != self._run_entry:
             self._run_entry = entry
             try:
-                runfile.write(self._keeper.path, entry)
+                runfile.write(self._custodian.path, entry)
             except OSError as error:
-                self._journal.tell(f"{runfile.path_of(self._keeper.path)} cannot be written: {error}")
+                self._journal.tell(f"{runfile.path_of(self._custodian.path)} cannot be written: {error}")
 
     def _end(self) -> None:
         """After the last step, and when the supervisor itself has failed: nothing of it may be left."""
@@ -431,7 +433,7 @@ class Supervisor:
         status, busy = self._worker.status()
         plan = Plan((), self._state, 0, 0, "" if self._exit is None else self._exit.reason)
         self._write_run_file(plan, status, self._observe(status, busy))
-        self._keeper.close()
+        self._custodian.close()
         self._bell.close()
         self._journal.close()
 

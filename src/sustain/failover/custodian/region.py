@@ -25,7 +25,7 @@ from typing import Any
 
 from sustain.clock import Clock
 from sustain.errors import RegionError, StoreFenced, StoreIOError, SustainError
-from sustain.failover.keeper.base import Keeper, Opened
+from sustain.failover.custodian.base import Custodian, Opened
 from sustain.failover.lease.record import LeaseGrant
 from sustain.failover.types import DestinationView, PowerView, StoreView
 from sustain.host.processes import Identity, kill
@@ -67,7 +67,7 @@ class _Own:
     format: int = _FORMAT
 
 
-class RegionKeeper(Keeper):
+class RegionCustodian(Custodian):
     """A region; `path` is what the supervisor's own files lie beside (for a device not in /dev)."""
 
     has_door = False

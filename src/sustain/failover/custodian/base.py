@@ -26,7 +26,7 @@ class Opened:
     primary_heard_ns: int | None  # when, CLOCK_BOOTTIME
 
 
-class Keeper(ABC):
+class Custodian(ABC):
     """One workload's state on one host."""
 
     path: str  # what the supervisor's own files lie beside

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sustain._native import UNKNOWN, Control, Engine, Replica
 from sustain.clock import Clock
 from sustain.errors import ReplicationError, StoreFenced, StoreIOError, StoreUntrusted, SustainError
-from sustain.failover.keeper.base import Keeper, Opened
+from sustain.failover.custodian.base import Custodian, Opened
 from sustain.failover.lease.record import LeaseGrant
 from sustain.failover.observe import StoreWatch
 from sustain.failover.types import DestinationView, PowerView, StoreView
@@ -39,7 +39,7 @@ class NewStore:
     durability: str
 
 
-class StoreKeeper(Keeper):
+class StoreCustodian(Custodian):
     """The store at `path`."""
 
     has_door = True
