@@ -19,11 +19,11 @@ from types import FrameType
 from sustain.clock import Clock
 from sustain.errors import SustainError
 from sustain.failover import report, runfile
+from sustain.failover.custodian import Custodian
+from sustain.failover.custodian.base import Opened
 from sustain.failover.decide import decide
 from sustain.failover.door import Door
 from sustain.failover.journal import Journal
-from sustain.failover.custodian import Custodian
-from sustain.failover.custodian.base import Opened
 from sustain.failover.lease import Lease, LeaseState
 from sustain.failover.lease.worker import LeaseStatus, LeaseWorker
 from sustain.failover.loop import Bell, Preparation, exclusive
