@@ -105,6 +105,16 @@ static int is_region(int descriptor) {
     return fstat(descriptor, &found) == 0 && found.st_ino == region_inode && found.st_dev == region_device;
 }
 
+/* Memory that a device maps by itself (a DAX file, /dev/dax) must not be registered: protecting a page that is not
+ * mapped yet leaves a marker, which the kernel's insertion of such pages takes for a page that is there already, so the
+ * first access would fault for ever (seen on Linux 6.12; docs/decisions/0011-change-tracking.md). */
+static int is_dax(int descriptor) {
+    struct statx found;
+    if (statx(descriptor, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &found))
+        return 1;
+    return S_ISCHR(found.stx_mode) || (found.stx_attributes & 0x00200000); /* STATX_ATTR_DAX */
+}
+
 static uintptr_t hexadecimal(const char **at) {
     uintptr_t value = 0;
     for (;; ++*at) {
@@ -207,8 +217,12 @@ __attribute__((visibility("default"))) void *mmap(void *at, size_t length, int p
     void *made = (next_mmap ? next_mmap : raw_mmap)(at, length, protection, flags, descriptor, offset);
     if (counters && made != MAP_FAILED && descriptor >= 0 && (flags & MAP_SHARED) && !(flags & MAP_ANONYMOUS)) {
         int kept = errno; /* MAP_SHARED_VALIDATE has the bit of MAP_SHARED, MAP_PRIVATE has not */
-        if (is_region(descriptor))
-            register_mapping((uintptr_t)made, length);
+        if (is_region(descriptor)) {
+            if (is_dax(descriptor))
+                count(&counters->lost);
+            else
+                register_mapping((uintptr_t)made, length);
+        }
         errno = kept;
     }
     return made;

@@ -43,7 +43,8 @@ def check_tracking(
             name,
             "ok",
             found,
-            "the kernel names the pages that a program changed; statically linked programs are compared by content",
+            "the kernel names the pages that a program changed; statically linked programs and, without soft-dirty "
+            "bits, regions on DAX are compared by content",
         )
     enable = "boot Linux ≥ 6.7"
     if release is not None and release >= (6, 7):

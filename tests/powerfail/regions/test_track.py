@@ -180,6 +180,19 @@ def test_auto_says_why_it_compares_contents(tmp_path: Path) -> None:
     tracker.close()
 
 
+def test_the_best_way_is_found_with_and_without_the_kernels_help(tmp_path: Path) -> None:
+    """On whatever lies under the temporary directory, a DAX file system included (tests/lab)."""
+    region = tmp_path / "region"
+    region.write_bytes(bytes(PAGES * PAGE))
+    with Program(region, environment(region)) as program:
+        checked = Checked(region, AutoTracker(region, PAGES, can_stop=True))
+        for seed in range(5):
+            program.do("write", seed, 300)
+            checked.harvest()
+        print(f"found by {checked.tracker.way}: {checked.tracker.why}")
+        checked.tracker.close()
+
+
 @pytest.mark.skipif(not pagemap.has_scan(), reason="this kernel has no PAGEMAP_SCAN")
 def test_what_was_written_is_known_without_a_harvest(region: Path) -> None:
     with Program(region, environment(region)) as program:

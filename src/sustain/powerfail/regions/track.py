@@ -6,7 +6,7 @@ A tracker answers one question, again and again: which pages may differ from wha
 page too many costs a comparison; a page too few loses data, so whatever leaves a doubt makes the answer
 "everything", and everything is then compared by content. Three ways:
 
-- *write-protect* (Linux ≥ 6.7): the preloaded library `preload/track.c` registers the program's mappings, PAGEMAP_SCAN
+- *write-protect* (Linux ≥ 6.7, not on DAX): the preloaded library `preload/track.c` registers the program's mappings, PAGEMAP_SCAN
   names the written pages and protects them again, from outside and in one step. The program is not stopped.
 - *soft-dirty* (a kernel option): bits of /proc/PID/pagemap; the program stands still while they are read and cleared.
 - *content*: every page is compared with its digest.
@@ -254,7 +254,7 @@ class MappingTracker(Tracker):
                 if not processes.alive(who):
                     doubts.append(f"process {who.pid} ended meanwhile")
                 elif isinstance(error, pagemap.NotRegistered):
-                    unable = f"process {who.pid} runs without the tracking library, or closed what it needs"
+                    unable = f"process {who.pid} is without the tracking library, or maps DAX memory"
                 else:
                     unable = str(error)
         return runs, unable
