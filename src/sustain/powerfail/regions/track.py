@@ -6,8 +6,9 @@ A tracker answers one question, again and again: which pages may differ from wha
 page too many costs a comparison; a page too few loses data, so whatever leaves a doubt makes the answer
 "everything", and everything is then compared by content. Three ways:
 
-- *write-protect* (Linux ≥ 6.7, not on DAX): the preloaded library `preload/track.c` registers the program's mappings, PAGEMAP_SCAN
-  names the written pages and protects them again, from outside and in one step. The program is not stopped.
+- *write-protect* (Linux ≥ 6.7, not on DAX): the preloaded library `preload/track.c` registers the program's mappings,
+  PAGEMAP_SCAN names the written pages and protects them again, from outside and in one step. The program is not
+  stopped.
 - *soft-dirty* (a kernel option): bits of /proc/PID/pagemap; the program stands still while they are read and cleared.
 - *content*: every page is compared with its digest.
 
