@@ -240,7 +240,7 @@ class Host:
         rate = f"{int(bytes_per_s * 8)}bit"
         _do(
             *("tc", "-n", self.space, "qdisc", "replace", "dev", "eth0", "root"),
-            *("tbf", "rate", rate, "burst", "16kb", "latency", "100ms"),
+            *("tbf", "rate", rate, "burst", "16kb", "latency", "300ms"),
         )
 
     def alive(self) -> bool:
