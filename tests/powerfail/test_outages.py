@@ -388,8 +388,8 @@ def test_a_battery_that_dies_too_early_leaves_word_of_what_is_missing(tmp_path: 
         assert taken["missing_bytes"] is None or taken["missing_bytes"] > 0
 
 
-ROUNDS = int(os.environ.get("SUSTAIN_OUTAGE_ROUNDS", "24"))
-SITES = 2
+ROUNDS = int(os.environ.get("SUSTAIN_OUTAGE_ROUNDS", "18"))
+SITES = 3
 USABLE_S = 3.0
 
 
@@ -439,7 +439,7 @@ def one_round(site: Site, number: int, rng: Any) -> str:
     full_s = (boottime_ns() - began_ns) / 1e9
     began = site.record()["epoch"]
     since_ns = outage(a)
-    late_s = rng.choice((rng.uniform(-2.0, 0.0), rng.uniform(0.0, 0.2), 0.0, 0.0))
+    late_s = rng.choice((rng.uniform(-4.5, 0.0), rng.uniform(-4.5, 0.0), rng.uniform(0.0, 0.2), 0.0))
     promise_ns = since_ns + int((USABLE_S + LATENCY_S + late_s) * 1e9)
     until(lambda: boottime_ns() >= promise_ns, "the promised seconds are over")
     ahead = last(a)["position"] - (site.acked(a, b) or last(a)["position"])
