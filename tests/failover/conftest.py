@@ -15,6 +15,9 @@ from typing import Any
 
 import pytest
 
+from sustain.host.maps import all_pids
+from sustain.host.processes import parents
+
 APP = Path(__file__).with_name("app.py")
 TTL_S = 1.0
 LIMIT_S = 45.0  # on a machine that is busy with other things
@@ -168,9 +171,14 @@ class Cluster:
 
     def end(self) -> None:
         for host in self.hosts:
-            pids = host.pids() if host.state() else []
+            pids = set(host.pids() if host.state() else [])
             if host.alive():
                 assert host.process is not None
+                # It may be starting something that no file names yet: stopped first, it starts nothing more.
+                host.process.send_signal(signal.SIGSTOP)
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(host.process.pid, os.WUNTRACED)
+                pids |= {pid for pid in all_pids() if host.process.pid in parents(pid)}
                 host.process.kill()
                 host.process.wait()
             for pid in pids:
