@@ -34,6 +34,7 @@ from sustain.powerfail.regions.manifest import Manifest, Seal, decode
 from sustain.powerfail.regions.medium import open_medium
 from sustain.powerfail.regions.restore import restore
 from sustain.powerfail.regions.sink import open_source
+from sustain.powerfail.regions.status import read_json
 from sustain.units import to_ns
 
 _POWER_EVERY_NS = to_ns(0.2)
@@ -142,12 +143,13 @@ class RegionCustodian(Custodian):
 
     def _status(self, epoch: int) -> Mapping[str, Any]:
         """What the pre-copier of this epoch says; nothing when there is none."""
-        try:
-            held = json.loads(self._status_path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}  # none has begun, or it is just being replaced
-        fits = isinstance(held, dict) and held.get("epoch") == epoch
-        return held if fits else {}
+        held = read_json(self._status_path)
+        return held if held is not None and held.get("epoch") == epoch else {}
+
+    def _speaker(self) -> int | None:
+        """Whose status file it is."""
+        pid = (read_json(self._status_path) or {}).get("pid")
+        return pid if isinstance(pid, int) else None
 
     def _own(self) -> _Own | None:
         try:
@@ -307,8 +309,9 @@ class RegionCustodian(Custodian):
             kill(command, signal.SIGCONT, group=True)  # also when whoever froze it has died
 
     def _tell(self, shipper: Identity | None, number: signal.Signals) -> None:
-        """Once each pre-copier: a signal is an order, not a state."""
-        if shipper is None or self._told.get(number) == shipper:
+        """Once each pre-copier: a signal is an order, not a state. Not before it has said that it is there: until its
+        handlers are set a signal would end it."""
+        if shipper is None or self._told.get(number) == shipper or self._speaker() != shipper.pid:
             return
         if kill(shipper, number):
             self._told = {int(number): shipper}
