@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.failover.conftest import TTL_S, Cluster, Host, free_ports, until
+from tests.failover.conftest import Cluster, Host, free_ports, until
 
 APP = Path(__file__).with_name("region_app.py")
 SIZE = 4 << 20
@@ -39,7 +39,7 @@ class RegionHost(Host):
     def start(self, *app: str, options: tuple[str, ...] = ()) -> "RegionHost":
         others = [each for each in self.cluster.hosts if each is not self]
         argv = [sys.executable, "-m", "sustain.cli", "run", "--region", str(self.region), "--name", self.name]
-        argv += ["--region-name", "nv", "--lease", f"file://{self.cluster.lease}", "--ttl", f"{TTL_S}s"]
+        argv += ["--region-name", "nv", "--lease", f"file://{self.cluster.lease}", "--ttl", "3s"]
         argv += ["--listen", f"127.0.0.1:{self.port}", "--event-log", str(self.events_file)]
         argv += [word for each in others for word in ("--peer", f"tcp://127.0.0.1:{each.port}")]
         argv += ["--stop-timeout", "2s", "--drain-timeout", "5s", "--power", f"file://{self.ups}"]

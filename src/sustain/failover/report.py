@@ -41,6 +41,7 @@ class Takeover:
     promoted_boottime_ns: int
     command_started_boottime_ns: int
     finished_realtime_ns: int
+    kind: str = "store"  # or "region", whose positions are numbers of seals
 
     @property
     def missing_bytes(self) -> int | None:
@@ -48,6 +49,8 @@ class Takeover:
         known = self.released_position if self.released_position is not None else self.primary_committed
         if known is None or self.held_position is None:
             return None
+        if self.kind == "region":
+            return 0 if self.held_position >= known else None  # seals have no length
         return max(0, known - self.held_position)
 
     @property
@@ -70,6 +73,10 @@ class Takeover:
         }
 
     def certain(self) -> list[str]:
+        if self.kind == "region":
+            if self.old_holder == self.name:
+                return ["the region is this host's own, as its program left it"]
+            return [f"the region is as seal {self.held_position} has it, every page of it verified"]
         said = [
             f"every commit up to position {self.held_position} is here, and everything that this host ever "
             "acknowledged"
@@ -83,6 +90,9 @@ class Takeover:
     def uncertain(self) -> list[str]:
         if self.released_position is not None:
             return []
+        if self.kind == "region":
+            own = self.old_holder == self.name
+            return [] if own else [f"what {self.old_holder} changed after that seal, if it ran on"]
         if self.old_state == LeaseState.SAVING:
             said = "it was saving on its battery and was not heard to finish"
             return [f"what {self.old_holder} had committed beyond what this host holds: {said}"]
@@ -102,6 +112,10 @@ class Takeover:
             else f"it gave the lease back ({self.old_state}): {self.old_reason}"
         )
         free = _span(self.lease_free_boottime_ns, self.acquired_boottime_ns)
+        held = f"position {_or_unknown(self.held_position)}, {_or_unknown(self.commits_held)} commits"
+        heard = f"position {_or_unknown(self.primary_committed)} as last heard"
+        if self.kind == "region":
+            held, heard = f"seal {_or_unknown(self.held_position)}", self.old_state
         rows = [
             ("takeover", f"{self.name} took over {self.store} from {self.old_holder or 'nobody'}, {when}"),
             ("why", how),
@@ -109,11 +123,8 @@ class Takeover:
                 "epoch",
                 f"{self.old_epoch} -> {self.new_epoch}, which begins at position {self.start_position}",
             ),
-            (
-                "held here",
-                f"position {_or_unknown(self.held_position)}, {_or_unknown(self.commits_held)} commits",
-            ),
-            ("old primary", f"position {_or_unknown(self.primary_committed)} as last heard"),
+            ("held here", held),
+            ("old primary", heard),
             ("missing", "unknown" if self.missing_bytes is None else format_size(self.missing_bytes)),
             ("lease free to taken", "unknown" if free is None else format_duration(free)),
             ("taken to promoted", _duration(self.acquired_boottime_ns, self.promoted_boottime_ns)),
@@ -138,7 +149,7 @@ class Taken:
         """The state is open in the new epoch."""
         self._promoted_ns, self._opened = now_ns, opened
 
-    def report(self, name: str, path: str, epoch: int, clock: Clock) -> Takeover:
+    def report(self, name: str, path: str, epoch: int, clock: Clock, kind: str = "store") -> Takeover:
         """All of it; the command has just been started."""
         old, opened = self.view.record, self._opened
         now_ns = clock.boottime_ns()
@@ -162,6 +173,7 @@ class Taken:
             promoted_boottime_ns=self._promoted_ns or now_ns,
             command_started_boottime_ns=now_ns,
             finished_realtime_ns=clock.realtime_ns(),
+            kind=kind,
         )
 
 

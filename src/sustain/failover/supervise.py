@@ -371,7 +371,8 @@ class Supervisor:
         taken, grant = self._taken, status.grant
         if taken is None or taken.view.record.state is LeaseState.ABSENT or grant is None:
             return  # the very first start takes over from nobody
-        found = taken.report(self._policy.name, self._custodian.path, epoch, self._clock)
+        kind = "region" if self._policy.freezes else "store"
+        found = taken.report(self._policy.name, self._custodian.path, epoch, self._clock, kind)
         try:
             path = report.save(found, self._report_dir)
         except OSError as error:
