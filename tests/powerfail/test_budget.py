@@ -15,7 +15,6 @@ from sustain.powerfail.budget import (
     Limits,
     Reach,
     budget_bytes,
-    delay_s,
     limits,
     usable_now_s,
     usable_s,
@@ -209,19 +208,3 @@ def test_less_of_anything_never_allows_more(
         assert limits(seconds, slower, POLICY).limit_lsn <= before.limit_lsn
         slower[which] = replace(slower[which], bandwidth=None)
         assert limits(seconds, slower, POLICY).limit_lsn <= before.limit_lsn
-
-
-def test_delays_grow_between_the_thresholds() -> None:
-    assert delay_s(0, 0, POLICY) == 0
-    assert delay_s(499, 1000, POLICY) == 0
-    assert delay_s(900, 1000, POLICY) is None
-    assert delay_s(1, 0, POLICY) is None
-    found = [delay_s(n, 1000, POLICY) for n in range(500, 900)]
-    assert found == sorted(each for each in found if each is not None)
-    assert 0 < (found[-1] or 0) <= POLICY.delay_limit_s
-
-
-@given(st.integers(0, 2**50), st.integers(0, 2**50))
-def test_more_unshipped_never_waits_less(unshipped: int, budget: int) -> None:
-    now, more = delay_s(unshipped, budget, POLICY), delay_s(unshipped + 1, budget, POLICY)
-    assert more is None or (now is not None and more >= now)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sustain.clock import Clock
     from sustain.failover.custodian import Custodian
     from sustain.failover.power import Watching
+    from sustain.powerfail.budget import BudgetPolicy
     from sustain.powerfail.sources import PowerSource
 
 HELP = "run a command here, or stand by to take it over"
@@ -159,6 +160,13 @@ def _add_power(parser: argparse.ArgumentParser) -> None:
         metavar="TIME",
         help="of the battery, where the source says none (without: no budget)",
     )
+    power.add_argument(
+        "--budget-first", type=float, default=0.5, metavar="SHARE", help="of the budget: delays begin (0.5)"
+    )
+    power.add_argument(
+        "--budget-second", type=float, default=0.9, metavar="SHARE", help="of the budget: commits wait (0.9)"
+    )
+    time("--delay-limit", 0.05, "of one commit, just below the second")
     time("--outage-hold", 0.0, "sit out an outage that is shorter, as long as the battery allows")
     time("--outage-stop-timeout", 10.0, "for the command to end in an outage, at most")
     power.add_argument(
@@ -208,7 +216,7 @@ def run(args: argparse.Namespace) -> int:
         fetches=bool(args.fetch_from),
         arrival_limit_ns=to_ns(args.arrival_timeout),
     )
-    custodian = _custodian(args, clock)
+    custodian = _custodian(args, clock, None if power is None else power[1].budget)
     workload = Workload(
         command=tuple(command),
         lease_url=args.lease,
@@ -223,9 +231,10 @@ def run(args: argparse.Namespace) -> int:
     return Supervisor(workload, policy, custodian, lease, clock, power).run()
 
 
-def _custodian(args: argparse.Namespace, clock: "Clock") -> "Custodian":
-    """What keeps the workload's state."""
+def _custodian(args: argparse.Namespace, clock: "Clock", budget: "BudgetPolicy | None") -> "Custodian":
+    """What handles the workload's state."""
     where: dict[str, Any] = {
+        "budget": budget,
         "listen": args.listen,
         "peers": tuple(args.peer),
         "key_file": args.key_file,
@@ -283,6 +292,11 @@ def _power(args: argparse.Namespace, clock: "Clock") -> "tuple[PowerSource, Watc
         )
     if not 0.05 <= args.power_poll <= 30:
         raise ConfigError(f"--power-poll {args.power_poll:g}s is out of range", hint="between 50ms and 30s")
+    if not 0 < args.budget_first <= args.budget_second <= 1:
+        raise ConfigError(
+            f"--budget-first {args.budget_first:g} and --budget-second {args.budget_second:g} do not go together",
+            hint="two shares of the budget above 0 and at most 1, the first not above the second",
+        )
     login = None
     if args.power_user:
         login = (args.power_user, _password(args.power_password_file))
@@ -293,6 +307,9 @@ def _power(args: argparse.Namespace, clock: "Clock") -> "tuple[PowerSource, Watc
         budget=BudgetPolicy(
             margin_s=args.power_margin,
             reserve_s=args.power_reserve,
+            first_threshold=args.budget_first,
+            second_threshold=args.budget_second,
+            delay_limit_s=args.delay_limit,
             assumed_runtime_s=args.assumed_runtime,
         ),
     )

@@ -171,19 +171,3 @@ def _credit(seconds: float, reach: Reach, policy: BudgetPolicy) -> tuple[int, in
 def budget_bytes(seconds: float, bandwidth: float | None) -> int:
     """What can be drained in `seconds`; 0 when the bandwidth was never measured."""
     return 0 if bandwidth is None else int(min(_MOST, max(0.0, seconds * bandwidth)))
-
-
-def delay_s(unshipped_bytes: int, budget: int, policy: BudgetPolicy) -> float | None:
-    """How long a commit waits before it may go on; None: until there is less unshipped.
-
-    Nothing below the first threshold, then more and more, steeply towards the second.
-    """
-    if unshipped_bytes <= 0:
-        return 0.0
-    first, second = budget * policy.first_threshold, budget * policy.second_threshold
-    if unshipped_bytes >= second:
-        return None
-    if unshipped_bytes <= first:
-        return 0.0
-    share = (unshipped_bytes - first) / (second - first)
-    return policy.delay_limit_s * share * share

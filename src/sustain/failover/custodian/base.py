@@ -13,6 +13,7 @@ from sustain.errors import StoreError
 from sustain.failover.lease.record import LeaseGrant
 from sustain.failover.types import DestinationView, PowerView, StoreView
 from sustain.host.processes import Identity
+from sustain.powerfail.budget import BudgetPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,3 +91,11 @@ class Custodian(ABC):
     @abstractmethod
     def close(self) -> None:
         """The supervisor ends."""
+
+
+def budget_words(budget: BudgetPolicy | None) -> list[str]:
+    """Options of `sustain ship` for where delays and waits begin."""
+    if budget is None:
+        return []
+    first, second = str(budget.first_threshold), str(budget.second_threshold)
+    return ["--budget-first", first, "--budget-second", second]

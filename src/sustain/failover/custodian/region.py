@@ -25,10 +25,11 @@ from typing import Any
 
 from sustain.clock import Clock
 from sustain.errors import RegionError, StoreFenced, StoreIOError, SustainError
-from sustain.failover.custodian.base import Custodian, Opened
+from sustain.failover.custodian.base import Custodian, Opened, budget_words
 from sustain.failover.lease.record import LeaseGrant
 from sustain.failover.types import DestinationView, PowerView, StoreView
 from sustain.host.processes import Identity, kill
+from sustain.powerfail.budget import BudgetPolicy
 from sustain.powerfail.regions import identity, marker, track
 from sustain.powerfail.regions.manifest import Manifest, Seal, decode
 from sustain.powerfail.regions.medium import open_medium
@@ -84,6 +85,7 @@ class RegionCustodian(Custodian):
         listen: str | None,
         peers: tuple[str, ...],
         key_file: str | None,
+        budget: BudgetPolicy | None = None,
     ) -> None:
         self.path = path
         self._host = host
@@ -93,6 +95,7 @@ class RegionCustodian(Custodian):
         self._listen = listen
         self._peers = peers
         self._key_file = key_file
+        self._budget = budget
         self._own_path = Path(f"{path}.region")
         self._status_path = Path(f"{path}.region.json")
         self._power_path = Path(f"{path}.power.json")
@@ -291,6 +294,7 @@ class RegionCustodian(Custodian):
             words += ["--pids-of", str(command_pid)]
         if self._options.rate is not None:
             words += ["--rate", str(self._options.rate)]
+        words += budget_words(self._budget)
         words += [word for peer in self._peers for word in ("--peer", peer)]
         return [*words, "--key-file", self._key_file] if self._key_file else words
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from sustain._native import UNKNOWN, Control, Engine, Replica
 from sustain.clock import Clock
 from sustain.errors import ReplicationError, StoreFenced, StoreIOError, StoreUntrusted, SustainError
-from sustain.failover.custodian.base import Custodian, Opened
+from sustain.failover.custodian.base import Custodian, Opened, budget_words
 from sustain.failover.lease.record import LeaseGrant
 from sustain.failover.observe import StoreWatch
 from sustain.failover.types import DestinationView, PowerView, StoreView
+from sustain.powerfail.budget import BudgetPolicy
 from sustain.powerfail.decide import Power
 from sustain.replication import fetch
 from sustain.replication.auth import NO_KEY, load_key
@@ -55,6 +56,7 @@ class StoreCustodian(Custodian):
         listen: str | None,
         peers: tuple[str, ...],
         key_file: str | None,
+        budget: BudgetPolicy | None = None,
         sources: tuple[str, ...] = (),
         fetch_limit_s: float = 30.0,
     ) -> None:
@@ -65,6 +67,7 @@ class StoreCustodian(Custodian):
         self._listen = listen
         self._peers = peers
         self._key_file = key_file
+        self._budget = budget
         self._sources = sources  # peers that a copy may be fetched from
         self._fetch_limit_s = fetch_limit_s
         self._watch = StoreWatch(path)
@@ -210,7 +213,9 @@ class StoreCustodian(Custodian):
         return {"SUSTAIN_STORE": self.path}
 
     def shipper(self, epoch: int, command_pid: int | None) -> list[str]:
-        return ["ship", *self._common(), *(word for peer in self._peers for word in ("--peer", peer))]
+        words = ["ship", *self._common(), *(word for peer in self._peers for word in ("--peer", peer))]
+        words += budget_words(self._budget)
+        return words if self._budget is None else [*words, "--delay-limit", f"{self._budget.delay_limit_s}s"]
 
     def receiver(self) -> list[str]:
         assert self._listen is not None
