@@ -338,16 +338,12 @@ impl FileMedium {
         &self.path
     }
 
-    /// Write pages of an arriving store, so that the mappings of all processes show them. Durable after the next flush
-    /// (`pmem`: at once).
+    /// Write pages of an arriving store, so that the mappings of all processes show them. Durable after the next flush.
+    /// Also on `pmem`: through a MAP_SYNC mapping, each new page would cost a commit of the file system's journal.
     ///
     /// # Errors
     /// What the system said; a full file system is an error here, not a SIGBUS.
     pub(crate) fn place(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        if self.durability == Durability::Pmem {
-            self.store(offset, data);
-            return self.persist(offset, data.len() as u64);
-        }
         self.pwrite(data, offset, 0)
     }
 
@@ -480,7 +476,9 @@ impl Medium for FileMedium {
             Durability::Memory => Ok(()),
             Durability::Pmem => self.settling(|| {
                 pmem::fence();
-                Ok(())
+                // Pages that arrived were written by calls: of those, the file system's part is not durable yet.
+                let arriving = self.arrival.as_ref().is_some_and(|a| a.state() != State::Complete);
+                if arriving { self.sync_file() } else { Ok(()) }
             }),
             Durability::Disk => self.settling(|| self.sync_file()),
         }
