@@ -128,6 +128,8 @@ class StoreCustodian(Custodian):
         self._watch.close()
         try:
             os.rename(self.path, aside)
+            if os.path.exists(f"{self.path}.arriving"):
+                os.rename(f"{self.path}.arriving", f"{aside}.arriving")
         except OSError as error:
             raise StoreIOError(
                 f"{self.path}: cannot be renamed: {error.strerror}", hint="move it away", errno=error.errno
