@@ -100,14 +100,17 @@ class Rack:
         ups = f"rack@{self.address}:{self.port}"
         for name, value in values.items():
             command = ["upsrw", "-s", f"{name}={value}", "-u", "master", "-p", "secret", ups]
-            subprocess.run(command, env=self.environment, check=True, capture_output=True, timeout=LIMIT_S)
+            until(lambda command=command: self._done(command), " ".join(command))
         before_ns = 0
 
         def there() -> bool:
             nonlocal before_ns
             asked_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-            with self.client() as client:
-                found = client.variables("rack")
+            try:
+                with self.client() as client:
+                    found = client.variables("rack")
+            except PowerSourceError:  # stale for a moment, on a machine that is busy with other things
+                return False
             # An FSD that was ordered stands before every later status.
             if all(found[name].removeprefix("FSD ") == value for name, value in values.items()):
                 return True
@@ -116,6 +119,12 @@ class Rack:
 
         until(there, f"upsd says {values}")
         return before_ns
+
+    def _done(self, command: list[str]) -> bool:
+        done = subprocess.run(
+            command, env=self.environment, check=False, capture_output=True, timeout=LIMIT_S
+        )
+        return done.returncode == 0
 
     def force_shutdown(self) -> None:
         """FSD, as upsmon's primary orders it."""
