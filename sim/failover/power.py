@@ -49,6 +49,7 @@ class Feed:
         self._low_said_s: float | None = None  # since when, while it is
         self._low_heard_s = -_FOR_EVER
         self._believed_s: float | None = None  # when the outage that is going on was believed
+        self._within = False  # whether there is a budget, and was kept since there is one
         self._death = 0
         self.memory = PowerMemory()
         self.ready = False
@@ -119,9 +120,14 @@ class Feed:
         return self._charge_s - passed_s
 
     def promised_s(self) -> float | None:
-        """Since when an outage goes on that was announced, on a battery that is as good as its word."""
+        """Since when an outage goes on that was announced, on a battery that is as good as its word, and that began
+        within the budget: whoever had no standby, or has one only just now, was promised nothing."""
         announced = self._believed_s is not None and self._believed_s - self._since_s < ANNOUNCED_S
-        return self._since_s if announced and self.kind == "honest" and not self.forced else None
+        return (
+            self._since_s
+            if announced and self._within and self.kind == "honest" and not self.forced
+            else None
+        )
 
     def deserves_an_outage(self) -> bool:
         """Whether one who saw everything would act: long enough on battery, not over for long; or called low."""
@@ -168,6 +174,11 @@ class Feed:
 
     def poll(self) -> None:
         """The supervisor's watch looks."""
+        limit, store = self.limit(), self._host.store
+        if limit is None or store is None:
+            self._within = False
+        elif len(store.log) <= limit:
+            self._within = True
         now_ns = self._host.clock.now_ns()
         if self.lost:
             reading = unknown(now_ns, "the source does not answer")
@@ -206,7 +217,7 @@ class Feed:
             acked + int(second * budget_bytes(seconds, self._world.rate(host.name, name) * BANDWIDTH_SHARE))
             for name, acked in host.acked.items()
         ]
-        return max(room, default=0)
+        return max(room, default=None)  # nobody to drain to: nothing is held back
 
 
 def outage(world: World, feed: Feed, back: Callable[[], None]) -> str:
