@@ -141,11 +141,11 @@ class Journal:
         with contextlib.suppress(OSError):  # nobody reads; the workload goes on
             print(f"sustain run {self._name}: {text}", file=sys.stderr, flush=True)
 
-    def _event(self, kind: str, **fields: Any) -> None:
+    def _event(self, event: str, /, **fields: Any) -> None:
         if self._file is None:
             return
         entry = {
-            "event": kind,
+            "event": event,
             "name": self._name,
             "boottime_ns": self._clock.boottime_ns(),
             "realtime_ns": self._clock.realtime_ns(),
