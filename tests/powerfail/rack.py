@@ -18,6 +18,7 @@ from sustain.errors import PowerSourceError
 from sustain.host.nut import NutClient
 
 LIMIT_S = 90.0  # on a machine that is busy with other things
+_AGAIN_S = 5.0
 DRIVER = Path("/lib/nut/dummy-ups")
 UPSD = Path("/lib/nut/upsd")  # /usr/sbin/upsd is a script that asks /etc/nut
 FIRST = {
@@ -98,13 +99,25 @@ class Rack:
         """Change variables at once, and wait until upsd says so (its driver looks once a second); CLOCK_BOOTTIME,
         nanoseconds, of the last moment when it did not say so."""
         ups = f"rack@{self.address}:{self.port}"
-        for name, value in values.items():
-            command = ["upsrw", "-s", f"{name}={value}", "-u", "master", "-p", "secret", ups]
-            until(lambda command=command: self._done(command), " ".join(command))
+        commands = [
+            ["upsrw", "-s", f"{name}={value}", "-u", "master", "-p", "secret", ups]
+            for name, value in values.items()
+        ]
+        asked_s = -_AGAIN_S
+
+        def ask() -> None:
+            """Ask for it; again after a while: an upsd that has just started may lose it on the way to the driver."""
+            nonlocal asked_s
+            if time.monotonic() - asked_s > _AGAIN_S:
+                for command in commands:
+                    until(lambda command=command: self._done(command), " ".join(command))
+                asked_s = time.monotonic()
+
         before_ns = 0
 
         def there() -> bool:
             nonlocal before_ns
+            ask()
             asked_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
             try:
                 with self.client() as client:
