@@ -259,11 +259,18 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", default="256MiB", help="of the store, when there is none yet")
     parser.add_argument("--events", help="append lines of JSON about this run to this file")
     parser.add_argument("--start-when", type=Path, help="do not begin the first file before this path exists")
+    parser.add_argument("--finish-when", type=Path, help="nor the last one before this path exists")
     parser.add_argument("--quiet", action="store_true")
     args = parser.parse_args(argv)
     if args.store is None:
         parser.error("a store is needed: give its path, or set SUSTAIN_STORE")
     return args
+
+
+def wait_for(path: Path | None) -> None:
+    """Until there is something at `path`."""
+    while path is not None and not path.exists():
+        time.sleep(0.002)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -284,10 +291,11 @@ def main(argv: list[str] | None = None) -> int:
                 roots = args.root or default_roots()
                 index.set_plan(plan_files(roots, args.max_files, args.max_bytes))
                 events.note("planned", files=index.total)
-            while args.start_when is not None and not args.start_when.exists():
-                time.sleep(0.002)
+            wait_for(args.start_when)
             events.note("begun", next=index.next)
             while index.next < index.total:
+                if index.next == index.total - 1:
+                    wait_for(args.finish_when)
                 index.step()
             summary = index.summary()
             events.note("finished", position=store.position, **summary)

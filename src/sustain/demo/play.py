@@ -105,7 +105,7 @@ def play(options: Options, stage: Stage) -> Outcome:
     key.chmod(0o600)
     lease = options.directory / "lease"
     lease.mkdir()
-    go = options.directory / "go"
+    go, end = options.directory / "go", options.directory / "end"
     a, b = Host("a", options.directory / "a"), Host("b", options.directory / "b")
     try:
         common = [
@@ -120,7 +120,8 @@ def play(options: Options, stage: Stage) -> Outcome:
         def start(host: Host, peer: Host, more: list[str]) -> None:
             command = [sys.executable, str(example), "--events", str(host.progress_path), "--quiet"]
             command += ["--max-files", str(options.max_files), "--max-bytes", str(options.max_bytes)]
-            host.start(peer, lease, key, [*common, *more], [*command, "--start-when", str(go)])
+            command += ["--start-when", str(go), "--finish-when", str(end)]
+            host.start(peer, lease, key, [*common, *more], command)
 
         supply = _Supply(options.directory / "ups")
         plug = supply.options() if options.how == "outage" else []
@@ -139,6 +140,7 @@ def play(options: Options, stage: Stage) -> Outcome:
         at = f"at file {_commits(a) - first:,} of {total:,}"
         lose = _lose_the_power if options.how == "outage" else _lose_all_at_once
         kill_ns, killed, held = lose(a, b, supply, stage, at)
+        end.touch()  # not before: an outage takes a moment to be believed, and a shall not be done by then
 
         wait_for("the first commit on host b", lambda: b.progress("first-commit") is not None, [b], _LIMIT_S)
         resumed = b.progress("first-commit") or {}
