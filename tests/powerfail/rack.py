@@ -20,6 +20,7 @@ from sustain.host.nut import NutClient
 LIMIT_S = 90.0  # on a machine that is busy with other things
 _AGAIN_S = 5.0
 DRIVER = Path("/lib/nut/dummy-ups")
+_DRIVER_ARGS = (str(DRIVER), "-a", "rack", "-u", "root", "-D")
 UPSD = Path("/lib/nut/upsd")  # /usr/sbin/upsd is a script that asks /etc/nut
 FIRST = {
     "ups.status": "OL",
@@ -68,7 +69,7 @@ class Rack:
         )
         self._write("rack.dev", "".join(f"{name}: {value}\n" for name, value in FIRST.items()))
         self.environment = {**os.environ, "NUT_CONFPATH": str(directory), "NUT_STATEPATH": str(state)}
-        self.driver = self._start(str(DRIVER), "-a", "rack", "-u", "root", "-D")
+        self.driver = self._start(*_DRIVER_ARGS)
         self.upsd = self.start_upsd()
         until(self.answers, "upsd has the driver's data")
 
@@ -166,6 +167,16 @@ class Rack:
         """Nobody answers any more, until `start_upsd`."""
         self.upsd.kill()
         self.upsd.wait()
+
+    def restart(self) -> None:
+        """Driver and upsd anew, with the first values: a driver does not always speak to an upsd that was killed and is
+        back."""
+        for process in (self.upsd, self.driver):
+            process.kill()
+            process.wait()
+        self.driver = self._start(*_DRIVER_ARGS)
+        self.start_upsd()
+        until(self.answers, "upsd has the driver's data")
 
     def stall(self, stalled: bool = True) -> None:
         """The driver says nothing any more (or speaks again): upsd calls what it has stale, after MAXAGE."""

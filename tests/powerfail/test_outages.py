@@ -146,7 +146,7 @@ def test_a_source_that_is_lost_stops_nothing(tmp_path: Path) -> None:
         a.ups.kill_upsd()
         seen(a, "unknown")  # after 15 s
         untouched(a)
-        a.ups.start_upsd()
+        a.ups.restart()
         seen(a, "on AC")
         untouched(a)
         # And an outage is one again.
