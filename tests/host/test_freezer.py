@@ -1,5 +1,6 @@
 """Real programs stand still, and go on; a QEMU without a guest, cgroups where this machine has them."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -53,10 +54,21 @@ def busy(counts: Path) -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen([sys.executable, "-c", BUSY, str(counts)], start_new_session=True)
     wait_until_all_count(counts, bytes(4096))
     yield process
-    found = SignalFreezer(process.pid).members()
-    for each in found:
-        os.kill(each.pid, signal.SIGKILL)
+    end(process)
+
+
+def end(process: "subprocess.Popen[bytes]") -> None:
+    """Kill it with all that it has started; a child that it has just reaped is gone already."""
+    for each in SignalFreezer(process.pid).members():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(each.pid, signal.SIGKILL)
     process.wait(30)
+
+
+def move(pid: int | str, cgroup: Path) -> None:
+    """Into that cgroup, if it is there still."""
+    with contextlib.suppress(ProcessLookupError):
+        (cgroup / "cgroup.procs").write_text(str(pid))
 
 
 def wait_until_all_count(counts: Path, before: bytes, limit_s: float = 60) -> None:
@@ -107,9 +119,7 @@ def test_others_are_stopped_as_well(busy: subprocess.Popen[bytes], tmp_path: Pat
         freezer.thaw()
         wait_until_all_count(other, still)
     finally:
-        for each in SignalFreezer(outsider.pid).members():
-            os.kill(each.pid, signal.SIGKILL)
-        outsider.wait(30)
+        end(outsider)
 
 
 def test_a_program_that_has_ended(counts: Path) -> None:
@@ -147,12 +157,12 @@ def test_a_cgroup(root: Path, busy: subprocess.Popen[bytes], counts: Path) -> No
     try:
         SignalFreezer(busy.pid).freeze()
         for each in SignalFreezer(busy.pid).members():
-            (folder / "cgroup.procs").write_text(str(each.pid))
+            move(each.pid, folder)
         SignalFreezer(busy.pid).thaw()
         check(CgroupFreezer(folder), counts)
     finally:
         for each in SignalFreezer(busy.pid).members():
-            (root / "cgroup.procs").write_text(str(each.pid))
+            move(each.pid, root)
         deadline = time.monotonic() + 30
         while True:  # a child that was just being born may still be in it
             try:
@@ -161,7 +171,7 @@ def test_a_cgroup(root: Path, busy: subprocess.Popen[bytes], counts: Path) -> No
             except OSError:
                 assert time.monotonic() < deadline
                 for pid in (folder / "cgroup.procs").read_text().split():
-                    (root / "cgroup.procs").write_text(pid)
+                    move(pid, root)
 
 
 def test_a_directory_that_is_no_cgroup(tmp_path: Path) -> None:
