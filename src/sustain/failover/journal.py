@@ -55,6 +55,10 @@ class Journal:
         self._print(text)
         self._event("message", text=text)
 
+    def once(self, key: str, text: str) -> None:
+        """As `tell`, but the same is not said again while nothing else is."""
+        self._once(key, text, "")
+
     def note(self, before: Role, plan: Plan, seen: Observation) -> None:
         """What a step has changed."""
         role = plan.state.role

@@ -176,7 +176,11 @@ class Supervisor:
         if grant is not None and store is not None and store.log_epoch == grant.epoch and not status.lost:
             self._custodian.set_deadline(grant)
         power = None if self._power is None else self._power.view(self._clock.boottime_ns())
-        self._custodian.set_power(power)
+        try:
+            self._custodian.set_power(power)
+        except SustainError as error:
+            # A full disk beside a region must not end its workload; it is tried again.
+            self._journal.once("power-file", str(error))
         return Observation(
             lease=status.view,
             lease_error=status.error,
