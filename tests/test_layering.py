@@ -21,7 +21,7 @@ PACKAGE = ROOT / "src/sustain"
 _PURE = """
 __future__ abc ast base64 bisect collections dataclasses decimal enum fractions functools hashlib heapq hmac
 ipaddress itertools json math operator re statistics string struct types typing urllib.parse zlib
-msgspec sustain.errors sustain.units sustain._native.UNKNOWN
+msgspec numpy sustain.errors sustain.units sustain._native.UNKNOWN
 """
 PURE_IMPORTS = set(_PURE.split())
 PURE_CALLS_REFUSED = {"open", "input", "print", "exec", "eval", "__import__"}

@@ -25,7 +25,9 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
 
     # what the host sees
     size_bytes: float | None = None  # the most it can ever have: its RAM, or the limit of its cgroup
-    balloon_bytes: float | None = None  # what its balloon leaves it now; None: no balloon, or no driver in the guest
+    balloon_bytes: float | None = (
+        None  # what its balloon leaves it now; None: no balloon, or no driver in the guest
+    )
     resident_bytes: float | None = None  # of its memory, in the host's
     host_swapped_bytes: float | None = None  # of its memory, in the host's swap
     huge_bytes: float | None = None  # of the resident, mapped large
@@ -149,5 +151,7 @@ class Effect(msgspec.Struct, frozen=True, kw_only=True):
 
     action: Action
     done: bool
-    freed_bytes: float | None = None  # of the host's memory: resident before, less resident after; negative: given
+    freed_bytes: float | None = (
+        None  # of the host's memory: resident before, less resident after; negative: given
+    )
     problem: str | None = None
