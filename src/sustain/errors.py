@@ -179,5 +179,13 @@ class RegionIOError(RegionError, OSError):
         return str(self.args[0])
 
 
+class HostError(SustainError):
+    """The kernel of this host refused a call or says what cannot be understood; the message names the file."""
+
+    def __init__(self, message: str, *, hint: str = "", errno: int | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.errno = errno
+
+
 class ConfigError(SustainError):
     """An option, a URL or a size cannot be understood."""

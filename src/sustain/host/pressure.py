@@ -1,0 +1,95 @@
+"""Pressure stall information (PSI): time that tasks waited for memory, of the host, a cgroup or (`parse`) a guest.
+
+Documentation/accounting/psi.rst. Used by the guest memory scheduler. Only the totals are taken: an average over the
+kernel's windows says less than two totals and the time between them. A `Trigger` wakes whoever polls it, when tasks
+have stalled for that long within the window; the kernel counts, nobody asks in vain.
+"""
+
+import os
+import select
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from sustain.errors import HostError
+from sustain.host import files
+
+
+@dataclass(frozen=True, slots=True)
+class Pressure:
+    """Counters in microseconds; None: unknown."""
+
+    some_us: int | None = None  # at least one task waited
+    full_us: int | None = None  # all that could have run waited
+
+
+def parse(content: str) -> Pressure:
+    """A text in the form of /proc/pressure/memory."""
+    totals: dict[str, int] = {}
+    for line in content.splitlines():
+        kind, *words = line.split()
+        for word in words:
+            name, _, value = word.partition("=")
+            if name == "total" and value.isdecimal():
+                totals[kind] = int(value)
+    return Pressure(totals.get("some"), totals.get("full"))
+
+
+def of_host(root: Path = Path("/")) -> Pressure:
+    """This host's, for memory."""
+    return read(root / "proc/pressure/memory")
+
+
+def read(path: Path) -> Pressure:
+    """What that file says. Unknown where the kernel has no PSI, or it is switched off (psi=1 at boot). Raises
+    HostError."""
+    return parse(files.text(path) or "")
+
+
+class Trigger:
+    """Ready to be polled (POLLPRI) when tasks stalled for `stall_us` within `window_us`; once a window at most.
+
+    Without CAP_SYS_RESOURCE the window must be a multiple of 2 s (before Linux 6.5 it needs that right). Close it.
+    """
+
+    def __init__(self, path: Path, stall_us: int, window_us: int, kind: str = "some") -> None:
+        self._path = path
+        try:
+            self._descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise files.refused(
+                path, error, "PSI needs a kernel with CONFIG_PSI, booted with psi=1"
+            ) from None
+        try:
+            os.write(self._descriptor, f"{kind} {stall_us} {window_us}\0".encode())
+        except OSError as error:
+            self.close()
+            raise files.refused(
+                path,
+                error,
+                "the window is 500 ms to 10 s and longer than the stall; without CAP_SYS_RESOURCE a multiple of 2 s",
+            ) from None
+
+    def fileno(self) -> int:
+        """For poll and select; register it for POLLPRI."""
+        return self._descriptor
+
+    def wait(self, timeout_s: float) -> bool:
+        """Until it fires; False at the time-out. Raises HostError when what it watches has gone."""
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLPRI)
+        events = poll.poll(timeout_s * 1000)
+        if any(event & (select.POLLERR | select.POLLNVAL) for _, event in events):
+            raise HostError(f"{self._path}: what the trigger watched has gone")
+        return bool(events)
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
