@@ -187,5 +187,13 @@ class HostError(SustainError):
         self.errno = errno
 
 
+class JournalError(SustainError):
+    """The journal of what a scheduler changed cannot be read or written; then nothing more is changed."""
+
+
+class JournalBusy(JournalError):
+    """Another process has the journal: a scheduler that runs."""
+
+
 class ConfigError(SustainError):
     """An option, a URL or a size cannot be understood."""
