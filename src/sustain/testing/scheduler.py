@@ -1,0 +1,113 @@
+"""A small scheduler over files: for tests of what runs schedulers, and to read before writing one.
+
+Its host is a directory of dials, files with a number in them. It turns each one down to `goal`, by at most `step` a
+tick, and can put all of them back. Since the dials are files, it can be killed, and another process can go on.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from sustain.schedulers.journal import Entry, Journal, Outcome, Report, put_back
+
+
+class Dials(msgspec.Struct, frozen=True):
+    """Observation."""
+
+    at_s: float
+    values: dict[str, int]
+
+
+class Turn(msgspec.Struct, frozen=True, tag="turn"):
+    """Action."""
+
+    dial: str
+    from_value: int
+    to_value: int
+    reason: str
+
+
+class TurnPlan(msgspec.Struct, frozen=True):
+    """Plan."""
+
+    actions: tuple[Turn, ...] = ()
+
+
+class Turned(msgspec.Struct, frozen=True):
+    """Effect."""
+
+    action: Turn
+    done: bool
+    problem: str | None = None
+
+
+class DialPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Policy."""
+
+    goal: int = 0
+    step: int = 1
+
+
+def decide(seen: Dials, state: int | None, policy: DialPolicy) -> tuple[TurnPlan, int]:
+    """The state is the number of dials turned so far."""
+    turns = tuple(
+        Turn(
+            name, value, max(policy.goal, value - policy.step), f"{value} is above the goal of {policy.goal}"
+        )
+        for name, value in sorted(seen.values.items())
+        if value > policy.goal
+    )
+    return TurnPlan(turns), (state or 0) + len(turns)
+
+
+class DialScheduler:
+    """Implements `sustain.schedulers.loop.Scheduler`. `fault`, when set, is called at each step with its name and
+    may raise."""
+
+    name = "dials"
+
+    def __init__(
+        self, directory: Path, journal: Journal, policy: DialPolicy | None = None, period_s: float = 0.01
+    ) -> None:
+        self.period_s = period_s
+        self.fault: Callable[[str], None] = lambda step: None
+        self.heard: list[Turned] = []  # the effects that decisions were told of
+        self._directory, self._journal, self._policy = directory, journal, policy or DialPolicy()
+
+    def sense(self) -> Dials:
+        self.fault("sense")
+        return Dials(0.0, {path.name: int(path.read_text()) for path in self._directory.iterdir()})
+
+    def decide(
+        self, observation: Dials, state: int | None, now_s: float, effects: Sequence[Turned]
+    ) -> tuple[TurnPlan, int]:
+        self.fault("decide")
+        self.heard += effects
+        return decide(observation, state, self._policy)
+
+    def act(self, plan: TurnPlan) -> Sequence[Turned]:
+        self.fault("act")
+        return [self._turn(action) for action in plan.actions]
+
+    def restore(self) -> Report:
+        return self._journal.restore({"dial": self._undo})
+
+    def close(self) -> None:
+        self._journal.close()
+
+    def _turn(self, action: Turn) -> Turned:
+        path = self._directory / action.dial
+        if not path.exists():
+            return Turned(action, False, "it is gone")
+        self._journal.note(action.dial, "dial", {}, action.from_value, action.to_value)
+        path.write_text(str(action.to_value))
+        return Turned(action, True)
+
+    def _undo(self, entry: Entry) -> Outcome:
+        path = self._directory / entry.key
+        return put_back(
+            entry,
+            lambda: int(path.read_text()) if path.exists() else None,
+            lambda value: path.write_text(str(value)),
+        )
