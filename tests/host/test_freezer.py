@@ -189,49 +189,17 @@ def test_the_words_of_the_option(tmp_path: Path) -> None:
             open_freezer(bad, None)
 
 
-QEMU = "qemu-system-x86_64"
-
-
-@pytest.fixture
-def guest(tmp_path: Path) -> Iterator[str]:
-    socket = tmp_path / "qmp"
-    try:
-        process = subprocess.Popen(
-            [
-                *(QEMU, "-accel", "tcg", "-m", "16M", "-display", "none", "-nodefaults"),
-                *("-qmp", f"unix:{socket},server=on,wait=off"),
-            ],
-            stdin=subprocess.DEVNULL,
-        )
-    except FileNotFoundError:
-        pytest.skip(f"no {QEMU} here")
-    deadline = time.monotonic() + 60
-    while not socket.exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    yield str(socket)
-    process.kill()
-    process.wait(30)
-
-
-def test_a_guest(guest: str) -> None:
-    freezer = QmpFreezer(guest)
+def test_a_guest(qemu: tuple[str, int]) -> None:
+    path, _ = qemu
+    freezer = QmpFreezer(path)
     for _ in range(3):
         freezer.freeze()
         freezer.freeze()
-        with Qmp(guest) as talk:
+        with Qmp(path) as talk:
             assert talk.ask("query-status")["status"] == "paused"
         freezer.thaw()
-        with Qmp(guest) as talk:
+        with Qmp(path) as talk:
             assert talk.ask("query-status")["status"] == "running"
-
-
-def test_qemu_says_no(guest: str) -> None:
-    with Qmp(guest) as talk, pytest.raises(RegionIOError, match="no-such-command"):
-        talk.ask("no-such-command")
-    with Qmp(guest), pytest.raises(RegionIOError, match="no answer in time"):
-        Qmp(guest, timeout_s=0.1)  # it serves one client at a time
 
 
 def test_no_qemu(tmp_path: Path) -> None:

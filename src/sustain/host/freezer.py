@@ -17,7 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 
-from sustain.errors import ConfigError, RegionBusy, RegionIOError
+from sustain.errors import ConfigError, HostError, RegionBusy, RegionIOError
 from sustain.host.maps import all_pids
 from sustain.host.processes import Identity, identify, kill, start_ticks
 from sustain.host.qmp import Qmp
@@ -148,13 +148,17 @@ class QmpFreezer(Freezer):
         self._path = path
 
     def freeze(self, timeout_s: float = 10.0) -> None:
-        with Qmp(self._path, timeout_s) as guest:
-            guest.ask("stop")
-            if guest.ask("query-status").get("running"):
-                raise RegionBusy(f"{self._path}: the guest still runs after `stop`", hint="")
+        try:
+            with Qmp(self._path, timeout_s) as guest:
+                guest.ask("stop")
+                running = guest.ask("query-status").get("running")
+        except HostError as error:
+            raise RegionIOError(str(error), hint=error.hint, errno=error.errno) from None
+        if running:
+            raise RegionBusy(f"{self._path}: the guest still runs after `stop`", hint="")
 
     def thaw(self) -> None:
-        with contextlib.suppress(RegionIOError), Qmp(self._path) as guest:
+        with contextlib.suppress(HostError), Qmp(self._path) as guest:
             guest.ask("cont")
 
 

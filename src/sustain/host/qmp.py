@@ -1,57 +1,90 @@
-"""QMP, the control protocol of QEMU, over a UNIX socket: one command, one answer; events are passed over.
+"""QMP, the control protocol of QEMU, over a UNIX socket: one command, one answer; events are kept until asked for.
 
-https://www.qemu.org/docs/master/interop/qmp-spec.html. Used to freeze and thaw guests. A small synchronous client:
-what is needed here is two commands and a time limit, in a process without an event loop
-(docs/decisions/0011-change-tracking.md).
+Used to freeze and thaw guests, and to read and set their balloons. The protocol is the package `qemu.qmp`'s, which is
+QEMU's own; it speaks asyncio, and here a connection gets a private loop that runs only while a call waits, so that
+callers with threads and without a loop stay as they are. Not the package's `legacy` module, which does the same: it is
+under another licence than the rest (docs/decisions/0017-qmp.md).
 """
 
-import json
+import asyncio
+import contextlib
+import logging
 import socket
-from typing import Any, Self
+import struct
+from collections.abc import Coroutine
+from typing import Any, Self, TypeVar
 
-from sustain.errors import RegionIOError
+from qemu.qmp import ExecuteError, QMPClient, QMPError
 
-_LINE_LIMIT_BYTES = 1 << 24
+from sustain.errors import HostError
+
+T = TypeVar("T")
+
+# What goes wrong is raised here; without a handler the package's log would go to stderr besides.
+logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
+
+
+class QmpRefused(HostError):
+    """QEMU answered, and said no; `kind` is its class of error (`CommandNotFound`, `DeviceNotActive`, …)."""
+
+    def __init__(self, message: str, kind: str) -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class Qmp:
-    """A connection after the greeting. Raises RegionIOError for whatever goes wrong, also for an answer "error"."""
+    """A connection after the greeting, for one thread at a time. Raises HostError for whatever goes wrong."""
 
     def __init__(self, path: str, timeout_s: float = 10.0) -> None:
         self._path = path
-        self._rest = b""
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._timeout_s = timeout_s
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            self._socket.settimeout(timeout_s)
-            self._socket.connect(path)
+            connection.settimeout(timeout_s)
+            connection.connect(path)
+            self.peer_pid = _peer(connection)  # of who listens: QEMU, or who gave it the socket
         except OSError as error:
-            self._socket.close()
-            raise RegionIOError(
+            connection.close()
+            raise HostError(
                 f"{path}: QMP: {error.strerror or error}",
                 hint="start QEMU with -qmp unix:PATH,server=on,wait=off; one client at a time",
+                errno=error.errno,
             ) from None
-        if "QMP" not in self._message():
-            raise self._lost("no greeting")
-        self.ask("qmp_capabilities")
+        self._loop = asyncio.new_event_loop()
+        self._client = QMPClient(path)
+        try:
+            self._run(self._client.connect(connection))
+        except HostError:
+            connection.close()
+            raise
 
     def ask(self, command: str, **arguments: Any) -> Any:
-        """The answer to a command."""
-        request = {"execute": command, **({"arguments": arguments} if arguments else {})}
-        try:
-            self._socket.sendall(json.dumps(request).encode() + b"\r\n")
-        except OSError as error:
-            raise self._lost(str(error.strerror or error)) from None
-        while True:
-            message = self._message()
-            if "return" in message:
-                return message["return"]
-            if "error" in message:
-                raise RegionIOError(
-                    f"{self._path}: QMP: {command}: {message['error'].get('desc', message['error'])}", hint=""
-                )
+        """The answer to a command; QmpRefused when it is an error."""
+        return self._run(self._client.execute(command, arguments or None), command)
+
+    def event(self, *names: str) -> dict[str, Any]:
+        """The next event of these names since the connection began; what comes before it is dropped."""
+
+        async def find() -> dict[str, Any]:
+            while True:
+                event = await self._client.events.get()
+                if event["event"] in names:
+                    return dict(event)
+
+        return self._run(find(), f"event {', '.join(names)}")
 
     def close(self) -> None:
-        self._socket.close()
+        if self._loop.is_closed():
+            return
+        # An error of the connection has been told by the call that met it, and nothing is owed to the peer.
+        with contextlib.suppress(Exception):
+            self._loop.run_until_complete(asyncio.wait_for(self._client.disconnect(), 1.0))
+        left = asyncio.all_tasks(self._loop)
+        for task in left:
+            task.cancel()
+        if left:
+            self._loop.run_until_complete(asyncio.wait(left, timeout=1.0))
+        self._loop.close()
 
     def __enter__(self) -> Self:
         return self
@@ -59,28 +92,23 @@ class Qmp:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _message(self) -> dict[str, Any]:
-        while b"\n" not in self._rest:
-            if len(self._rest) > _LINE_LIMIT_BYTES:
-                raise self._lost("a line without an end")
-            try:
-                more = self._socket.recv(65536)
-            except TimeoutError:
-                raise self._lost("no answer in time (does another client hold the socket?)") from None
-            except OSError as error:
-                raise self._lost(str(error.strerror or error)) from None
-            if not more:
-                raise self._lost("it closed the connection")
-            self._rest += more
-        line, self._rest = self._rest.split(b"\n", 1)
+    def _run(self, work: Coroutine[Any, Any, T], what: str = "greeting") -> T:
+        if self._loop.is_closed():
+            work.close()
+            raise HostError(f"{self._path}: QMP: {what}: the connection is closed", hint="")
         try:
-            message = json.loads(line)
-        except ValueError:
-            message = None
-        if not isinstance(message, dict):
-            raise self._lost(f"{line[:80]!r} is not a message")
-        return message
+            return self._loop.run_until_complete(asyncio.wait_for(work, self._timeout_s))
+        except ExecuteError as error:
+            raise QmpRefused(f"{self._path}: QMP: {what}: {error}", error.error_class) from None
+        except TimeoutError:
+            self.close()
+            why = "no answer in time (does another client hold the socket?)"
+        except (QMPError, OSError, EOFError) as error:
+            self.close()
+            why = str(error) or "it closed the connection"
+        raise HostError(f"{self._path}: QMP: {what}: {why}", hint="is QEMU alive?")
 
-    def _lost(self, why: str) -> RegionIOError:
-        self.close()
-        return RegionIOError(f"{self._path}: QMP: {why}", hint="is QEMU alive?")
+
+def _peer(connection: socket.socket) -> int | None:
+    pid, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return pid if pid > 0 else None  # 0: it is in another pid namespace
