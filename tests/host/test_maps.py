@@ -90,3 +90,39 @@ def test_children_that_came_and_went_show_in_the_parent() -> None:
     assert after is not None
     assert after > before
     assert child_faults((1 << 22) + 1) is None
+
+
+SMAPS = """7f0000000000-7f0010000000 rw-p 00000000 00:00 0
+KernelPageSize:        4 kB
+VmFlags: rd wr mr mw me dc ac hg
+7f0010000000-7f0020000000 rw-p 00000000 00:00 0
+KernelPageSize:        4 kB
+VmFlags: rd wr mr mw me dc ac
+7f0030000000-7f0038000000 rw-s 00000000 00:01 9 /memfd:memory-backend-memfd (deleted)
+KernelPageSize:        4 kB
+VmFlags: rd wr sh mr mw me ms dc
+7f0040000000-7f0048000000 rw-s 00000000 00:0e 8 /dev/hugepages/guest ram
+KernelPageSize:     2048 kB
+VmFlags: rd wr sh mr mw me ms dc ht
+7f0050000000-7f0051000000 rw-p 00000000 00:00 0
+KernelPageSize:        4 kB
+VmFlags: rd wr mr mw me dc
+7f0060000000-7f0080000000 rw-p 00000000 00:00 0
+KernelPageSize:        4 kB
+VmFlags: rd wr mr mw me ac
+"""
+
+
+def test_the_ram_of_a_recorded_guest(tmp_path: Path) -> None:
+    folder = tmp_path / "proc/5"
+    folder.mkdir(parents=True)
+    (folder / "smaps").write_text(SMAPS)
+    anonymous, shared, large = (
+        maps.Area(0x7F0000000000, 0x7F0020000000, "anonymous", ""),  # two areas of one block
+        maps.Area(0x7F0030000000, 0x7F0038000000, "shared", "/memfd:memory-backend-memfd (deleted)"),
+        maps.Area(0x7F0040000000, 0x7F0048000000, "hugetlb", "/dev/hugepages/guest ram"),
+    )
+    assert maps.guest_ram(5, root=tmp_path) == (anonymous, shared, large)
+    assert maps.guest_ram(5, 512 << 20, tmp_path) == (anonymous,)
+    assert maps.guest_ram(5, 768 << 20, tmp_path) == (anonymous, shared, large)
+    assert maps.guest_ram(5, 100 << 20, tmp_path) == ()  # 16 MiB of video memory are not its RAM

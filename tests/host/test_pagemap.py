@@ -64,3 +64,37 @@ def test_memory_that_is_not_registered_is_told_from_a_kernel_without_the_call(tm
 def test_a_process_that_is_not_there() -> None:
     with pytest.raises(RegionIOError, match="pagemap"):
         Pagemap((1 << 22) + 1)
+
+
+def test_a_census_of_entries_on_kernels_without_the_call(tmp_path: Path) -> None:
+    of_file = 1 << 61
+    entries = [0, _PRESENT | 5, _PRESENT | 9, _SWAPPED, _PRESENT | of_file, 0, _SWAPPED | of_file]
+    table = recorded(tmp_path, entries)
+    found = table.census(0, len(entries) * PAGE_BYTES)
+    assert found == pagemap.Census(
+        present_bytes=3 * PAGE_BYTES,
+        swapped_bytes=2 * PAGE_BYTES,
+        file_bytes=PAGE_BYTES,
+        huge_bytes=None,
+        zero_bytes=None,
+        present=((PAGE_BYTES, 3 * PAGE_BYTES), (4 * PAGE_BYTES, 5 * PAGE_BYTES)),
+        swapped=((3 * PAGE_BYTES, 4 * PAGE_BYTES), (6 * PAGE_BYTES, 7 * PAGE_BYTES)),
+    )
+    with pytest.raises(RegionIOError, match="gone"):
+        table.census(0, 100 * PAGE_BYTES)
+    table.close()
+
+
+def test_both_ways_of_a_census_agree() -> None:
+    with mmap.mmap(-1, 64 * PAGE_BYTES) as view:
+        for page in (*range(3, 9), 20, 63):
+            view[page * PAGE_BYTES] = 1
+        start = ctypes.addressof(ctypes.c_char.from_buffer(view))
+        end = start + 64 * PAGE_BYTES
+        table = Pagemap(os.getpid())
+        scanned = table.census(start, end)
+        assert scanned.present_bytes == scanned.file_bytes == 8 * PAGE_BYTES  # a shared mapping
+        assert scanned.present[0] == (start + 3 * PAGE_BYTES, start + 9 * PAGE_BYTES)
+        parts = list(table._entries(start, end))
+        assert sum(until - begin for begin, until, _ in parts) == scanned.present_bytes
+        table.close()

@@ -1,4 +1,5 @@
-"""/proc/PID/maps: which processes map a file, where, and from which offset on. Used by change tracking.
+"""/proc/PID/maps: which processes map a file, where, and from which offset on (change tracking); and where in a QEMU
+process the RAM of its guest lies (the guest memory scheduler).
 
 A file is known by the device and inode that the kernel shows in `maps`, which on some file systems (btrfs,
 overlays) are not those of stat(2); so `key_of` maps a page of the file itself and looks at its own entry. A path
@@ -14,10 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sustain.errors import RegionIOError
+from sustain.host import files
 from sustain.host.processes import Identity, start_ticks
 
 _LINE = re.compile(rb"([0-9a-f]+)-([0-9a-f]+) (....) ([0-9a-f]+) ([0-9a-f]+:[0-9a-f]+) ([0-9]+)")
 _PAGE = mmap.PAGESIZE
+_RAM_BLOCK_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -117,6 +120,80 @@ def mappers(key: bytes, pids: Iterable[int] | None = None, root: Path = Path("/"
         elif mappings:
             found.append(Mapper(Identity(pid, ticks), mappings))
     return Mappers(tuple(found), hidden)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Area:
+    """One area of a process's memory. Addresses; `backing` is anonymous, shared (tmpfs, memfd), hugetlb or file."""
+
+    start: int
+    end: int
+    backing: str
+    path: str
+
+    @property
+    def size_bytes(self) -> int:
+        return self.end - self.start
+
+
+def guest_ram(pid: int, size_bytes: int | None = None, root: Path = Path("/")) -> tuple[Area, ...] | None:
+    """Where the RAM of the guest of QEMU process `pid` lies; None: it has gone. Raises HostError.
+
+    QEMU keeps all RAM blocks out of its children's memory (MADV_DONTFORK), which smaps shows as "dc", and nothing else
+    of that size. Of those, the largest that together make `size_bytes`, since the video memory is a RAM block too;
+    without a size, all from 64 MiB up. Nothing is found where not enough is. Walks the page tables as
+    `processes.memory` does: ask once for each life of a guest.
+    """
+    content = files.text(root / "proc" / str(pid) / "smaps")
+    if not content:
+        return None
+    blocks = sorted(_joined(_areas(content)), key=lambda each: -each.size_bytes)
+    if size_bytes is None:
+        return tuple(sorted(each for each in blocks if each.size_bytes >= _RAM_BLOCK_BYTES))
+    found: list[Area] = []
+    for each in blocks:
+        if each.size_bytes <= size_bytes:
+            found.append(each)
+            size_bytes -= each.size_bytes
+    return tuple(sorted(found)) if size_bytes <= 0 else ()
+
+
+def _areas(content: str) -> Iterable[Area]:
+    """The areas of a text like smaps that are kept out of children ("dc") and can be written."""
+    start = end = 0
+    backing = path = ""
+    writable = huge = False
+    for line in content.splitlines():
+        match = _LINE.match(line.encode())
+        if match:
+            start, end = int(match[1], 16), int(match[2], 16)
+            writable = match[3][1:2] == b"w"
+            path = line[match.end() :].strip()
+            backing, huge = _backing(path), False
+        elif line.startswith("KernelPageSize:"):
+            huge = int(line.split()[1]) * 1024 > _PAGE
+        elif line.startswith("VmFlags:") and writable and "dc" in line.split():
+            yield Area(start, end, "hugetlb" if huge else backing, path)
+
+
+def _joined(areas: Iterable[Area]) -> Iterable[Area]:
+    """Areas that touch and are alike are one: advice given to a part of a block splits it in the kernel's list."""
+    last: Area | None = None
+    for each in areas:
+        if last and last.end == each.start and (last.backing, last.path) == (each.backing, each.path):
+            last = Area(last.start, each.end, last.backing, last.path)
+            continue
+        if last:
+            yield last
+        last = each
+    if last:
+        yield last
+
+
+def _backing(path: str) -> str:
+    if not path or path.startswith("["):
+        return "anonymous"
+    return "shared" if path.startswith(("/memfd:", "/dev/shm/", "/dev/zero", "/SYSV")) else "file"
 
 
 def all_pids(root: Path = Path("/")) -> list[int]:

@@ -1,10 +1,13 @@
-"""/proc/PID/pagemap: which pages of another process were written. Used by change tracking (`powerfail.regions.track`).
+"""/proc/PID/pagemap: which pages of another process were written, and where its pages are. Used by change tracking
+(`powerfail.regions.track`) and by the guest memory scheduler.
 
-Two ways, both by the kernel's Documentation/admin-guide/mm/pagemap.rst and soft-dirty.rst:
+Written pages, in two ways, both by the kernel's Documentation/admin-guide/mm/pagemap.rst and soft-dirty.rst:
 - `PAGEMAP_SCAN` (Linux 6.7) over memory that the process itself has registered with userfaultfd for asynchronous
   write protection: names the written pages and protects them again, in one step that loses nothing.
 - soft-dirty bits (a kernel option): read from the entries, cleared for the whole process by `clear_refs`.
   Between the two a write is lost, so the process must stand still meanwhile.
+Where pages are (`census`): PAGEMAP_SCAN, which needs no registration; older kernels: by the entries, which do not tell
+large pages and the zero page from others. Neither sees what of shared memory is not mapped, in swap or not.
 
 Looking into another process needs the rights that ptrace needs for reading: the same user, or root.
 """
@@ -15,9 +18,16 @@ import fcntl
 import mmap
 import os
 import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from sustain.errors import RegionIOError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 PAGE_BYTES = 4096
 Run = tuple[int, int]  # addresses: from, to
@@ -26,13 +36,27 @@ _PAGEMAP_SCAN = 3 << 30 | 96 << 16 | ord("f") << 8 | 16
 _ARGUMENT = struct.Struct("=12Q")
 _WP_MATCHING, _CHECK_WPASYNC = 1, 2
 _WRITTEN = 1 << 1
+_AT_FILE, _AT_PRESENT, _AT_SWAPPED, _AT_ZERO, _AT_HUGE = 1 << 2, 1 << 3, 1 << 4, 1 << 5, 1 << 6
 _RUNS = 4096
-_SOFT_DIRTY, _SWAPPED, _PRESENT = 1 << 55, 1 << 62, 1 << 63
+_SOFT_DIRTY, _OF_FILE, _SWAPPED, _PRESENT = 1 << 55, 1 << 61, 1 << 62, 1 << 63
 _CHUNK_PAGES = 1 << 16
 
 
 class NotRegistered(RegionIOError):
     """The memory is not registered for asynchronous write protection, so nothing is known of writes to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Census:
+    """Where the pages of a range are. Bytes; None: this kernel does not say."""
+
+    present_bytes: int
+    swapped_bytes: int
+    file_bytes: int  # of the present: of files, tmpfs and memfd
+    huge_bytes: int | None  # of the present, mapped large
+    zero_bytes: int | None  # of the present: the zero page, which takes nothing
+    present: tuple[Run, ...]
+    swapped: tuple[Run, ...]
 
 
 class Pagemap:
@@ -55,9 +79,55 @@ class Pagemap:
         """
         flags = _CHECK_WPASYNC | (_WP_MATCHING if protect else 0)
         found: list[Run] = []
+        for begin, until, _ in self._scan(start, end, flags, _WRITTEN, _WRITTEN):
+            _append(found, begin, until)
+        return found
+
+    def census(self, start: int, end: int) -> Census:
+        """Where the pages from `start` to `end` are. Raises RegionIOError when the process has gone."""
+        try:
+            parts: Iterable[tuple[int, int, int]] = list(
+                self._scan(
+                    start,
+                    end,
+                    0,
+                    _AT_PRESENT | _AT_SWAPPED,
+                    _AT_FILE | _AT_PRESENT | _AT_SWAPPED | _AT_ZERO | _AT_HUGE,
+                )
+            )
+            scanned = True
+        except RegionIOError as error:
+            if error.errno not in (errno.ENOTTY, errno.EINVAL):
+                raise
+            parts, scanned = self._entries(start, end), False
+        sums = dict.fromkeys((_AT_FILE, _AT_PRESENT, _AT_SWAPPED, _AT_ZERO, _AT_HUGE), 0)
+        present: list[Run] = []
+        swapped: list[Run] = []
+        for begin, until, kinds in parts:
+            sums[_AT_SWAPPED] += until - begin if kinds & _AT_SWAPPED else 0
+            if kinds & _AT_PRESENT:
+                for kind in (_AT_FILE, _AT_PRESENT, _AT_ZERO, _AT_HUGE):
+                    sums[kind] += until - begin if kinds & kind else 0
+                _append(present, begin, until)
+            else:
+                _append(swapped, begin, until)
+        return Census(
+            sums[_AT_PRESENT],
+            sums[_AT_SWAPPED],
+            sums[_AT_FILE],
+            sums[_AT_HUGE] if scanned else None,
+            sums[_AT_ZERO] if scanned else None,
+            tuple(present),
+            tuple(swapped),
+        )
+
+    def _scan(
+        self, start: int, end: int, flags: int, wanted: int, told: int
+    ) -> Iterator[tuple[int, int, int]]:
+        """PAGEMAP_SCAN: runs (from, to, categories) of pages in any of the `wanted` categories."""
         while start < end:
             where = ctypes.addressof(self._runs)
-            fields = (96, flags, start, end, 0, where, _RUNS, 0, 0, _WRITTEN, 0, _WRITTEN)
+            fields = (96, flags, start, end, 0, where, _RUNS, 0, 0, 0, wanted, told)
             argument = bytearray(_ARGUMENT.pack(*fields))
             try:
                 count = fcntl.ioctl(self._descriptor, _PAGEMAP_SCAN, argument)
@@ -65,17 +135,29 @@ class Pagemap:
                 if error.errno == errno.EPERM:
                     raise NotRegistered(f"{self._path}: {start:#x}: not registered", hint="") from None
                 raise _refused(self._path, error) from None
-            for at in range(count):
-                begin, until = self._runs[3 * at], self._runs[3 * at + 1]
-                if found and found[-1][1] == begin:
-                    found[-1] = (found[-1][0], until)
-                else:
-                    found.append((begin, until))
             walked = _ARGUMENT.unpack(argument)[4]
             if walked <= start:
                 raise RegionIOError(f"{self._path}: PAGEMAP_SCAN does not get on", hint="")
+            words = self._runs[: 3 * count]
+            yield from zip(words[0::3], words[1::3], words[2::3], strict=True)
             start = walked
-        return found
+
+    def _entries(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+        """The same from the entries, for kernels without the call."""
+        import numpy as np
+
+        for first, entries in self._read(start, end):
+            here = entries & np.uint64(_PRESENT | _SWAPPED | _OF_FILE)
+            edges = [0, *(np.flatnonzero(np.diff(here)) + 1).tolist(), len(here)]
+            for begin, until in pairwise(edges):
+                entry = int(here[begin])
+                kinds = (
+                    (_AT_PRESENT if entry & _PRESENT else 0)
+                    | (_AT_SWAPPED if entry & _SWAPPED else 0)
+                    | (_AT_FILE if entry & _OF_FILE else 0)
+                )
+                if entry & (_PRESENT | _SWAPPED):
+                    yield (first + begin) * PAGE_BYTES, (first + until) * PAGE_BYTES, kinds
 
     def soft_dirty(self, start: int, end: int) -> list[Run]:
         """Runs of pages that are soft-dirty, or not mapped now.
@@ -86,25 +168,28 @@ class Pagemap:
         import numpy as np
 
         found: list[Run] = []
-        first, last = start // PAGE_BYTES, end // PAGE_BYTES
-        for page in range(first, last, _CHUNK_PAGES):
+        for page, entries in self._read(start, end):
+            here = np.uint64(_PRESENT | _SWAPPED)
+            dirty = (entries & np.uint64(_SOFT_DIRTY) != 0) | (entries & here == 0)
+            edges = np.flatnonzero(np.diff(np.concatenate(([False], dirty, [False])).astype(np.int8)))
+            for begin, until in edges.reshape(-1, 2).tolist():
+                _append(found, (page + begin) * PAGE_BYTES, (page + until) * PAGE_BYTES)
+        return found
+
+    def _read(self, start: int, end: int) -> "Iterator[tuple[int, np.ndarray[Any, np.dtype[np.uint64]]]]":
+        """The entries, in pieces, each with the number of its first page."""
+        import numpy as np
+
+        last = end // PAGE_BYTES
+        for page in range(start // PAGE_BYTES, last, _CHUNK_PAGES):
             wanted = min(_CHUNK_PAGES, last - page)
             try:
                 data = os.pread(self._descriptor, wanted * 8, page * 8)
             except OSError as error:
                 raise _refused(self._path, error) from None
             if len(data) != wanted * 8:
-                raise RegionIOError(f"{self._path}: the process has gone", hint="")
-            entries = np.frombuffer(data, np.uint64)
-            here = np.uint64(_PRESENT | _SWAPPED)
-            dirty = (entries & np.uint64(_SOFT_DIRTY) != 0) | (entries & here == 0)
-            edges = np.flatnonzero(np.diff(np.concatenate(([False], dirty, [False])).astype(np.int8)))
-            for begin, until in edges.reshape(-1, 2).tolist():
-                run = (page + begin) * PAGE_BYTES, (page + until) * PAGE_BYTES
-                if found and found[-1][1] == run[0]:
-                    run = found.pop()[0], run[1]
-                found.append(run)
-        return found
+                raise RegionIOError(f"{self._path}: the process has gone", hint="", errno=errno.ESRCH)
+            yield page, np.frombuffer(data, np.uint64)
 
     def clear_soft_dirty(self) -> None:
         """Clear the bits of the whole process, also those that somebody else (CRIU) may be looking at."""
@@ -118,6 +203,14 @@ class Pagemap:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+def _append(runs: list[Run], begin: int, until: int) -> None:
+    """Add a run; it goes on with the last one where they touch."""
+    if runs and runs[-1][1] == begin:
+        runs[-1] = (runs[-1][0], until)
+    else:
+        runs.append((begin, until))
 
 
 def has_soft_dirty() -> bool:
