@@ -1,0 +1,128 @@
+"""The agent's configuration: what is written is what is meant, and what cannot be meant is named with its path."""
+
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from sustain.agent.config import AgentConfig, GuestMemorySection, address, load, parse
+from sustain.errors import ConfigError
+
+WHOLE = """
+[agent]
+listen = "unix:/run/sustain/agent.sock"
+state_dir = "/run/elsewhere"
+log = "/var/log/sustain/plans.jsonl"
+blind_after = "2m"
+
+[guest_memory]
+period = "5s"
+discover = true
+statistics_period = "3s"
+
+[[guest_memory.guests]]
+name = "vm1"
+qmp = "/run/vm1.qmp"
+guest_agent = "/run/vm1.qga"
+
+[[guest_memory.guests]]
+name = "box"
+kind = "cgroup"
+cgroup = "/sys/fs/cgroup/box"
+
+[guest_memory.policy]
+idle_tax = 0.5
+goal_free = "2GiB"
+fresh = "20s"
+
+[guest_memory.policy.default]
+shares = 10
+
+[guest_memory.policy.guests.vm1]
+shares = 2000
+reservation = "1.5GiB"
+limit = 4294967296
+mechanisms = ["balloon"]
+"""
+
+
+def test_everything_that_can_be_said() -> None:
+    found = parse(WHOLE)
+    assert found.agent.blind_after_s == 120
+    assert address(found.agent.listen) == "/run/sustain/agent.sock"
+    section = found.guest_memory
+    assert section is not None
+    assert (section.period_s, section.statistics_period_s, section.discover) == (5, 3, True)
+    assert [guest.name for guest in section.ways.guests] == ["vm1", "box"]
+    assert section.ways.guests[1].kind == "cgroup"
+    policy = section.policy
+    assert (policy.idle_tax, policy.goal_free_bytes, policy.fresh_s) == (0.5, 2 << 30, 20)
+    assert policy.default.shares == 10
+    vm1 = policy.guests["vm1"]
+    assert (vm1.reservation_bytes, vm1.limit_bytes, vm1.mechanisms) == (3 << 29, 4 << 30, ("balloon",))
+
+
+def test_an_empty_file_runs_nothing() -> None:
+    assert parse("") == AgentConfig()
+    assert parse("[guest_memory]").guest_memory == GuestMemorySection()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "path", "hint"),
+    [
+        ("[agent]", "[agnet]", "agnet", "agent"),
+        ("blind_after", "blind_aftr", "agent.blind_aftr", "blind_after"),
+        ("period =", "periode =", "guest_memory.periode", "period"),
+        ("qmp =", "qpm =", "guest_memory.guests[0].qpm", "qmp"),
+        ("cgroup = ", "path = ", "guest_memory.guests[1].path", "cgroup"),
+        ("reservation =", "reserved =", "guest_memory.policy.guests.vm1.reserved", "reservation"),
+        ("reservation =", "reservation_bytes =", "policy.guests.vm1.reservation_bytes", "reservation"),
+        ("idle_tax = 0.5", 'idle_tax = "much"', "guest_memory.policy.idle_tax", ""),
+        ('"1.5GiB"', '"1.5 bananas"', "guest_memory.policy.guests.vm1.reservation", "256MiB"),
+        ('"5s"', '"soon"', "guest_memory.period", "500ms"),
+        ('"5s"', '"10ms"', "guest_memory.period", "10s"),
+        ('statistics_period = "3s"', 'statistics_period = "2.5s"', "guest_memory.statistics_period", ""),
+        ('["balloon"]', '["baloon"]', "policy.guests.vm1.mechanisms", ""),
+        ('name = "vm1"\n', "", "guest_memory.guests[0].name is missing", ""),
+        ('name = "box"', 'name = "vm1"', "vm1", "unique"),
+        ("discover = true", "", "", ""),
+        ("shares = 10\n", "shares = true\n", "guest_memory.policy.default.shares", ""),
+        ("[guest_memory.policy.default]\nshares = 10", "default = 3\n", "policy.default is not a table", ""),
+        ("[agent]", "[agent", "line 2", "TOML"),
+        ("unix:/run/sustain/agent.sock", "0.0.0.0:80", "agent.listen", "127.0.0.1"),
+        ("unix:/run/sustain/agent.sock", "localhost:80", "agent.listen", "127.0.0.1"),
+        ("unix:/run/sustain/agent.sock", "127.0.0.1:http", "agent.listen", "127.0.0.1"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, old: str, new: str, path: str, hint: str) -> None:
+    assert old in WHOLE
+    file = tmp_path / "agent.toml"
+    file.write_text(WHOLE.replace(old, new, 1))
+    if not path:
+        load(file)  # vm1 is there, discovered or not
+        return
+    with pytest.raises(ConfigError, match=re.escape(path)) as caught:
+        load(file)
+    assert str(caught.value).startswith(f"{file}: ")
+    assert hint in caught.value.hint
+    assert caught.value.hint
+
+
+def test_a_policy_for_nobody_is_a_slip_unless_guests_are_discovered() -> None:
+    text = WHOLE.replace("guests.vm1]", "guests.vm2]")
+    assert "vm2" in msgspec.structs.asdict(parse(text).guest_memory.policy)["guests"]  # type: ignore[union-attr]
+    with pytest.raises(ConfigError, match=r"guest_memory\.policy\.guests\.vm2") as caught:
+        parse(text.replace("discover = true", ""))
+    assert "vm1" in caught.value.hint
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.toml"):
+        load(tmp_path / "none.toml")
+
+
+def test_addresses() -> None:
+    assert address("127.0.0.1:9750") == ("127.0.0.1", 9750)
+    assert address("[::1]:1") == ("::1", 1)
+    assert address("") is None
