@@ -195,5 +195,13 @@ class JournalBusy(JournalError):
     """Another process has the journal: a scheduler that runs."""
 
 
+class RecordingError(SustainError):
+    """A recording cannot be written or read; the message names the line."""
+
+
+class AgentError(SustainError):
+    """The agent cannot start, or does not answer."""
+
+
 class ConfigError(SustainError):
     """An option, a URL or a size cannot be understood."""
