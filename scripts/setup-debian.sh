@@ -3,8 +3,8 @@
 #
 #   scripts/setup-debian.sh lab|test|bench...
 #
-# Installs only what is missing and says in one line when nothing is. The kernels are downloaded and unpacked
-# into .lab/ (never installed); nothing that Debian would start as a service is left running. Safe to run twice,
+# Installs only what is missing and says in one line when nothing is. The kernels, and the guest agent that guests
+# run, are downloaded and unpacked into .lab/ (never installed); nothing that Debian would start as a service is left running. Safe to run twice,
 # and by two checkouts at once. Needs root only when something has to be installed.
 set -euo pipefail
 
@@ -23,6 +23,8 @@ lab_needs=(
     modprobe kmod
     ndctl ndctl
     mkfs.ext4 e2fsprogs
+    mkswap util-linux
+    swapon mount
     dmsetup dmsetup
     busybox busybox-static
     gcc gcc
@@ -62,6 +64,12 @@ missing_kernels() {
     for series in "${kernels[@]}"; do
         [ -e "$lab/$series/release" ] || [ -e "$lab/$series/unavailable" ] || echo "$series"
     done
+}
+
+# The guest agent, for guests: installed, it would be a service of this machine.
+missing_agent() {
+    [ "$(uname -m)" != x86_64 ] || [ -e "$lab/agent/usr/sbin/qemu-ga" ] || [ -e "$lab/agent/usr/bin/qemu-ga" ] ||
+        echo guest-agent
 }
 
 # apt's own lock makes a second caller wait instead of fail.
@@ -111,6 +119,26 @@ kernel_package() {
     done | head -1
 }
 
+# Downloads a package and unpacks it; says where. The caller moves it to its place and removes what is left.
+unpack() {
+    local work
+    work=$(mktemp -d "$lab/unpack.XXXXXX")
+    chmod 755 "$work"
+    (cd "$work" && apt download "$1" 2>"$lab/apt.log") ||
+        fail "cannot download $1" "see .lab/apt.log; is the network there?"
+    dpkg -x "$work"/*.deb "$work/tree"
+    echo "$work"
+}
+
+unpack_agent() {
+    local work
+    update_lists
+    work=$(unpack qemu-guest-agent)
+    rm -rf "${lab:?}/agent"
+    mv -T "$work/tree" "$lab/agent"
+    rm -rf "$work"
+}
+
 unpack_kernel() {
     local series=$1 package work release
     update_lists
@@ -121,11 +149,7 @@ unpack_kernel() {
         echo "this release of Debian has no Linux $series" > "$lab/$series/unavailable"
         return
     fi
-    work=$(mktemp -d "$lab/unpack.XXXXXX")
-    chmod 755 "$work"
-    (cd "$work" && apt download "$package" 2>"$lab/apt.log") ||
-        fail "cannot download $package" "see .lab/apt.log; is the network there?"
-    dpkg -x "$work"/*.deb "$work/tree"
+    work=$(unpack "$package")
     release=$(basename "$work"/tree/boot/vmlinuz-*)
     release=${release#vmlinuz-}
     # Debian 13 merges /lib into /usr/lib: depmod, modprobe -d and virtme-ng look in lib/modules.
@@ -151,7 +175,7 @@ done
 
 missing() {
     missing_packages "${needs[@]}"
-    [ -z "$want_kernels" ] || missing_kernels | sed 's/^/linux-/'
+    [ -z "$want_kernels" ] || { missing_kernels | sed 's/^/linux-/'; missing_agent; }
 }
 
 if [ -z "$(missing)" ]; then
@@ -177,6 +201,7 @@ if [ -n "$want_kernels" ]; then
         echo "setup-debian: unpacking Linux $series into .lab/"
         unpack_kernel "$series"
     done
+    [ -z "$(missing_agent)" ] || { echo "setup-debian: unpacking the guest agent into .lab/"; unpack_agent; }
 fi
 [ -z "$(missing)" ] || fail "still missing: $(missing | xargs)" "see .lab/apt.log"
 echo "setup-debian: done for $*"

@@ -4,14 +4,16 @@
 be (another distribution, no root) the tests are skipped with the reason, except when `CI` is set.
 """
 
+import contextlib
 import os
 import platform
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.lab import vm
+from tests.lab import guests, vm
 
 
 @pytest.fixture(scope="session")
@@ -26,8 +28,15 @@ def boot_kernel(series: str, scratch: Path) -> vm.Kernel:
     reason = vm.unavailable(series)
     if reason is not None:
         pytest.skip(reason)
-    try:
+    with needed():
         return vm.kernel(series, scratch)
+
+
+@contextlib.contextmanager
+def needed() -> Iterator[None]:
+    """What the lab is made of: where it could be set up and was not, that is a failure."""
+    try:
+        yield
     except vm.LabError as error:
         could = os.geteuid() == 0 and shutil.which("apt-get") is not None
         if could or os.environ.get("CI"):
@@ -45,3 +54,17 @@ def kernel(scratch: Path) -> vm.Kernel:
 def older_kernel(scratch: Path) -> vm.Kernel:
     """Linux 6.1, which has no PAGEMAP_SCAN."""
     return boot_kernel("6.1", scratch)
+
+
+@pytest.fixture(scope="session")
+def guest_images(kernel: vm.Kernel, scratch: Path) -> guests.Images:
+    """What memory guests boot."""
+    with needed():
+        return guests.images(kernel, scratch)
+
+
+@pytest.fixture
+def boot_guest(guest_images: guests.Images) -> Iterator[Callable[..., guests.GuestVm]]:
+    """A booted guest for each call, with the options of `GuestVm`; all end with the test."""
+    with contextlib.ExitStack() as stack:
+        yield lambda name, **options: stack.enter_context(guests.GuestVm(name, guest_images, **options))

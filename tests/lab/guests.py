@@ -1,0 +1,425 @@
+"""Virtual machines whose memory tests look at and move: QEMU in software emulation, a real distribution kernel, a real
+balloon, a real guest agent, and a workload inside that does what the test says.
+
+    with GuestVm("cache", images) as guest:      # boots
+        guest.do("cache", 100 << 20)             # the commands: guest_workload.c
+        guest.qmp_path, guest.agent_path         # the sockets, for what is under test
+        guest.qmp("query-balloon")               # a monitor of the test's own, to check by
+
+Its disk is a device that reads as zeros and costs the host nothing (null-co), so page cache in the guest is memory of
+the host only once. The root is the initial RAM disk: a boot takes a few seconds and leaves nearly all memory free.
+Rejected: the machine's own root over 9p (`vm.py`); its caching would be a part of every figure.
+"""
+
+import contextlib
+import ctypes
+import fcntl
+import json
+import lzma
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from virtme.cpiowriter import CpioWriter
+
+from tests.lab.vm import HINT, LAB, Kernel, LabError
+
+WORKLOAD = Path(__file__).with_name("guest_workload.c")
+AGENTS = (LAB / "agent/usr/sbin/qemu-ga", LAB / "agent/usr/bin/qemu-ga")  # Debian 12, 13
+SYS_PROCESS_MADVISE, MADV_PAGEOUT = 440, 21
+MODULES = ("virtio_balloon", "virtio_blk")
+SBIN = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+
+
+@dataclass(frozen=True)
+class Images:
+    """What all guests of a session boot."""
+
+    kernel: Path
+    initrd: Path
+
+
+def _run(*command: str | Path) -> str:
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+            env={**os.environ, "PATH": SBIN},
+        )
+    except FileNotFoundError:
+        raise LabError(f"no {command[0]}\nhint: {HINT}") from None
+    if done.returncode != 0:
+        raise LabError(f"{command[0]} failed: {done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def images(kernel: Kernel, scratch: Path) -> Images:
+    """The initial RAM disk: the workload as the first process, two modules, the guest agent and its libraries."""
+    agent = next((path for path in AGENTS if path.exists()), None)
+    if agent is None:
+        raise LabError(f"no guest agent in {LAB}\nhint: {HINT}")
+    workload = scratch / "workload"
+    _run("gcc", "-O2", "-static", "-pthread", "-Wall", "-Wextra", "-Werror", "-o", workload, WORKLOAD)
+    chosen = _run("modprobe", "-d", kernel.tree, "-S", kernel.release, "--show-depends", "-a", *MODULES)
+    modules = [Path(line.split()[1]) for line in chosen.splitlines() if line.startswith("insmod")]
+    libraries = [
+        Path(word)
+        for line in _run("ldd", agent).splitlines()
+        for word in line.split()
+        if word.startswith("/")
+    ]
+    initrd = scratch / "initrd-guest"
+    with initrd.open("wb") as file:
+        archive = CpioWriter(file)
+        made: set[Path] = set()
+
+        def directory(path: Path) -> None:
+            if path != path.parent and path not in made:
+                directory(path.parent)
+                made.add(path)
+                archive.mkdir(str(path)[1:].encode(), 0o755)
+
+        def put(path: str, content: bytes, mode: int) -> None:
+            directory(Path(path).parent)
+            archive.write_file(path[1:].encode(), content, mode)
+
+        for place in ("/proc", "/sys", "/dev", "/run", "/tmp"):
+            directory(Path(place))
+        archive.mkchardev(b"dev/console", (5, 1), 0o600)
+        put("/init", workload.read_bytes(), 0o755)
+        put("/usr/sbin/qemu-ga", agent.read_bytes(), 0o755)
+        for library in libraries:
+            put(str(library), library.read_bytes(), 0o755)
+        names = []
+        for module in modules:
+            packed = module.suffix == ".xz"
+            names.append(f"/lib/modules/{module.stem if packed else module.name}")
+            put(names[-1], lzma.decompress(module.read_bytes()) if packed else module.read_bytes(), 0o644)
+        put("/modules", "".join(f"{name}\n" for name in names).encode(), 0o644)
+        archive.write_trailer()
+    return Images(kernel.image, initrd)
+
+
+@dataclass
+class GuestVm:
+    """One virtual machine, from `start` (or `with`) to `kill`. `driver`: the balloon's, in the guest's kernel."""
+
+    name: str
+    images: Images
+    memory_mib: int = 256
+    agent: bool = True
+    balloon: bool = True
+    driver: bool = True
+    swap_mib: int = 0  # of the guest's own swap, on a disk; 0: none
+    deflate_on_oom: bool = False
+    free_page_reporting: bool = False
+    disk_mib: int = 4096
+    place: Path = field(init=False)
+    _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    _control: socket.socket = field(init=False)
+    _monitor: socket.socket = field(init=False)
+    _unread: bytes = field(default=b"", init=False)
+
+    def __post_init__(self) -> None:
+        # Not in a test's own directory: the path of a UNIX socket has 107 bytes.
+        self.place = Path(tempfile.mkdtemp(prefix=f"lab-{self.name}-"))
+
+    @property
+    def qmp_path(self) -> Path:
+        return self.place / "qmp"
+
+    @property
+    def agent_path(self) -> Path:
+        return self.place / "agent"
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+            self.wait_ready()
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    def start(self) -> None:
+        """Begin to boot."""
+        if self.swap_mib:
+            with (self.place / "swap").open("wb") as file:
+                file.truncate(self.swap_mib << 20)
+            _run("mkswap", self.place / "swap")
+        self._control, control = socket.socketpair()
+        self._monitor, monitor = socket.socketpair()
+        with control, monitor, (self.place / "console").open("wb") as console:
+            try:
+                self._process = subprocess.Popen(
+                    self._command(control.fileno(), monitor.fileno()),
+                    stdin=subprocess.DEVNULL,
+                    stdout=console,
+                    stderr=subprocess.STDOUT,
+                    pass_fds=(control.fileno(), monitor.fileno()),
+                )
+            except FileNotFoundError as error:
+                raise LabError(f"no {error.filename}\nhint: {HINT}") from None
+        self._monitor.settimeout(30)
+        self.qmp("qmp_capabilities")
+
+    def wait_ready(self, limit_s: float = 60) -> None:
+        """Until the workload takes commands; again after `reboot`."""
+        if self._line(limit_s) != "ready":
+            raise LabError(f"guest {self.name} did not begin anew\n{self.report()}")
+
+    def send(self, command: str, size: int | str = "") -> None:
+        """Have the workload do it, without waiting for the answer: `answer` does."""
+        self._send(f"{command} {size}\n".encode())
+
+    def answer(self, limit_s: float = 60) -> str:
+        """What the workload says; LabError when it failed, was killed or begun anew, or takes too long."""
+        line = self._line(limit_s)
+        if line != "ok" and not line.startswith("ok "):
+            raise LabError(f"guest {self.name}: {line}\n{self.report()}")
+        return line[3:]
+
+    def do(self, command: str, size: int | str = "", limit_s: float = 60) -> str:
+        self.send(command, size)
+        return self.answer(limit_s)
+
+    def work(self) -> int:
+        """Pages that `busy` and `hot` have gone through since the workload began."""
+        return int(self.do("work"))
+
+    def read(self, path: str) -> str:
+        """A text file of the guest, by the workload and not by the guest agent."""
+        size = int(self.do("read", path))
+        while len(self._unread) < size:
+            self._receive(10)
+        text, self._unread = self._unread[:size], self._unread[size:]
+        return text.decode()
+
+    def meminfo(self) -> dict[str, int]:
+        """/proc/meminfo of the guest, in bytes."""
+        rows = (line.split() for line in self.read("/proc/meminfo").splitlines())
+        return {row[0].rstrip(":"): int(row[1]) << 10 for row in rows}
+
+    def forge(self, path: str, text: str) -> None:
+        """From now on everything in the guest reads `text` at `path`: its guest agent, too."""
+        self.send("forge", f"{path} {len(text.encode())}")
+        self._send(text.encode())
+        self.answer()
+
+    def hang_agent(self) -> None:
+        """The guest agent still holds its port, and answers nothing until `resume_agent`."""
+        self.do("agent", "STOP")
+
+    def resume_agent(self) -> None:
+        self.do("agent", "CONT")
+
+    def reboot(self) -> None:
+        """Begin to boot again, in the same QEMU process; `wait_ready` waits for the end."""
+        self.send("reboot")
+
+    def reset(self) -> None:
+        """The same without asking the guest."""
+        self.qmp("system_reset")
+
+    def hide_qmp(self) -> None:
+        """Nobody can connect to the monitor any more; QEMU and the guest go on."""
+        self.qmp_path.unlink()
+
+    def kill(self) -> None:
+        """SIGKILL of QEMU, at once, and everything that this machine has left is gone."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(30)
+            self._control.close()
+            self._monitor.close()
+        shutil.rmtree(self.place, ignore_errors=True)
+
+    def qmp(self, command: str, **arguments: object) -> Any:
+        """By a monitor of the test's own."""
+        self._monitor.sendall(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
+        data = b""
+        while True:
+            try:
+                more = self._monitor.recv(1 << 16)
+            except TimeoutError:
+                raise LabError(f"guest {self.name}: no answer to {command}\n{self.report()}") from None
+            except ConnectionResetError:
+                more = b""
+            data += more
+            if not more:
+                raise LabError(f"guest {self.name}: QEMU ended\n{self.report()}")
+            while b"\n" in data:
+                line, data = data.split(b"\n", 1)
+                message = json.loads(line)
+                if "error" in message:
+                    raise LabError(f"guest {self.name}: {command}: {message['error']['desc']}")
+                if "return" in message:
+                    return message["return"]
+
+    def balloon_bytes(self) -> int:
+        """What the balloon leaves the guest now."""
+        return int(self.qmp("query-balloon")["actual"])
+
+    def resident_bytes(self) -> int:
+        """Of the guest's RAM, in the host's: the mapping of QEMU that has exactly its size."""
+        return self._memory("Rss")
+
+    def swapped_bytes(self) -> int:
+        """Of the guest's RAM, in the host's swap."""
+        return self._memory("Swap")
+
+    def _memory(self, what: str) -> int:
+        wanted = self.memory_mib << 10
+        size = 0
+        for line in Path(f"/proc/{self.pid}/smaps").read_text().splitlines():
+            words = line.split()
+            if words[0] == "Size:":
+                size = int(words[1])
+            if words[0] == f"{what}:" and size == wanted:
+                return int(words[1]) << 10
+        raise LabError(f"guest {self.name}: QEMU has no mapping of {wanted} KiB")
+
+    def page_out(self) -> None:
+        """All of the guest's RAM into this host's swap, as far as there is one."""
+        size, area = self.memory_mib << 20, None
+        for line in Path(f"/proc/{self.pid}/maps").read_text().splitlines():
+            start, end = (int(word, 16) for word in line.split()[0].split("-"))
+            area = (start, end) if end - start == size else area
+        assert area is not None
+        libc = ctypes.CDLL(None, use_errno=True)
+        handle = os.pidfd_open(self.pid)
+        try:
+            ranges = (ctypes.c_size_t * 2)(area[0], size)
+            done = libc.syscall(SYS_PROCESS_MADVISE, handle, ctypes.byref(ranges), 1, MADV_PAGEOUT, 0)
+        finally:
+            os.close(handle)
+        if done < 0:
+            raise LabError(f"process_madvise: {os.strerror(ctypes.get_errno())}")
+
+    def report(self) -> str:
+        console = self.place / "console"
+        text = console.read_text(errors="replace") if console.exists() else "gone"
+        return f"--- console, its end\n{text[-3000:]}"
+
+    def _send(self, data: bytes) -> None:
+        try:
+            self._control.sendall(data)
+        except OSError:  # also when it was killed here
+            raise LabError(f"guest {self.name}: QEMU ended\n{self.report()}") from None
+
+    def _receive(self, limit_s: float) -> None:
+        self._control.settimeout(limit_s)
+        try:
+            more = self._control.recv(1 << 16)
+        except TimeoutError:
+            raise LabError(f"guest {self.name} said nothing for {limit_s:.0f} s\n{self.report()}") from None
+        except ConnectionResetError:
+            more = b""
+        if not more:
+            raise LabError(f"guest {self.name}: QEMU ended\n{self.report()}")
+        self._unread += more
+
+    def _line(self, limit_s: float) -> str:
+        while b"\n" not in self._unread:
+            self._receive(limit_s)
+        line, self._unread = self._unread.split(b"\n", 1)
+        return line.decode()
+
+    def _command(self, control: int, monitor: int) -> list[str]:
+        quick = "nokaslr mitigations=off audit=0 cryptomgr.notests no_timer_check tsc=reliable"
+        words = f"console=ttyS0 quiet loglevel=4 panic=-1 rdinit=/init {quick} --"
+        words += "" if self.agent else " noagent"
+        words += "" if self.driver else " nodriver"
+        on = {True: "on", False: "off"}
+        extra: list[str] = []
+        if self.balloon:
+            options = f"deflate-on-oom={on[self.deflate_on_oom]}"
+            options += f",free-page-reporting={on[self.free_page_reporting]}"
+            extra += ["-device", f"virtio-balloon-pci,id=balloon0,{options}"]
+        if self.swap_mib:
+            extra += [
+                *("-blockdev", f"driver=file,node-name=swap,cache.direct=off,filename={self.place}/swap"),
+                *("-device", "virtio-blk-pci,drive=swap"),
+            ]
+        return [
+            *("qemu-system-x86_64", "-name", self.name, "-machine", "q35", "-cpu", "max", "-smp", "1"),
+            *("-accel", "tcg,tb-size=64"),
+            *(
+                "-object",
+                f"memory-backend-ram,id=ram,size={self.memory_mib}M",
+                "-machine",
+                "memory-backend=ram",
+            ),
+            *("-m", f"{self.memory_mib}M", "-nodefaults", "-no-user-config", "-net", "none"),
+            *("-vga", "none", "-display", "none", "-serial", "stdio"),
+            *("-qmp", f"unix:{self.qmp_path},server=on,wait=off"),
+            *("-chardev", f"socket,id=monitor,fd={monitor}", "-mon", "chardev=monitor,mode=control"),
+            *("-device", "virtio-serial-pci"),
+            *("-chardev", f"socket,id=control,fd={control}"),
+            *("-device", "virtserialport,chardev=control,name=lab.control"),
+            *("-chardev", f"socket,id=agent,path={self.agent_path},server=on,wait=off"),
+            *("-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0"),
+            *("-blockdev", f"driver=null-co,node-name=disk,size={self.disk_mib << 20},read-zeroes=on"),
+            *("-device", "virtio-blk-pci,drive=disk", *extra, "-device", "virtio-rng-pci"),
+            *("-kernel", str(self.images.kernel), "-initrd", str(self.images.initrd), "-append", words),
+        ]
+
+
+@contextlib.contextmanager
+def host_swap(size_mib: int) -> Iterator[str]:
+    """Swap on this host, in its own RAM (zram), for as long as the block lasts: the device's name.
+
+    It is everybody's while it is there, so tests that need it and tests that need a host without any take turns by
+    `host_without_swap`'s lock. LabError where the kernel or the rights are missing.
+    """
+    with _swap_lock():
+        control = Path("/sys/class/zram-control")
+        try:
+            number = int((control / "hot_add").read_text())
+        except OSError as error:
+            raise LabError(f"no zram here: {error}") from None
+        device = f"/dev/zram{number}"
+        try:
+            Path(f"/sys/block/zram{number}/disksize").write_text(f"{size_mib}M")
+            _run("mkswap", device)
+            _run("swapon", device)
+            try:
+                yield device
+            finally:
+                _run("swapoff", device)
+        finally:
+            (control / "hot_remove").write_text(str(number))
+
+
+@contextlib.contextmanager
+def host_without_swap() -> Iterator[None]:
+    """No test of ours has swap on this host for as long as the block lasts; LabError when somebody else has."""
+    with _swap_lock():
+        if len(Path("/proc/swaps").read_text().splitlines()) > 1:
+            raise LabError("this host has swap of its own")
+        yield
+
+
+@contextlib.contextmanager
+def _swap_lock() -> Iterator[None]:
+    with Path(tempfile.gettempdir(), "sustain-lab-swap.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
