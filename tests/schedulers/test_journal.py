@@ -75,18 +75,20 @@ def test_another_life_of_a_guest_has_another_prior_value(tmp_path: Path) -> None
 
 def test_what_cannot_be_put_back_stays_for_the_next_time(tmp_path: Path) -> None:
     def broken(entry: Entry) -> Outcome:
-        raise OSError("nobody answers")
+        raise OSError("nobody answers") if entry.key == "a" else ZeroDivisionError("defect")
 
     with Journal(tmp_path / "j") as journal:
         journal.note("a", "value", GUEST, 10, 9)
         journal.note("b", "unheard-of", GUEST, 10, 9)
+        journal.note("c", "value", GUEST, 10, 9)
         report = journal.restore({"value": broken})
         assert [each.problem for each in report.failed] == [
             "nobody answers",
             "nothing here puts back a unheard-of",
+            "unexpected ZeroDivisionError: defect",
         ]
     with Journal(tmp_path / "j") as journal:
-        assert [entry.key for entry in journal.entries()] == ["a", "b"]
+        assert [entry.key for entry in journal.entries()] == ["a", "b", "c"]
 
 
 def test_one_that_hangs_keeps_nobody_else_waiting(tmp_path: Path) -> None:

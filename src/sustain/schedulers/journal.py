@@ -253,6 +253,8 @@ def _undo(entry: Entry, undo: Undo | None) -> Undone:
         return Undone(entry, undo(entry))
     except (SustainError, OSError) as error:
         return Undone(entry, "failed", str(error))
+    except Exception as error:  # noqa: BLE001 - a defect in one must not keep the others from being put back
+        return Undone(entry, "failed", f"unexpected {type(error).__name__}: {error}")
 
 
 def _parse(path: str | os.PathLike[str], number: int, text: bytes) -> _Line:

@@ -14,13 +14,14 @@ Rejected: one loop for all schedulers, or asyncio: what hangs in the kernel hang
 import math
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from sustain.clock import Clock
 from sustain.errors import SustainError
 from sustain.schedulers.journal import Report
+from sustain.schedulers.measure import Measure
 
 O = TypeVar("O")  # observation  # noqa: E741 - what the others are called follows from it
 S = TypeVar("S")  # state
@@ -29,7 +30,7 @@ E = TypeVar("E")  # effect of an action
 
 
 class Scheduler(Protocol[O, S, P, E]):
-    """One scheduler, as a loop sees it. All methods are called from the loop's thread."""
+    """One scheduler, as a loop sees it. All methods but `measures` are called from the loop's thread."""
 
     @property
     def name(self) -> str: ...
@@ -50,6 +51,9 @@ class Scheduler(Protocol[O, S, P, E]):
 
     def restore(self) -> Report:
         """Put back everything that was changed and not put back yet, also by a predecessor."""
+
+    def measures(self, observation: O, plan: P) -> Iterable[Measure]:
+        """What there is to watch in a tick. From any thread."""
 
     def close(self) -> None:
         """Let go of what the scheduler holds; changes stay as they are."""

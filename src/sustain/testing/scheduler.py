@@ -4,12 +4,13 @@ Its host is a directory of dials, files with a number in them. It turns each one
 tick, and can put all of them back. Since the dials are files, it can be killed, and another process can go on.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import msgspec
 
 from sustain.schedulers.journal import Entry, Journal, Outcome, Report, put_back
+from sustain.schedulers.measure import Measure
 
 
 class Dials(msgspec.Struct, frozen=True):
@@ -77,7 +78,7 @@ class DialScheduler:
 
     def sense(self) -> Dials:
         self.fault("sense")
-        return Dials(0.0, {path.name: int(path.read_text()) for path in self._directory.iterdir()})
+        return Dials(0.0, {path.name: int(path.read_text()) for path in self._directory.glob("[!.]*")})
 
     def decide(
         self, observation: Dials, state: int | None, now_s: float, effects: Sequence[Turned]
@@ -93,6 +94,10 @@ class DialScheduler:
     def restore(self) -> Report:
         return self._journal.restore({"dial": self._undo})
 
+    def measures(self, observation: Dials, plan: TurnPlan) -> Iterable[Measure]:
+        for name, value in observation.values.items():
+            yield Measure("sustain_dial", "what a dial shows", value, (("dial", name),))
+
     def close(self) -> None:
         self._journal.close()
 
@@ -101,7 +106,7 @@ class DialScheduler:
         if not path.exists():
             return Turned(action, False, "it is gone")
         self._journal.note(action.dial, "dial", {}, action.from_value, action.to_value)
-        path.write_text(str(action.to_value))
+        _set(path, action.to_value)
         return Turned(action, True)
 
     def _undo(self, entry: Entry) -> Outcome:
@@ -109,5 +114,12 @@ class DialScheduler:
         return put_back(
             entry,
             lambda: int(path.read_text()) if path.exists() else None,
-            lambda value: path.write_text(str(value)),
+            lambda value: _set(path, value),
         )
+
+
+def _set(path: Path, value: object) -> None:
+    """Whole or not at all: whoever sets it may be killed."""
+    draft = path.with_name(f".{path.name}")
+    draft.write_text(str(value))
+    draft.replace(path)

@@ -1,0 +1,30 @@
+"""An agent as a process, over a directory: dials/, journal, and the socket that it answers on.
+
+`python -m tests.agent.dials_agent DIR [restore]`
+"""
+
+import sys
+from pathlib import Path
+
+from sustain.agent.agent import Agent
+from sustain.agent.config import AgentSection
+from sustain.clock import SystemClock
+from sustain.schedulers.journal import Journal
+from sustain.testing.scheduler import DialPolicy, DialScheduler
+
+
+def main(directory: Path, what: str) -> None:
+    scheduler = DialScheduler(directory / "dials", Journal(directory / "journal"), DialPolicy(goal=3), 0.05)
+    if what == "restore":
+        scheduler.restore()
+        return
+    if (hang := directory / "hang").exists():
+        scheduler.fault = lambda step: hang.open().close()  # a FIFO: it waits for a writer
+    section = AgentSection(listen=f"unix:{directory}/socket", log=f"{directory}/log")
+    Agent(
+        section, [scheduler], SystemClock(), tell=lambda line: print(line, file=sys.stderr, flush=True)
+    ).run()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "run")
