@@ -1,0 +1,345 @@
+"""Carrying a plan out: balloons, pages to swap, reclaim of cgroups; what came of each; and putting back.
+
+Used by the scheduler's loop. The model: each guest's actions run in a thread of that guest, one after the other; a call
+waits for all of them for a limited time, and goes on without the one that hangs, which is left out until it has come
+back. Nothing is believed: an action is done when the balloon has come to its target, pages are in swap, or the cgroup
+uses less; `freed_bytes` is what the host's memory really gained.
+
+Before a balloon or a limit is changed, the journal holds what it was. `restore` puts that back unless somebody else
+has set it since. Of a balloon only where it stands can be read, not what was asked of it: so what stands where we left
+it (up to 16 MiB more, which a guest takes back by itself when it runs out), or, while one of our changes is on its
+way, between there and where it began, is ours. Pages in swap need no putting back: they come when they are used.
+
+Rejected: one pool for all guests (hung ones fill it), and taking the answer of `balloon` for the deed.
+"""
+
+import math
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from sustain.errors import HostError, SustainError
+from sustain.host import processes
+from sustain.host.cgroup import Cgroup
+from sustain.host.processes import Identity
+from sustain.schedulers.guest_memory.handles import GuestHandle
+from sustain.schedulers.guest_memory.model import Action, Balloon, Effect, PageOut, Reclaim
+from sustain.schedulers.guest_memory.pageout import Frames, Pager
+from sustain.schedulers.journal import Entry, Journal, Outcome, Report, put_back
+
+_POLL_S = 0.1
+_STILL_S = 2.0  # a balloon that has not moved for so long has stopped
+_NEAR_BYTES = 1 << 20  # balloons move in pages, sizes are said in MiB
+_OWN_BYTES = 16 << 20
+_CHUNK_BYTES = 64 << 20
+_NO_LIMIT = -1
+
+
+@runtime_checkable
+class Framed(Protocol):
+    """A handle of a guest whose frames can be asked for."""
+
+    def frames(self) -> Frames | None:
+        """None: this guest cannot be asked now."""
+
+
+@dataclass(slots=True)
+class _Guest:
+    """What is going on with one guest."""
+
+    gate: threading.Lock = field(default_factory=threading.Lock)  # held while something is noted and set
+    thread: threading.Thread | None = None
+    life: str = ""
+    pager: Pager | None = None
+
+
+@dataclass(slots=True)
+class _Round:
+    """One call of `carry_out`."""
+
+    until_s: float
+    ended: bool = False
+    effects: dict[int, Effect] = field(default_factory=dict)
+
+    def goes_on(self) -> bool:
+        return not self.ended and time.monotonic() < self.until_s
+
+
+class Actuator:
+    """What can act on all guests. `guests` may change between calls: it is looked up by name each time."""
+
+    def __init__(
+        self,
+        guests: Mapping[str, GuestHandle],
+        journal: Journal,
+        *,
+        root: Path = Path("/"),
+        limit_s: float = 10.0,
+    ) -> None:
+        """`limit_s`: the longest that one call of `carry_out` takes, whatever the guests do."""
+        self._handles = guests
+        self._journal = journal
+        self._root = root
+        self._limit_s = limit_s
+        self._guests: dict[str, _Guest] = {}
+        self._round = _Round(0.0, ended=True)
+
+    def carry_out(self, actions: Iterable[Action]) -> list[Effect]:
+        """All of them, and what came of each, in the same order. Raises nothing that a guest or the host may cause."""
+        wanted = list(actions)
+        by_guest: dict[str, list[int]] = {}
+        for index, action in enumerate(wanted):
+            by_guest.setdefault(action.guest, []).append(index)
+        this = self._round = _Round(time.monotonic() + self._limit_s)
+        started: list[threading.Thread] = []
+        for name, indexes in by_guest.items():
+            guest = self._guests.setdefault(name, _Guest())
+            if guest.thread is not None and guest.thread.is_alive():
+                continue
+            work = partial(self._work, guest, [(index, wanted[index]) for index in indexes], this)
+            guest.thread = threading.Thread(target=work, name=f"act {name}", daemon=True)
+            guest.thread.start()
+            started.append(guest.thread)
+        for thread in started:
+            thread.join(max(0.0, this.until_s + _POLL_S - time.monotonic()))
+        this.ended = True
+        effects = dict(this.effects)
+        return [effects.get(index) or self._missing(action, started) for index, action in enumerate(wanted)]
+
+    def restore(self) -> Report:
+        """Put back all that was changed, here or by a predecessor, and not by somebody else since."""
+        self._round.ended = True
+        moving = {
+            entry.target.get("guest") for entry in self._journal.entries() if entry.kind == "balloon-moving"
+        }
+        return self._journal.restore(
+            {
+                "balloon": partial(self._undo_balloon, moving),
+                "balloon-moving": lambda _: "restored",
+                "cgroup-limit": self._undo_limit,
+            }
+        )
+
+    def close(self) -> None:
+        """Start nothing more; what is under way ends at its next step. Changes stay."""
+        self._round.ended = True
+
+    def _missing(self, action: Action, started: Sequence[threading.Thread]) -> Effect:
+        guest = self._guests[action.guest]
+        if guest.thread in started:
+            return _failed(action, f"it has not come back within {self._limit_s:g} s")
+        return _failed(action, "an earlier action on this guest has not come back yet")
+
+    def _work(self, guest: _Guest, actions: Sequence[tuple[int, Action]], this: _Round) -> None:
+        for index, action in actions:
+            if this.ended:
+                return
+            try:
+                this.effects[index] = self._one(guest, action, this)
+            except (SustainError, OSError) as error:
+                hint = getattr(error, "hint", "")
+                this.effects[index] = _failed(action, f"{error} ({hint})" if hint else str(error))
+
+    def _one(self, guest: _Guest, action: Action, this: _Round) -> Effect:
+        handle = self._handles.get(action.guest)
+        life = None if handle is None else handle.life()
+        if handle is None or life is None:
+            return _failed(action, "the guest has gone")
+        if life != action.life:
+            return _failed(action, "the guest has been started anew since the plan was made")
+        if guest.life != life:
+            guest.life, guest.pager = life, None
+        match action:
+            case Balloon():
+                return self._balloon(guest, handle, action, this)
+            case PageOut():
+                return self._page_out(guest, handle, action, this)
+            case Reclaim():
+                return self._reclaim(guest, handle, action, this)
+
+    # balloon
+
+    def _balloon(self, guest: _Guest, handle: GuestHandle, action: Balloon, this: _Round) -> Effect:
+        before = handle.balloon()
+        if before is None:
+            return _failed(action, "the guest has no balloon")
+        resident = handle.resident()
+        goal = int(action.to_bytes)
+        if not self._set_balloon(guest, handle, action, before, goal, this):
+            return _failed(action, "called off before it began")
+        now = self._settle(handle, before, goal, this)
+        if now is None:
+            return _failed(action, "the guest or its balloon has gone meanwhile")
+        after = handle.resident()
+        freed = None if resident is None or after is None else resident - after
+        if abs(now - goal) <= _NEAR_BYTES:
+            self._journal.forget(_moving(action.guest))
+            self._forget_what_is_as_it_was(action.guest, now)
+            return Effect(
+                action=action, done=True, freed_bytes=freed, problem=_yield_problem(before - now, freed)
+            )
+        stopped = f"the balloon has come from {before} to {now} bytes, not to {goal}"
+        if this.goes_on() and now > goal:
+            # It has stopped: what the guest cannot give is not asked of it any longer.
+            self._set_balloon(guest, handle, action, now, now, this)
+            self._journal.forget(_moving(action.guest))
+            self._forget_what_is_as_it_was(action.guest, now)
+            why = "no driver runs in the guest" if now == before else "the guest gives no more"
+            return Effect(action=action, done=False, freed_bytes=freed, problem=f"{stopped}: {why}")
+        return Effect(action=action, done=False, freed_bytes=freed, problem=f"{stopped}; it may still move")
+
+    def _set_balloon(
+        self, guest: _Guest, handle: GuestHandle, action: Balloon, now: int, goal: int, this: _Round
+    ) -> bool:
+        target: dict[str, int | float | str] = {"guest": action.guest, "life": action.life}
+        who = handle.process()
+        if who is not None:
+            target |= {"pid": who.pid, "start_ticks": who.start_ticks}
+        with guest.gate:
+            if this.ended:
+                return False
+            self._journal.note(_balloon(action.guest), "balloon", target, now, goal)
+            self._journal.note(_moving(action.guest), "balloon-moving", target, now, goal)
+            handle.set_balloon(goal)
+        return True
+
+    def _settle(self, handle: GuestHandle, start: int, goal: int, this: _Round) -> int | None:
+        """Where the balloon is when it has reached its goal, has stopped, or time is up. None: it has gone."""
+        last, since_s = start, time.monotonic()
+        pause = threading.Event()
+        while True:
+            now = handle.balloon()
+            if now is None or abs(now - goal) <= _NEAR_BYTES or not this.goes_on():
+                return now
+            if now != last:
+                last, since_s = now, time.monotonic()
+            elif time.monotonic() - since_s > _STILL_S:
+                return now
+            pause.wait(_POLL_S)
+
+    def _forget_what_is_as_it_was(self, name: str, now: int) -> None:
+        for entry in self._journal.entries():
+            if entry.key == _balloon(name) and abs(now - float(entry.prior)) <= _NEAR_BYTES:
+                self._journal.forget(entry.key)
+
+    def _undo_balloon(self, moving: set[int | float | str | None], entry: Entry) -> Outcome:
+        name = str(entry.target["guest"])
+        handle = self._handles.get(name)
+        life = None if handle is None else handle.life()
+        if handle is None or life is None:
+            if self._still_runs(entry):
+                raise HostError(
+                    f"{name}: it runs, and cannot be reached to give it back {entry.prior} bytes",
+                    hint="is its QMP socket configured, or held by another client?",
+                )
+            return "gone"
+        if life != entry.target["life"]:
+            return "gone"
+        guest = self._guests.setdefault(name, _Guest())
+        if not guest.gate.acquire(timeout=self._limit_s):
+            raise HostError(f"{name}: an action on it is still under way", hint="put back again later")
+        try:
+            now = handle.balloon()
+            if now is None:
+                return "gone"
+            prior, *sets = (float(each) for each in (entry.prior, *entry.sets))
+            if abs(now - prior) > _NEAR_BYTES and not (
+                any(-_NEAR_BYTES <= now - each <= _OWN_BYTES for each in sets)
+                or (name in moving and min(prior, *sets) <= now <= max(prior, *sets))
+            ):
+                return "changed"
+            handle.set_balloon(
+                int(prior)
+            )  # also where it stands there already: it may be on its way elsewhere
+            return "restored"
+        finally:
+            guest.gate.release()
+
+    def _still_runs(self, entry: Entry) -> bool:
+        pid, ticks = entry.target.get("pid"), entry.target.get("start_ticks")
+        if not isinstance(pid, int) or not isinstance(ticks, int):
+            return str(entry.target["guest"]) in self._handles
+        return processes.alive(Identity(pid, ticks), str(self._root))
+
+    # pages to swap
+
+    def _page_out(self, guest: _Guest, handle: GuestHandle, action: PageOut, this: _Round) -> Effect:
+        who = handle.process()
+        if who is None:
+            return _failed(action, "the guest has no process whose pages could be moved")
+        if guest.pager is None or guest.pager.who != who:
+            frames = handle.frames() if isinstance(handle, Framed) else None
+            guest.pager = Pager(who, frames, self._root)
+        came = guest.pager.page_out(int(action.amount_bytes), this.goes_on)
+        return Effect(
+            action=action, done=came.moved_bytes > 0, freed_bytes=came.freed_bytes, problem=came.problem
+        )
+
+    # cgroups
+
+    def _reclaim(self, guest: _Guest, handle: GuestHandle, action: Reclaim, this: _Round) -> Effect:
+        directory = handle.cgroup()
+        if directory is None:
+            return _failed(action, "the guest has no cgroup of its own")
+        group = Cgroup.open(directory, self._root)
+        key = f"cgroup-limit:{group.directory}"
+        left, freed = int(action.amount_bytes), 0
+        problem: str | None = None
+        while left > 0 and this.goes_on() and problem is None:
+            with guest.gate:
+                if this.ended:
+                    break
+                came = group.reclaim(min(left, _CHUNK_BYTES), self._noter(group, key))
+                self._journal.forget(key)
+            left -= min(left, _CHUNK_BYTES)
+            freed += came.freed_bytes
+            problem = came.problem
+        if left > 0 and problem is None:
+            problem = f"time was up with {left} bytes to go"
+        return Effect(action=action, done=freed > 0, freed_bytes=freed, problem=problem)
+
+    def _noter(self, group: Cgroup, key: str) -> Callable[[int, int], None]:
+        target: dict[str, int | float | str] = {"directory": str(group.directory), "inode": group.inode}
+        return lambda old, new: self._journal.note(key, "cgroup-limit", target, old, new)
+
+    def _undo_limit(self, entry: Entry) -> Outcome:
+        directory = Path(str(entry.target["directory"]))
+        group = Cgroup(directory, 1, int(entry.target["inode"]))
+        if not group.alive():
+            return "gone"
+
+        def read() -> int | None:
+            limit = group.own_limit_bytes()
+            return None if limit is None else _NO_LIMIT if math.isinf(limit) else int(limit)
+
+        return put_back(
+            entry, read, lambda value: group.set_limit(math.inf if value == _NO_LIMIT else float(value))
+        )
+
+
+def _failed(action: Action, problem: str) -> Effect:
+    return Effect(action=action, done=False, problem=problem)
+
+
+def _yield_problem(taken: int, freed: int | None) -> str | None:
+    """What the balloon took, against what the host gained."""
+    if freed is None:
+        return "what the host gained is not known: the guest's resident memory cannot be read"
+    if taken >= _OWN_BYTES and freed < taken / 4:
+        return (
+            f"the balloon took {taken} bytes and the host gained {freed}: the guest had not touched them, has used "
+            "others meanwhile, or its memory is pinned (VFIO)"
+        )
+    return None
+
+
+def _balloon(name: str) -> str:
+    return f"balloon:{name}"
+
+
+def _moving(name: str) -> str:
+    return f"balloon-moving:{name}"

@@ -1,0 +1,382 @@
+"""Carrying plans out: on made-up guests that follow, stop, hang and die; and putting back, also after a kill."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from sustain.errors import HostError
+from sustain.host.processes import Identity, identify
+from sustain.schedulers.guest_memory import act
+from sustain.schedulers.guest_memory.act import Actuator
+from sustain.schedulers.guest_memory.model import Action, Balloon, Effect, Kind, PageOut, Reclaim
+from sustain.schedulers.journal import Journal
+from tests.host.held import MIB, Holder, some_swap
+
+GIB = 1 << 30
+
+
+class MadeGuest:
+    """A guest whose balloon follows at once as far as `least_bytes`, and then needs no more memory than it is left."""
+
+    kind: Kind = "qemu"
+
+    def __init__(self, name: str, size_bytes: int = GIB) -> None:
+        self.name = name
+        self.size_bytes = size_bytes
+        self.least_bytes = 0
+        self.driver = True
+        self.its_life: str | None = "1:1"
+        self.who: Identity | None = None
+        self.directory: str | None = None
+        self.touched_bytes = size_bytes
+        self.target_bytes = size_bytes
+        self.asked: list[int] = []
+        self.hang: threading.Event | None = None
+
+    def life(self) -> str | None:
+        return self.its_life
+
+    def process(self) -> Identity | None:
+        return self.who
+
+    def cgroup(self) -> str | None:
+        return self.directory
+
+    def balloon(self) -> int | None:
+        if self.hang is not None:
+            self.hang.wait()
+        if self.its_life is None:
+            raise HostError("the socket is gone")
+        return max(self.target_bytes, self.least_bytes) if self.driver else self.size_bytes
+
+    def set_balloon(self, to_bytes: int) -> None:
+        self.asked.append(to_bytes)
+        self.target_bytes = to_bytes
+
+    def resident(self) -> int | None:
+        return min(self.touched_bytes, max(self.target_bytes, self.least_bytes))
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    with Journal(tmp_path / "journal") as opened:
+        yield opened
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(act, "_STILL_S", 0.05)
+    monkeypatch.setattr(act, "_POLL_S", 0.01)
+
+
+def balloon(guest: MadeGuest, to_bytes: int, life: str = "1:1") -> Balloon:
+    return Balloon(guest=guest.name, life=life, from_bytes=GIB, to_bytes=to_bytes, reason="test")
+
+
+def one(actuator: Actuator, action: Action) -> Effect:
+    (effect,) = actuator.carry_out([action])
+    assert effect.action == action
+    return effect
+
+
+def test_a_balloon_moves_and_the_host_gains(journal: Journal) -> None:
+    guest = MadeGuest("a")
+    actuator = Actuator({"a": guest}, journal)
+    effect = one(actuator, balloon(guest, GIB // 2))
+    assert (effect.done, effect.freed_bytes, effect.problem) == (True, GIB // 2, None)
+    (entry,) = journal.entries()
+    assert (entry.kind, entry.prior, entry.sets) == ("balloon", GIB, (GIB // 2,))
+    back = one(actuator, balloon(guest, GIB))
+    assert (back.done, back.freed_bytes) == (True, -GIB // 2)
+    assert journal.entries() == ()  # as it was: there is nothing to put back
+
+
+def test_the_prior_value_is_noted_before_the_change(journal: Journal) -> None:
+    class Watched(MadeGuest):
+        def set_balloon(self, to_bytes: int) -> None:
+            assert [entry.prior for entry in journal.entries() if entry.kind == "balloon"] == [GIB]
+            super().set_balloon(to_bytes)
+
+    guest = Watched("a")
+    actuator = Actuator({"a": guest}, journal)
+    assert one(actuator, balloon(guest, GIB - 64 * MIB)).done
+    assert one(actuator, balloon(guest, GIB - 128 * MIB)).done
+    (entry,) = journal.entries()
+    assert (entry.prior, entry.sets) == (GIB, (GIB - 128 * MIB, GIB - 64 * MIB))
+
+
+def test_what_the_guest_cannot_give_is_not_asked_of_it_any_longer(journal: Journal) -> None:
+    guest = MadeGuest("a")
+    guest.least_bytes = 768 * MIB
+    actuator = Actuator({"a": guest}, journal)
+    effect = one(actuator, balloon(guest, GIB // 2))
+    assert not effect.done
+    assert effect.freed_bytes == 256 * MIB
+    assert "gives no more" in (effect.problem or "")
+    assert guest.asked == [GIB // 2, 768 * MIB]
+    assert actuator.restore().failed == ()
+    assert guest.target_bytes == GIB
+
+
+def test_a_guest_without_a_driver_is_left_as_it_was(journal: Journal) -> None:
+    guest = MadeGuest("a")
+    guest.driver = False
+    effect = one(Actuator({"a": guest}, journal), balloon(guest, GIB // 2))
+    assert not effect.done
+    assert "no driver" in (effect.problem or "")
+    assert guest.target_bytes == GIB
+    assert journal.entries() == ()
+
+
+def test_what_the_host_did_not_gain_is_said(journal: Journal) -> None:
+    guest = MadeGuest("a")
+    guest.touched_bytes = GIB // 4  # most of its memory was never used
+    effect = one(Actuator({"a": guest}, journal), balloon(guest, GIB // 2))
+    assert (effect.done, effect.freed_bytes) == (True, 0)
+    assert "the host gained 0" in (effect.problem or "")
+
+
+def test_another_life_no_guest_no_balloon(journal: Journal) -> None:
+    guest, gone = MadeGuest("a"), MadeGuest("b")
+    gone.its_life = None
+    actuator = Actuator({"a": guest, "b": gone}, journal)
+    effects = actuator.carry_out(
+        [balloon(guest, GIB // 2, life="9:9"), balloon(gone, GIB // 2), balloon(MadeGuest("c"), GIB // 2)]
+    )
+    assert [each.done for each in effects] == [False, False, False]
+    assert ["anew" in (effects[0].problem or ""), "gone" in (effects[1].problem or "")] == [True, True]
+    assert (guest.asked, gone.asked, journal.entries()) == ([], [], ())
+    assert "no cgroup" in (
+        one(actuator, Reclaim(guest="a", life="1:1", amount_bytes=1, reason="")).problem or ""
+    )
+    assert "no process" in (
+        one(actuator, PageOut(guest="a", life="1:1", amount_bytes=1, reason="")).problem or ""
+    )
+
+
+def test_a_guest_that_dies_during_the_action(journal: Journal) -> None:
+    class Dying(MadeGuest):
+        def set_balloon(self, to_bytes: int) -> None:
+            super().set_balloon(to_bytes)
+            self.its_life = None
+
+    guest = Dying("a")
+    effect = one(Actuator({"a": guest}, journal), balloon(guest, GIB // 2))
+    assert not effect.done
+    assert "socket is gone" in (effect.problem or "")
+
+
+def test_one_that_hangs_holds_up_nobody(journal: Journal) -> None:
+    hung, guest = MadeGuest("hung"), MadeGuest("a")
+    hung.hang = threading.Event()
+    actuator = Actuator({"hung": hung, "a": guest}, journal, limit_s=0.3)
+    began = time.monotonic()
+    effects = actuator.carry_out([balloon(hung, GIB // 2), balloon(guest, GIB // 2)])
+    assert time.monotonic() - began < 5
+    assert [each.done for each in effects] == [False, True]
+    assert "within 0.3 s" in (effects[0].problem or "")
+    again = actuator.carry_out([balloon(hung, GIB // 2), balloon(guest, GIB)])
+    assert [each.done for each in again] == [False, True]
+    assert "earlier action" in (again[0].problem or "")
+    # It comes back after all was put back: too late to change anything.
+    assert actuator.restore().failed == ()
+    thread = actuator._guests["hung"].thread
+    assert thread is not None
+    hung.hang.set()
+    thread.join(10)
+    assert hung.asked == []
+    hung.hang = None
+    assert one(actuator, balloon(hung, GIB // 2)).done
+
+
+def killed(journal: Journal, guest: MadeGuest, to_bytes: int) -> None:
+    """What is left by an agent that was killed after it asked for that, and before the balloon had come there."""
+
+    class Killed(BaseException):
+        pass
+
+    def die(*_: object) -> None:
+        raise Killed
+
+    actuator = Actuator({guest.name: guest}, journal)
+    actuator._round.ended = False
+    own = act._Guest()
+    actuator._settle = die  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        actuator._balloon(own, guest, balloon(guest, to_bytes), actuator._round)
+
+
+@pytest.mark.parametrize(
+    ("now", "outcome", "then"),
+    [
+        (GIB // 2, "restored", GIB),  # where we left it
+        (GIB // 2 + 8 * MIB, "restored", GIB),  # it has taken a little back, having run out of memory
+        (GIB // 2 + 64 * MIB, "changed", GIB // 2 + 64 * MIB),
+        (GIB // 4, "changed", GIB // 4),
+        (GIB, "restored", GIB),
+    ],
+)
+def test_restore_puts_back_what_nobody_else_has_set(
+    journal: Journal, now: int, outcome: str, then: int
+) -> None:
+    guest = MadeGuest("a")
+    actuator = Actuator({"a": guest}, journal)
+    assert one(actuator, balloon(guest, GIB // 2)).done
+    guest.target_bytes = now
+    (undone,) = actuator.restore().undone
+    assert (undone.outcome, guest.target_bytes) == (outcome, then)
+    assert journal.entries() == ()
+
+
+@pytest.mark.parametrize(
+    ("stands", "then"), [(GIB - MIB, GIB), (GIB * 3 // 4, GIB), (GIB // 2, GIB), (GIB // 4, GIB // 4)]
+)
+def test_restore_of_a_balloon_that_was_on_its_way(journal: Journal, stands: int, then: int) -> None:
+    guest = MadeGuest("a")
+    killed(journal, guest, GIB // 2)
+    guest.target_bytes = stands
+    report = Actuator({"a": guest}, journal).restore()
+    assert report.failed == ()
+    assert guest.target_bytes == then
+    assert journal.entries() == ()
+
+
+def test_restore_of_a_guest_that_is_gone_or_cannot_be_reached(journal: Journal) -> None:
+    guest = MadeGuest("a")
+    guest.who = Identity((1 << 22) + 1, 1)  # has gone
+    assert one(Actuator({"a": guest}, journal), balloon(guest, GIB // 2)).done
+    assert [each.outcome for each in Actuator({}, journal).restore().undone] == ["gone"]
+    own = identify(1)
+    guest.who = own  # runs, and is no guest that anybody knows of
+    assert one(Actuator({"a": guest}, journal), balloon(guest, GIB // 4)).done
+    (failed,) = Actuator({}, journal).restore().failed
+    assert "cannot be reached" in failed.problem
+    assert len(journal.entries()) == 1  # for the next time
+    guest.its_life = "2:2"
+    assert [each.outcome for each in Actuator({"a": guest}, journal).restore().undone] == ["gone"]
+
+
+def test_nothing_is_changed_that_cannot_be_noted(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    guest = MadeGuest("a")
+
+    def full(*_: object, **__: object) -> None:
+        raise HostError("no room")
+
+    monkeypatch.setattr(journal, "note", full)
+    effect = one(Actuator({"a": guest}, journal), balloon(guest, GIB // 2))
+    assert not effect.done
+    assert guest.asked == []
+
+
+def test_pages_go_to_swap_and_come_back(journal: Journal) -> None:
+    guest = MadeGuest("a")
+    with some_swap(128 * MIB), Holder(96 * MIB) as holder:
+        guest.who = holder.who
+        actuator = Actuator({"a": guest}, journal)
+        action = PageOut(guest="a", life="1:1", amount_bytes=24 * MIB, reason="test")
+        effect = one(actuator, action)
+        seen = holder.census()
+        assert effect.done
+        assert abs(seen.swapped_bytes - 24 * MIB) < 3 * MIB
+        assert effect.freed_bytes is not None
+        assert 16 * MIB < effect.freed_bytes <= 24 * MIB  # a zram keeps a little of it in memory
+        assert "cannot be asked" in (effect.problem or "")
+        assert holder.touch()
+
+
+def test_what_is_in_use_is_found_out_and_left_alone(journal: Journal) -> None:
+    guest = MadeGuest("a")
+    hot = 32 * MIB
+    with some_swap(128 * MIB), Holder(96 * MIB) as holder:
+        guest.who = holder.who
+        actuator = Actuator({"a": guest}, journal)
+        action = PageOut(guest="a", life="1:1", amount_bytes=48 * MIB, reason="test")
+        moved_of_hot = []
+        for _ in range(6):
+            one(actuator, action)
+            moved_of_hot.append(holder.census(0, hot).swapped_bytes)
+            assert holder.touch(0, hot)
+        assert moved_of_hot[0] > hot // 2
+        assert sum(moved_of_hot[1:]) < 3 * hot  # tried again ever less often
+        assert 0 in moved_of_hot
+        cold = holder.census(hot, holder.used_bytes)
+        assert cold.swapped_bytes > 0.8 * (holder.used_bytes - hot)
+
+
+def test_no_swap_is_said(journal: Journal, tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/swaps").write_text("Filename Type Size Used Priority\n")
+    with Holder(96 * MIB) as holder:
+        for each in (str(holder.who.pid), "self"):
+            (tmp_path / "proc" / each).symlink_to(Path("/proc") / each)
+        guest = MadeGuest("a")
+        guest.who = holder.who
+        actuator = Actuator({"a": guest}, journal, root=tmp_path)
+        effect = one(actuator, PageOut(guest="a", life="1:1", amount_bytes=MIB, reason="test"))
+        assert not effect.done
+        assert "no swap" in (effect.problem or "")
+        assert holder.census().swapped_bytes == 0
+
+
+def test_a_process_that_is_no_guest(journal: Journal) -> None:
+    guest = MadeGuest("a")
+    with Holder(16 * MIB) as holder:
+        guest.who = holder.who
+        effect = one(
+            Actuator({"a": guest}, journal), PageOut(guest="a", life="1:1", amount_bytes=MIB, reason="test")
+        )
+        assert "no RAM of a guest" in (effect.problem or "")
+
+
+class Frames:
+    """A guest that says of its frames what the test wants; it lies in its process from `start` on."""
+
+    def __init__(self, start: int, size_bytes: int, inactive: Callable[[int], list[tuple[int, int]]]) -> None:
+        self.start = start
+        self.end_bytes = size_bytes
+        self.inactive_anonymous = inactive
+
+    def place(self, address: int) -> int | None:
+        return None if address == 0 else self.start + address
+
+
+class FramedGuest(MadeGuest):
+    def __init__(self, name: str, frames: Frames) -> None:
+        super().__init__(name)
+        self._frames = frames
+
+    def frames(self) -> Frames:
+        return self._frames
+
+
+def test_only_frames_that_the_guest_calls_inactive_are_moved(journal: Journal) -> None:
+    def inactive(chunk: int) -> list[tuple[int, int]]:
+        """In each 16 MiB: 3 of the first 4 MiB, and every second page of the last 4."""
+        return [(chunk, chunk + 3 * MIB)] + [
+            (at, at + 4096) for at in range(chunk + 12 * MIB, chunk + 16 * MIB, 8192)
+        ]
+
+    with some_swap(128 * MIB), Holder(128 * MIB) as holder:
+        before = holder.census()
+        guest = FramedGuest("a", Frames(holder.start, holder.size_bytes, inactive))
+        guest.who = holder.who
+        action = PageOut(guest="a", life="1:1", amount_bytes=96 * MIB, reason="test")
+        effect = one(Actuator({"a": guest}, journal), action)
+        assert effect.done
+        assert "no more memory that is anonymous" in (effect.problem or "")
+        after = holder.census()
+        allowed = {
+            page
+            for chunk in range(16 * MIB, 96 * MIB, 16 * MIB)
+            for a, b in inactive(chunk)
+            for page in range(a, b, 4096)
+        }
+        went = {page - holder.start for a, b in after.swapped for page in range(a, b, 4096)}
+        assert went <= allowed
+        assert len(went) > 0.6 * len(allowed)
+        # The last 4 MiB of a chunk would split large pages for half of them: that is worth it; 1 of 2 MiB as well.
+        assert before.huge_bytes is None or after.huge_bytes is not None
+        assert holder.touch()
