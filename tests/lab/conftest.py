@@ -68,3 +68,14 @@ def boot_guest(guest_images: guests.Images) -> Iterator[Callable[..., guests.Gue
     """A booted guest for each call, with the options of `GuestVm`; all end with the test."""
     with contextlib.ExitStack() as stack:
         yield lambda name, **options: stack.enter_context(guests.GuestVm(name, guest_images, **options))
+
+
+@pytest.fixture
+def no_host_swap() -> Iterator[None]:
+    """This host has no swap while the test runs; where it has some of its own, the test is skipped."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(guests.host_without_swap())
+        except vm.LabError as error:
+            pytest.skip(str(error))
+        yield

@@ -21,7 +21,8 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -381,6 +382,15 @@ class GuestVm:
             *("-device", "virtio-blk-pci,drive=disk", *extra, "-device", "virtio-rng-pci"),
             *("-kernel", str(self.images.kernel), "-initrd", str(self.images.initrd), "-append", words),
         ]
+
+
+def until(condition: Callable[[], bool], limit_s: float = 20) -> None:
+    """Wait for it; LabError when it does not come about."""
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise LabError(f"it did not come about within {limit_s:.0f} s")
+        time.sleep(0.02)
 
 
 @contextlib.contextmanager

@@ -3,25 +3,17 @@ memory scheduler stand on. Their balloons move this host's memory, and what is s
 
 import json
 import socket
-import time
 from collections.abc import Callable
 
 import pytest
 
-from tests.lab.guests import GuestVm, host_swap
+from tests.lab.guests import GuestVm, host_swap, until
 from tests.lab.vm import LabError
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
 MIB = 1 << 20
 Boot = Callable[..., GuestVm]
-
-
-def until(condition: Callable[[], bool], limit_s: float = 20) -> None:
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about in time"
-        time.sleep(0.02)
 
 
 def ping(guest: GuestVm, limit_s: float) -> bool:
