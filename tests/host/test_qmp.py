@@ -8,14 +8,12 @@ from pathlib import Path
 import pytest
 
 from sustain.errors import HostError
-from sustain.host.qmp import Qmp, QmpRefused
+from sustain.host.qmp import Qmp, QmpRefused, listener
 from sustain.testing.guest import FakeQemu
 
 
 def test_a_command_and_an_answer(qemu: tuple[str, int]) -> None:
-    path, pid = qemu
-    with Qmp(path) as talk:
-        assert talk.peer_pid == pid
+    with Qmp(qemu[0]) as talk:
         assert talk.ask("query-status")["status"] == "running"
         assert talk.ask("qom-get", path="/machine/peripheral/b0", property="type") == "virtio-balloon-pci"
 
@@ -55,6 +53,15 @@ def test_a_connection_that_was_closed(qemu: tuple[str, int]) -> None:
     talk.close()
     with pytest.raises(HostError, match="closed"):
         talk.ask("query-status")
+
+
+def test_who_listens(qemu: tuple[str, int], tmp_path: Path) -> None:
+    path, pid = qemu
+    assert listener(path) == pid
+    with Qmp(path):
+        assert listener(path) == pid  # also while somebody else is served
+    with pytest.raises(HostError):
+        listener(str(tmp_path / "none"))
 
 
 def test_nobody_there(tmp_path: Path) -> None:

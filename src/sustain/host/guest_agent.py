@@ -24,6 +24,11 @@ _READ_BYTES = 1 << 16
 _numbers = itertools.count(int.from_bytes(os.urandom(4)))  # of two clients in turn, none repeats the other's
 
 
+# What Linux guests tell of their memory.
+MEMINFO, VMSTAT, PRESSURE = "/proc/meminfo", "/proc/vmstat", "/proc/pressure/memory"
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
+
+
 class AgentRefused(HostError):
     """The agent answered, and said no."""
 
@@ -35,12 +40,11 @@ class Asking(Protocol):
 
 
 class GuestAgent:
-    """One conversation. Raises HostError for whatever goes wrong; each answer within `timeout_s`."""
+    """One conversation, which may take `timeout_s` in all. Raises HostError for whatever goes wrong."""
 
     def __init__(self, path: str, timeout_s: float = 2.0) -> None:
         self._path = path
-        self._timeout_s = timeout_s
-        self._deadline = 0.0
+        self._deadline = time.monotonic() + timeout_s
         self._rest = b""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -95,9 +99,8 @@ class GuestAgent:
 
     def _send(self, command: str, arguments: dict[str, Any], before: bytes = b"") -> None:
         request = {"execute": command, **({"arguments": arguments} if arguments else {})}
-        self._deadline = time.monotonic() + self._timeout_s
         try:
-            self._socket.settimeout(self._timeout_s)
+            self._socket.settimeout(max(0.001, self._deadline - time.monotonic()))
             self._socket.sendall(before + json.dumps(request).encode() + b"\n")
         except OSError as error:
             raise self._lost(f"{command}: {error.strerror or error}") from None

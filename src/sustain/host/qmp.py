@@ -38,18 +38,7 @@ class Qmp:
     def __init__(self, path: str, timeout_s: float = 10.0) -> None:
         self._path = path
         self._timeout_s = timeout_s
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            connection.settimeout(timeout_s)
-            connection.connect(path)
-            self.peer_pid = _peer(connection)  # of who listens: QEMU, or who gave it the socket
-        except OSError as error:
-            connection.close()
-            raise HostError(
-                f"{path}: QMP: {error.strerror or error}",
-                hint="start QEMU with -qmp unix:PATH,server=on,wait=off; one client at a time",
-                errno=error.errno,
-            ) from None
+        connection = _connect(path, timeout_s)
         self._loop = asyncio.new_event_loop()
         self._client = QMPClient(path)
         try:
@@ -109,6 +98,24 @@ class Qmp:
         raise HostError(f"{self._path}: QMP: {what}: {why}", hint="is QEMU alive?")
 
 
-def _peer(connection: socket.socket) -> int | None:
-    pid, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    return pid if pid > 0 else None  # 0: it is in another pid namespace
+def listener(path: str, timeout_s: float = 10.0) -> int | None:
+    """The pid of who listens there: QEMU, also one that hangs, or who gave it the socket. None: it is in another pid
+    namespace. Raises HostError when nobody does."""
+    with _connect(path, timeout_s) as connection:
+        pid, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return pid if pid > 0 else None
+
+
+def _connect(path: str, timeout_s: float) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.settimeout(timeout_s)
+        connection.connect(path)
+    except OSError as error:
+        connection.close()
+        raise HostError(
+            f"{path}: QMP: {error.strerror or error}",
+            hint="start QEMU with -qmp unix:PATH,server=on,wait=off; one client at a time",
+            errno=error.errno,
+        ) from None
+    return connection

@@ -1,14 +1,28 @@
-"""What can be done to one guest, whatever it is: the ways that `sense` reads by and `act` acts by.
+"""What can be asked of one guest, and done to it, whatever it is: the ways that `sense` reads by and `act` acts by.
 
-A handle is the guest's place, not its life: QEMU may be started again behind it, and then `life` is another. Each call
-takes at most the configured time and raises HostError for what the guest or the host refuses; calls of several threads
-to one handle are answered one after the other. A connection lasts for one call: QMP serves one client at a time, and
-an operator's tool must get in between.
+A handle is the guest's place, not its life: QEMU may be started again behind it, and then `life` is another. Each
+call takes a few times the configured limit at most and raises HostError for what the guest or the host refuses; any
+thread may call. A connection lasts for one call: QMP serves one client at a time, and an operator's tool must get in
+between. Rejected: one open connection for each guest, with its events.
 """
 
+import errno
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
+from sustain.errors import HostError
+from sustain.host import balloon, processes
+from sustain.host.balloon import Statistics
+from sustain.host.cgroup import Cgroup
+from sustain.host.guest_agent import GuestAgent, read_texts
+from sustain.host.maps import Area, guest_ram
+from sustain.host.pagemap import Pagemap
 from sustain.host.processes import Identity
+from sustain.host.qmp import Qmp, listener
+from sustain.schedulers.guest_memory.config import GuestConfig
 from sustain.schedulers.guest_memory.model import Kind
 
 
@@ -38,3 +52,227 @@ class GuestHandle(Protocol):
 
     def resident(self) -> int | None:
         """Bytes of the guest's memory in the host's; None: unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What a guest's memory takes of the host. Bytes; None: unknown."""
+
+    resident_bytes: int | None = None
+    swapped_bytes: int | None = None
+    huge_bytes: int | None = None
+    major_faults: int | None = None  # of its process: reads from the host's swap, and of files
+
+
+@dataclass(frozen=True, slots=True)
+class Monitor:
+    """What the hypervisor says of a guest."""
+
+    size_bytes: int | None
+    balloon_bytes: int | None  # None: no balloon
+    statistics: Statistics | None  # None: no balloon
+    period_s: int = 0  # between two statistics
+
+
+class Machine(GuestHandle, Protocol):
+    """A virtual machine."""
+
+    has_agent: bool  # whether there is a way to a guest agent
+
+    def areas(self) -> tuple[Area, ...]:
+        """Where its RAM lies in the memory of its process; empty when that is not known."""
+
+    def footprint(self) -> Footprint: ...
+
+    def monitor(self) -> Monitor: ...
+
+    def texts(self, paths: Iterable[str]) -> dict[str, str | None]:
+        """Files of the guest, by its agent."""
+
+    def close(self) -> None:
+        """Put back what was changed for reading."""
+
+
+class ProcessHandle:
+    """A guest whose memory is that of a process."""
+
+    kind: Kind
+
+    def __init__(self, config: GuestConfig, root: Path) -> None:
+        self.name = config.name
+        self._config = config
+        self._root = root
+        self._lock = threading.RLock()
+        self._who: Identity | None = None
+        self._size_bytes: int | None = None  # of its RAM, as its hypervisor said last
+        self._areas: tuple[Identity, tuple[Area, ...]] | None = None
+
+    def process(self) -> Identity | None:
+        with self._lock:
+            if self._who is None or not processes.alive(self._who, str(self._root)):
+                pid = self._config.pid if self._config.pid is not None else self._find_pid()
+                self._who = None if pid is None else processes.identify(pid, str(self._root))
+            return self._who
+
+    def cgroup(self) -> str | None:
+        return self._config.cgroup
+
+    def areas(self) -> tuple[Area, ...]:
+        who = self.process()
+        with self._lock:
+            if who is None:
+                return ()
+            if self._areas is None or self._areas[0] != who:
+                found = guest_ram(who.pid, self._size_bytes, self._root) or ()
+                if not found or self._size_bytes is None:  # not mapped yet, or not known to be all: ask again
+                    return found
+                self._areas = who, found
+            return self._areas[1]
+
+    def footprint(self) -> Footprint:
+        """Of its RAM where that is anonymous memory, else of the whole process: the pages of shared memory in swap are
+        not in the page tables."""
+        who = self.process()
+        if who is None:
+            return Footprint()
+        faults = processes.major_faults(who.pid, str(self._root))
+        areas = self.areas()
+        if areas and all(each.backing == "anonymous" for each in areas):
+            pages = Pagemap(who.pid, self._root)
+            try:
+                parts = [pages.census(each.start, each.end) for each in areas]
+            finally:
+                pages.close()
+            huge = [each.huge_bytes for each in parts if each.huge_bytes is not None]
+            return Footprint(
+                sum(each.present_bytes - (each.zero_bytes or 0) for each in parts),
+                sum(each.swapped_bytes for each in parts),
+                sum(huge) if len(huge) == len(parts) else None,
+                faults,
+            )
+        memory = processes.memory(who.pid, str(self._root))
+        if memory is None:
+            return Footprint()
+        return Footprint(memory.resident, memory.swapped, memory.huge, faults)
+
+    def resident(self) -> int | None:
+        return self.footprint().resident_bytes
+
+    def _find_pid(self) -> int | None:
+        raise NotImplementedError
+
+
+class QemuHandle(ProcessHandle):
+    """QEMU with a QMP socket; without one (only `pid` given) it can be looked at, and paged out."""
+
+    kind: Kind = "qemu"
+
+    def __init__(self, config: GuestConfig, root: Path, timeout_s: float, period_s: int) -> None:
+        super().__init__(config, root)
+        self._asking = (
+            threading.Lock()
+        )  # apart from the other, so that a silent agent does not hold up the balloon
+        self._timeout_s = timeout_s
+        self._period_s = period_s
+        self._device: tuple[Identity, str | None] | None = None  # the balloon of that process
+        self._period_set: Identity | None = None  # whose statistics were switched on by us
+        self.has_agent = config.guest_agent is not None
+
+    def life(self) -> str | None:
+        who = self.process()
+        return None if who is None else f"{who.pid}:{who.start_ticks}"
+
+    def balloon(self) -> int | None:
+        with self._lock, self._qmp() as qmp:
+            return balloon.actual(qmp)
+
+    def set_balloon(self, to_bytes: int) -> None:
+        with self._lock, self._qmp() as qmp:
+            balloon.set_target(qmp, to_bytes)
+
+    def monitor(self) -> Monitor:
+        who = self.process()
+        with self._lock, self._qmp() as qmp:
+            size = self._size_bytes = balloon.size(qmp)
+            if who is None:
+                return Monitor(size, None, None)
+            if self._device is None or self._device[0] != who:
+                self._device = who, balloon.find(qmp)
+            device = self._device[1]
+            if device is None:
+                return Monitor(size, None, None)
+            period_s = balloon.period(qmp, device)
+            if period_s == 0:
+                period_s = self._period_s
+                balloon.set_period(qmp, device, period_s)
+                self._period_set = who
+            return Monitor(size, balloon.actual(qmp), balloon.statistics(qmp, device), period_s)
+
+    def texts(self, paths: Iterable[str]) -> dict[str, str | None]:
+        if self._config.guest_agent is None:
+            raise HostError(f"{self.name}: no guest agent is configured")
+        with self._asking, GuestAgent(self._config.guest_agent, self._timeout_s) as agent:
+            return read_texts(agent, paths)
+
+    def close(self) -> None:
+        """Switch the statistics off that were switched on here."""
+        with self._lock:
+            who = self.process()
+            if who is None or who != self._period_set or self._device is None or self._device[1] is None:
+                return
+            with self._qmp() as qmp:
+                if balloon.period(qmp, self._device[1]) == self._period_s:
+                    balloon.set_period(qmp, self._device[1], 0)
+            self._period_set = None
+
+    def _qmp(self) -> Qmp:
+        if self._config.qmp is None:
+            raise HostError(f"{self.name}: no QMP socket is configured", hint="qmp = PATH")
+        return Qmp(self._config.qmp, self._timeout_s)
+
+    def _find_pid(self) -> int | None:
+        if self._config.qmp is None:
+            return None
+        try:
+            return listener(self._config.qmp, self._timeout_s)
+        except HostError as error:
+            if error.errno in (errno.ENOENT, errno.ECONNREFUSED):  # nobody listens there
+                return None
+            raise
+
+
+class CgroupHandle:
+    """A container: whatever runs in a cgroup."""
+
+    kind: Kind = "cgroup"
+
+    def __init__(self, config: GuestConfig, root: Path) -> None:
+        assert config.cgroup is not None
+        self.name = config.name
+        self._path = config.cgroup
+        self._root = root
+
+    def open(self) -> Cgroup:
+        """The cgroup that has the path now. Raises HostError."""
+        return Cgroup.open(self._path, self._root)
+
+    def life(self) -> str | None:
+        try:
+            return self.open().life
+        except HostError:
+            return None
+
+    def process(self) -> Identity | None:
+        return None
+
+    def cgroup(self) -> str | None:
+        return self._path
+
+    def balloon(self) -> int | None:
+        return None
+
+    def set_balloon(self, to_bytes: int) -> None:
+        raise HostError(f"{self.name}: a cgroup has no balloon")
+
+    def resident(self) -> int | None:
+        return self.open().current_bytes()

@@ -39,6 +39,10 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     inactive_anonymous_bytes: float | None = None
     active_anonymous_bytes: float | None = None
     unreclaimable_bytes: float | None = None
+    buffer_bytes: float | None = (
+        None  # both kinds together, where they are not told apart; with shared memory
+    )
+    available_bytes: float | None = None  # what the guest itself thinks it could give without swapping
     dirty_bytes: float | None = None  # of the buffers; cannot be dropped before it is written
     swapped_bytes: float | None = None  # by the guest itself
     swap_free_bytes: float | None = None  # that the guest has left
@@ -62,6 +66,7 @@ class Guest(msgspec.Struct, frozen=True, kw_only=True):
     kind: Kind
     life: str  # tells this start of the guest from the one before: pid and start time, or the cgroup's inode
     source: Source  # of the page classes
+    boot: str = ""  # of the system in it, by its agent: another one means that its counters began anew
     figures: Figures
     can: tuple[Mechanism, ...] = ()  # what could be used on it now
     problems: tuple[str, ...] = ()  # what is unknown or impossible, and why, in words

@@ -1,0 +1,278 @@
+"""Reads the host and all guests into one Observation.
+
+Used by the guest memory scheduler's loop, `sustain memory status` and `sustain record`. Each guest is looked at by a
+thread of its own, with time limits in all it asks. A reading waits for all that answer in time; a guest that did not
+the last time is waited for only until the host's own view of it is there, and what it says when it does comes with the
+next reading. So one that hangs, dies or trickles its answers delays nobody, and its figures show their age. Rejected:
+an event loop for all guests, since libvirt's calls and the files of /proc block.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from sustain.clock import Clock, SystemClock
+from sustain.errors import SustainError
+from sustain.host import meminfo, pressure, qemu, swaps, vmstat
+from sustain.host.meminfo import Meminfo
+from sustain.host.pressure import Pressure
+from sustain.host.swaps import Swaps
+from sustain.host.vmstat import Vmstat
+from sustain.schedulers.guest_memory.config import GuestConfig, GuestsConfig, check
+from sustain.schedulers.guest_memory.handles import CgroupHandle, GuestHandle, Machine, QemuHandle
+from sustain.schedulers.guest_memory.look import Looker
+from sustain.schedulers.guest_memory.model import Guest, Host, Observation
+
+T = TypeVar("T")
+
+
+class Sensor:
+    """Close it, so that what was switched on for reading is switched off."""
+
+    def __init__(
+        self, config: GuestsConfig, root: Path = Path("/"), clock: Clock | None = None, fresh_s: float = 30.0
+    ) -> None:
+        """Raises ConfigError. `fresh_s`: how long a guest agent's answer is better than newer ones of its balloon."""
+        check(config)
+        self._config = config
+        self._root = root
+        self._clock = clock or SystemClock()
+        self._fresh_s = fresh_s
+        self._watches: dict[str, _Watch] = {}
+        for each in config.guests:
+            self._add(each)
+
+    @property
+    def handles(self) -> Mapping[str, GuestHandle]:
+        """The guests that were configured, and those that the last reading found, by name."""
+        return {name: watch.handle for name, watch in self._watches.items()}
+
+    def read(self) -> Observation:
+        """All that can be known within the time limit."""
+        host = self._host()
+        extra = self._discover() if self._config.discover else ()
+        began_s = time.monotonic()
+        for watch in self._watches.values():
+            watch.start(host, self._clock.boottime_ns() / 1e9)
+        # A look asks twice: the hypervisor, and the agent.
+        deadline_s = began_s + 2 * self._config.timeout_s
+        for watch in self._watches.values():
+            watch.wait(deadline_s)
+        guests = []
+        problems = list(extra)
+        for name, watch in self._watches.items():
+            guest, problem = watch.result(self._clock.boottime_ns() / 1e9)
+            if guest is not None:
+                guests.append(guest)
+            elif problem is not None:
+                problems.append(f"guest {name}: {problem}")
+        return Observation(
+            at_s=self._clock.boottime_ns() / 1e9,
+            host=msgspec.structs.replace(host, problems=(*host.problems, *problems)),
+            guests=tuple(guests),
+        )
+
+    def close(self) -> None:
+        """Raises SustainError when something could not be put back; the rest is."""
+        failed = None
+        for watch in self._watches.values():
+            try:
+                watch.close()
+            except SustainError as error:
+                failed = error
+        if failed is not None:
+            raise failed
+
+    def _add(self, config: GuestConfig) -> None:
+        handle: Machine | CgroupHandle
+        if config.kind == "cgroup":
+            handle = CgroupHandle(config, self._root)
+        elif config.kind == "libvirt":
+            from sustain.schedulers.guest_memory.libvirt_handle import LibvirtHandle
+
+            handle = LibvirtHandle(
+                config, self._root, self._config.timeout_s, self._config.statistics_period_s
+            )
+        else:
+            handle = QemuHandle(config, self._root, self._config.timeout_s, self._config.statistics_period_s)
+        looker = Looker(self._clock, self._fresh_s, self._root)
+        self._watches[config.name] = _Watch(config, handle, looker, self._config.timeout_s)
+
+    def _discover(self) -> tuple[str, ...]:
+        """Find guests that are not configured, forget found ones that have gone; what cannot be used, in words."""
+        configured = {each.name for each in self._config.guests}
+        sockets = {os.path.realpath(each.qmp) for each in self._config.guests if each.qmp is not None}
+        domains = {each.domain or each.name for each in self._config.guests if each.kind == "libvirt"}
+        pids = {each.pid for each in self._config.guests}
+        problems = []
+        found: dict[str, GuestConfig] = {}
+        for each in qemu.discover(self._root):
+            if each.who.pid in pids or {each.name, each.uuid} & domains:
+                continue
+            if each.qmp is not None and os.path.realpath(each.qmp) in sockets:
+                continue
+            name = (
+                each.name
+                if each.name not in found and each.name not in configured
+                else f"{each.name}.{each.who.pid}"
+            )
+            if each.qmp is None:
+                kind = (
+                    "libvirt manages it: configure it with kind libvirt"
+                    if each.managed
+                    else "it has no QMP socket"
+                )
+                problems.append(f"QEMU process {each.who.pid} ({each.name}) is left alone: {kind}")
+                continue
+            found[name] = GuestConfig(name=name, qmp=each.qmp, guest_agent=each.guest_agent, pid=each.who.pid)
+        for name, watch in list(self._watches.items()):
+            if name not in configured and found.get(name) != watch.config:
+                watch.retire()
+                del self._watches[name]
+        for name, config in found.items():
+            if name not in self._watches:
+                self._add(config)
+        return tuple(problems)
+
+    def _host(self) -> Host:
+        problems: list[str] = []
+
+        def known(read: Callable[[Path], T], unknown: T) -> T:
+            try:
+                return read(self._root)
+            except SustainError as error:
+                problems.append(str(error))
+                return unknown
+
+        memory, counters = known(meminfo.read, Meminfo()), known(vmstat.read, Vmstat())
+        stalls = known(pressure.of_host, Pressure())
+        swap: Swaps | None = known(swaps.read, None)
+        return Host(
+            total_bytes=memory.total_bytes,
+            free_bytes=memory.free_bytes,
+            available_bytes=memory.available_bytes,
+            swap_total_bytes=None if swap is None else swap.total_bytes,
+            swap_free_bytes=None if swap is None else swap.free_bytes,
+            stall_us=stalls.some_us,
+            swap_in_bytes=counters.swap_in_bytes,
+            swap_out_bytes=counters.swap_out_bytes,
+            problems=tuple(problems),
+        )
+
+
+class _Watch:
+    """One guest, and the thread that looks at it."""
+
+    def __init__(
+        self, config: GuestConfig, handle: Machine | CgroupHandle, looker: Looker, timeout_s: float
+    ) -> None:
+        self.config = config
+        self.handle = handle
+        self._looker = looker
+        self._timeout_s = timeout_s
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._host: Host | None = None  # what the look that goes on was started with
+        self._began_s = 0.0  # when it was
+        self._fresh = False  # whether the guest below is of that look
+        self._slow = False  # whether it, or the one before, took longer than an answer may
+        self._retired = False
+        self._guest: Guest | None = None
+        self._problem: str | None = None
+        self._bug: BaseException | None = None
+
+    def start(self, host: Host, now_s: float) -> None:
+        """Begin a look, unless the last one goes on."""
+        with self._changed:
+            if self._host is not None:
+                return
+            self._host, self._began_s, self._fresh = host, now_s, False
+            if self._thread is None:
+                name = f"look at {self.handle.name}"
+                self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+
+    def wait(self, deadline_s: float) -> None:
+        """Until the look has ended; for a guest that was slow, until the host's view of it is there."""
+        with self._changed:
+            if not self._changed.wait_for(
+                lambda: self._host is None or (self._slow and self._fresh), deadline_s - time.monotonic()
+            ):
+                self._slow = True
+
+    def result(self, now_s: float) -> tuple[Guest | None, str | None]:
+        """The guest as it was seen last; or why it is not there."""
+        with self._changed:
+            if self._bug is not None:
+                raise self._bug
+            if self._host is None:
+                return self._guest, self._problem
+            if self._fresh and self._guest is not None:
+                problems = (*self._guest.problems, "it has not answered in time")
+                return msgspec.structs.replace(self._guest, problems=problems), None
+            silent = f"no answer for {now_s - self._began_s:.0f} s"
+            if self._guest is None:
+                return None, silent
+            return _aged(self._guest, silent), None
+
+    def retire(self) -> None:
+        """No more looks; one that goes on ends by itself."""
+        with self._changed:
+            self._retired = True
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        self.retire()
+        if not isinstance(self.handle, CgroupHandle):
+            self.handle.close()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._host is not None or self._retired)
+                host = self._host
+            if self._retired or host is None:
+                return
+            began_s = time.monotonic()
+            guest = problem = bug = None
+            try:
+                guest = self._look(host)
+                problem = None if guest is not None else "it is not running"
+            except SustainError as error:
+                problem = str(error)
+            except Exception as error:  # noqa: BLE001 - raised by `result`, in the thread of who reads
+                bug = error
+            with self._changed:
+                self._guest, self._problem, self._bug, self._host = guest, problem, bug, None
+                self._slow = time.monotonic() - began_s >= self._timeout_s
+                self._changed.notify_all()
+
+    def _look(self, host: Host) -> Guest | None:
+        if isinstance(self.handle, CgroupHandle):
+            return self._looker.cgroup(self.handle, host.total_bytes)
+        swap = None if host.swap_total_bytes is None else host.swap_total_bytes > 0
+        return self._looker.machine(self.handle, swap, self._publish)
+
+    def _publish(self, guest: Guest) -> None:
+        with self._changed:
+            self._guest, self._problem, self._fresh = guest, None, True
+            self._changed.notify_all()
+
+
+def _aged(guest: Guest, why: str) -> Guest:
+    """What is left of an older look: the classes, which have their own time."""
+    figures = msgspec.structs.replace(
+        guest.figures,
+        balloon_bytes=None,
+        resident_bytes=None,
+        host_swapped_bytes=None,
+        huge_bytes=None,
+        host_swap_in_bytes=None,
+    )
+    return msgspec.structs.replace(guest, figures=figures, can=(), problems=(why,))

@@ -1,0 +1,276 @@
+"""The sensor against guests that answer, hang, lie, die and come back. Their process is this test's own."""
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sustain.errors import ConfigError
+from sustain.host.processes import identify
+from sustain.schedulers.guest_memory.config import GuestConfig, GuestsConfig
+from sustain.schedulers.guest_memory.model import Guest, Observation
+from sustain.schedulers.guest_memory.sense import Sensor
+from sustain.testing.guest import FakeAgent, FakeQemu
+from tests.schedulers.guest_memory.test_classes import MEMINFO, PRESSURE, VMSTAT
+
+SIZE = 256 << 20
+FILES = {
+    "/proc/meminfo": MEMINFO,
+    "/proc/vmstat": VMSTAT,
+    "/proc/pressure/memory": PRESSURE,
+    "/proc/sys/kernel/random/boot_id": "one\n",
+}
+TIMEOUT_S = 0.3
+
+
+class Place:
+    """One fake guest."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.name = name
+        self.qemu = FakeQemu(folder / f"{name}.qmp", SIZE)
+        self.agent = FakeAgent(folder / f"{name}.agent", dict(FILES))
+        self.says()
+
+    def says(self, **tags: int) -> None:
+        """Its balloon's driver sends statistics."""
+        self.qemu.updated_s = max(self.qemu.updated_s + 1, int(time.time()))
+        usual = {"total-memory": 216180 << 10, "free-memory": 10 << 20}
+        self.qemu.statistics = {
+            f"stat-{tag.replace('_', '-')}": value for tag, value in (usual | tags).items()
+        }
+
+    def config(self) -> GuestConfig:
+        return GuestConfig(name=self.name, qmp=self.qemu.path, guest_agent=self.agent.path)
+
+    def close(self) -> None:
+        self.qemu.close()
+        self.agent.close()
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Iterator[tuple[Place, Place]]:
+    pair = Place(tmp_path, "good"), Place(tmp_path, "bad")
+    yield pair
+    for each in pair:
+        each.close()
+
+
+@pytest.fixture
+def sensor(places: tuple[Place, Place]) -> Iterator[Sensor]:
+    config = GuestsConfig(guests=tuple(each.config() for each in places), timeout_s=TIMEOUT_S)
+    sensor = Sensor(config)
+    yield sensor
+    for each in sensor._watches.values():
+        each.retire()
+
+
+def of(observation: Observation, name: str) -> Guest:
+    return next(each for each in observation.guests if each.name == name)
+
+
+def test_a_guest_with_everything(places: tuple[Place, Place], sensor: Sensor) -> None:
+    observation = sensor.read()
+    assert [each.name for each in observation.guests] == ["good", "bad"]
+    good = of(observation, "good")
+    assert good.source == "guest-agent"
+    assert good.boot == "one"
+    assert good.life == "{}:{}".format(*identify(os.getpid()) or ())
+    assert good.figures.size_bytes == SIZE
+    assert good.figures.balloon_bytes == SIZE
+    assert good.figures.inactive_buffer_bytes == 40000 << 10
+    assert good.figures.resident_bytes
+    assert good.figures.classes_at_s == pytest.approx(observation.at_s, abs=5)
+    assert "balloon" in good.can
+    assert observation.host.total_bytes
+    assert observation.host.free_bytes
+    assert places[0].agent.left_open == 0
+
+
+def test_no_swap_is_said(sensor: Sensor) -> None:
+    observation = sensor.read()
+    without = observation.host.swap_total_bytes == 0
+    good = of(observation, "good")
+    assert ("pageout" not in good.can) == without
+    assert any("no swap" in each for each in good.problems) == without
+
+
+def test_the_balloon_is_moved_by_its_handle(places: tuple[Place, Place], sensor: Sensor) -> None:
+    handle = sensor.handles["good"]
+    assert handle.balloon() == SIZE
+    handle.set_balloon(SIZE // 2)
+    assert handle.balloon() == SIZE // 2
+    assert of(sensor.read(), "good").figures.balloon_bytes == SIZE // 2
+    assert handle.resident()
+    assert handle.life() == of(sensor.read(), "good").life
+
+
+def test_a_silent_agent_leaves_what_it_said_and_its_age(places: tuple[Place, Place], sensor: Sensor) -> None:
+    before = of(sensor.read(), "bad")
+    places[1].agent.silent = True
+    bad = of(sensor.read(), "bad")
+    assert bad.source == "guest-agent"
+    assert bad.figures.classes_at_s == before.figures.classes_at_s
+    assert bad.figures.balloon_bytes == SIZE
+    assert "balloon" in bad.can
+    assert any("agent" in each and "no answer in time" in each for each in bad.problems)
+
+
+def test_a_silent_agent_gives_way_to_the_balloon(places: tuple[Place, Place]) -> None:
+    config = GuestsConfig(guests=(places[1].config(),), timeout_s=TIMEOUT_S)
+    sensor = Sensor(config, fresh_s=0.0)
+    sensor.read()
+    places[1].agent.silent = True
+    places[1].says(disk_caches=7 << 20)
+    bad = of(sensor.read(), "bad")
+    assert bad.source == "balloon"
+    assert bad.figures.buffer_bytes == 7 << 20
+    assert bad.figures.active_anonymous_bytes is None
+    assert any("no anonymous memory" in each for each in bad.problems)
+    places[1].agent.silent = False
+    assert of(sensor.read(), "bad").source == "guest-agent"
+    sensor.close()
+
+
+def test_one_that_hangs_delays_nobody(places: tuple[Place, Place], sensor: Sensor) -> None:
+    sensor.read()
+    places[1].qemu.silent = places[1].agent.silent = True
+    first = sensor.read()  # waits as long as answers may take, and learns
+    places[0].agent.files["/proc/meminfo"] = MEMINFO.replace("40000", "39000")
+    began_s = time.monotonic()
+    second = sensor.read()
+    assert time.monotonic() - began_s < 2 * TIMEOUT_S
+    assert of(second, "good").figures.inactive_buffer_bytes == 39000 << 10
+    for each in (of(first, "bad"), of(second, "bad")):
+        assert each.figures.balloon_bytes is None
+        assert each.figures.resident_bytes  # what the host sees does not hang
+        assert "balloon" not in each.can
+        assert each.problems
+    places[1].qemu.silent = places[1].agent.silent = False
+    deadline_s = time.monotonic() + 30
+    while "balloon" not in of(sensor.read(), "bad").can:
+        assert time.monotonic() < deadline_s
+
+
+def test_one_that_lies_is_not_believed(places: tuple[Place, Place], sensor: Sensor) -> None:
+    places[1].agent.files["/proc/meminfo"] = MEMINFO.replace("100000", "99999999")
+    places[1].says(free_memory=1 << 40)
+    bad = of(sensor.read(), "bad")
+    assert bad.figures.free_bytes is None
+    assert bad.figures.classes_at_s is None or bad.source == "balloon"
+    assert sum("contradict" in each for each in bad.problems) == 2
+    assert of(sensor.read(), "good").source == "guest-agent"
+
+
+def test_a_guest_that_starts_anew_inside_is_another_boot(places: tuple[Place, Place], sensor: Sensor) -> None:
+    before = of(sensor.read(), "good")
+    places[0].agent.files["/proc/sys/kernel/random/boot_id"] = "two\n"
+    after = of(sensor.read(), "good")
+    assert (before.life, before.boot, after.boot) == (after.life, "one", "two")
+
+
+def test_qmp_that_disappears(places: tuple[Place, Place], sensor: Sensor) -> None:
+    sensor.read()
+    places[1].qemu.close()
+    os.unlink(places[1].qemu.path)
+    bad = of(sensor.read(), "bad")  # its process is still there
+    assert bad.source == "guest-agent"
+    assert bad.figures.balloon_bytes is None
+    assert "balloon" not in bad.can
+    assert any("hypervisor does not answer" in each for each in bad.problems)
+
+
+def test_a_guest_that_does_not_run(tmp_path: Path) -> None:
+    config = GuestConfig(name="none", qmp=str(tmp_path / "none"))
+    sensor = Sensor(GuestsConfig(guests=(config,), timeout_s=TIMEOUT_S))
+    observation = sensor.read()
+    assert observation.guests == ()
+    assert observation.host.problems == ("guest none: it is not running",)
+    sensor.close()
+
+
+def test_no_driver(places: tuple[Place, Place], sensor: Sensor) -> None:
+    places[0].qemu.statistics, places[0].qemu.updated_s = {}, 0
+    good = of(sensor.read(), "good")
+    assert good.figures.balloon_bytes is None
+    assert "balloon" not in good.can
+    assert any("no driver" in each for each in good.problems)
+
+
+def test_a_driver_that_has_fallen_silent(places: tuple[Place, Place], sensor: Sensor) -> None:
+    places[0].qemu.updated_s = int(time.time()) - 1000
+    good = of(sensor.read(), "good")
+    assert "balloon" not in good.can
+    assert any("said nothing for" in each for each in good.problems)
+
+
+def test_no_agent_and_no_driver(places: tuple[Place, Place]) -> None:
+    places[0].qemu.balloon = False
+    sensor = Sensor(GuestsConfig(guests=(GuestConfig(name="good", qmp=places[0].qemu.path),)))
+    good = of(sensor.read(), "good")
+    assert good.source == "none"
+    assert good.figures.free_bytes is None
+    assert good.figures.resident_bytes
+    assert any("nothing is known of what its memory is used for" in each for each in good.problems)
+    sensor.close()
+
+
+def test_statistics_are_switched_on_and_off_again(places: tuple[Place, Place]) -> None:
+    good, bad = places
+    bad.qemu.period_s = 7  # somebody else's
+    sensor = Sensor(GuestsConfig(guests=(good.config(), bad.config()), statistics_period_s=3))
+    sensor.read()
+    assert (good.qemu.period_s, bad.qemu.period_s) == (3, 7)
+    sensor.close()
+    assert (good.qemu.period_s, bad.qemu.period_s) == (0, 7)
+
+
+def cgroup(root: Path, limit: str = "100000000") -> Path:
+    folder = root / "sys/fs/cgroup/box"
+    folder.mkdir(parents=True)
+    (root / "proc").mkdir()
+    (folder / "memory.current").write_text("60000000\n")
+    (folder / "memory.max").write_text(limit + "\n")
+    (folder / "memory.reclaim").touch()
+    (folder / "memory.stat").write_text("inactive_file 30000000\nactive_anon 20000000\nkernel 5000000\n")
+    return folder
+
+
+def test_a_cgroup(tmp_path: Path) -> None:
+    folder = cgroup(tmp_path)
+    sensor = Sensor(
+        GuestsConfig(guests=(GuestConfig(name="box", kind="cgroup", cgroup="/sys/fs/cgroup/box"),)), tmp_path
+    )
+    box = of(sensor.read(), "box")
+    assert (box.kind, box.source, box.can) == ("cgroup", "cgroup", ("reclaim",))
+    assert box.life == str(folder.stat().st_ino)
+    assert box.figures.size_bytes == 100000000
+    assert box.figures.resident_bytes == 60000000
+    assert box.figures.free_bytes == 40000000
+    assert box.figures.inactive_buffer_bytes == 30000000
+    assert sensor.handles["box"].resident() == 60000000
+    assert sensor.handles["box"].balloon() is None
+    for each in folder.iterdir():
+        each.unlink()
+    folder.rmdir()
+    gone = sensor.read()
+    assert gone.guests == ()
+    assert "guest box: it is not running" in gone.host.problems
+    sensor.close()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        GuestsConfig(guests=(GuestConfig(name="", qmp="x"),)),
+        GuestsConfig(guests=(GuestConfig(name="a", qmp="x"), GuestConfig(name="a", qmp="y"))),
+        GuestsConfig(guests=(GuestConfig(name="a"),)),
+        GuestsConfig(guests=(GuestConfig(name="a", kind="cgroup"),)),
+        GuestsConfig(timeout_s=0),
+    ],
+)
+def test_what_cannot_be_meant(bad: GuestsConfig) -> None:
+    with pytest.raises(ConfigError):
+        Sensor(bad)
