@@ -103,6 +103,16 @@ class GuestPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     mechanisms: tuple[Mechanism, ...] = ("balloon", "pageout", "reclaim")
 
 
+class Bounds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A state of the host begins when less than that is available. It ends at the next bound above; soft ends at the
+    goal, clear a tenth above its bound."""
+
+    clear_bytes: float
+    soft_bytes: float
+    hard_bytes: float
+    low_bytes: float
+
+
 class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the operator wants for the host. The bounds of the host's states are derived from its size where None."""
 
@@ -110,6 +120,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     guests: dict[str, GuestPolicy] = {}
     idle_tax: float = 0.75  # 0: shares alone; towards 1: idle memory counts for almost nothing
     goal_free_bytes: float | None = None  # of the host; what the scheduler works towards
+    bounds: Bounds | None = None  # of the host's states
     headroom: float = 0.10  # of its working set, that a guest keeps above it
     step: float = 0.05  # of a guest's size, the most that one action takes
     least_change_bytes: float = 16 << 20
