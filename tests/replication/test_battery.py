@@ -68,6 +68,7 @@ def outage(
     link.flow()
     link.slow(rate)
     with closing(Control(lab.path("a"), writable=True)) as control:
+        control.clear_power()  # as a supervisor does that begins: its link may be slower than the one before
         control.set_power(ON_AC, int(usable_s * promised * 1e9))
         shipper = processes.ship(link.address[1])
         begun = _committed(control)
