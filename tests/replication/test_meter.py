@@ -186,6 +186,9 @@ def test_while_it_is_pressed_it_is_measured_more_often() -> None:
     meter.connected(0)
     assert meter.probe_due(0.0)
     _answer(meter, 0.0, 0.02)
+    assert meter.estimate(0.03) is None, "only the length of the way is known"
+    assert meter.probe_due(0.03)
+    _answer(meter, 0.03, 0.02)
     assert not meter.probe_due(PROBE_AGAIN_S / 2, pressed=True)
     assert meter.probe_due(0.1 + PROBE_AGAIN_S, pressed=True)
     assert not meter.probe_due(0.1 + PROBE_AGAIN_S)
@@ -196,6 +199,7 @@ def test_a_receiver_that_slept_does_not_make_a_link_fast() -> None:
     meter = DrainMeter()
     meter.connected(0)
     _answer(meter, 0.0, 0.03)
+    _answer(meter, 0.04, 0.03)
     honest = meter.estimate(0.1)
     assert honest is not None
     for at_s in (10.0, 20.0, 30.0, 40.0):
@@ -205,6 +209,19 @@ def test_a_receiver_that_slept_does_not_make_a_link_fast() -> None:
     found = meter.estimate(41.0)
     assert found is not None
     assert found <= honest * 1.5
+
+
+def test_a_receiver_that_slept_at_the_very_first_probe_does_not_either() -> None:
+    meter = DrainMeter()
+    meter.connected(0)
+    for at_s, slept_s in ((0.0, 0.030), (0.1, 0.0005)):  # of a link on which a train takes 40 ms
+        sizes = meter.probe_begins(at_s)
+        for number in range(1, len(sizes) + 1):
+            arrived_s = 0.0005 + 0.04 * number / len(sizes)
+            meter.probe_counted(sum(sizes[:number]), at_s + max(slept_s, arrived_s))
+        found = meter.estimate(at_s + 0.05)
+        assert found is None or found <= sum(sizes) / 0.04 * 1.1
+    assert found is not None
 
 
 def _answer(meter: DrainMeter, at_s: float, duration_s: float) -> None:

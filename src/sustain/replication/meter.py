@@ -8,7 +8,7 @@ first byte sent to its acknowledgement was rejected: on a long link that measure
 Where there was no such time for a while, the outlet sends a probe: a train of frames that the receiver counts and
 answers one by one. Its rate is the lowest from any answer of its first half to its end, because what a shaper lets
 through at once, at first or in clumps, is no promise; and not more than what arrived since it was sent, the log
-before it and the whole train, less the shortest way there and back that was seen: because a receiver that slept
+before it and the whole train, less the shortest way there and back of earlier probes: because a receiver that slept
 finds the train complete and counts it in no time. A probe knows nothing of the replica's medium, so the usual rate
 of real transfers caps what probes say.
 
@@ -164,9 +164,13 @@ class DrainMeter:
         self._heard(now_s)
 
     def _take(self, train: "_Train", now_s: float) -> None:
+        known_trips = list(self._trips)  # without its own: a receiver that slept makes that one long
         if train.before_bytes == 0:
             self._trips.append(train.answers[0][1] - train.began_s)
-        rate = train.rate(min(self._trips, default=0.0))
+        if not known_trips and self._trips:
+            self._again = True  # the first one tells how long the way is, and no more
+            return
+        rate = train.rate(min(known_trips, default=0.0))
         if train.duration_s < _PROBE_SHORT_S and self._probe_bytes < PROBE_LIMIT_BYTES:
             self._again = True
             self._probe_bytes = min(PROBE_LIMIT_BYTES, self._probe_bytes * _PROBE_GROWS)
