@@ -185,10 +185,11 @@ def test_while_it_is_pressed_it_is_measured_more_often() -> None:
     meter = DrainMeter()
     meter.connected(0)
     assert meter.probe_due(0.0)
-    _answer(meter, 0.0, 0.02)
-    assert meter.estimate(0.03) is None, "only the length of the way is known"
-    assert meter.probe_due(0.03)
-    _answer(meter, 0.03, 0.02)
+    for at_s in (0.0, 0.02, 0.04, 0.06):  # the first tells the length of the way, and then one is not enough
+        assert meter.estimate(at_s) is None
+        assert meter.probe_due(at_s)
+        _answer(meter, at_s, 0.02)
+    assert meter.estimate(0.08) is not None
     assert not meter.probe_due(PROBE_AGAIN_S / 2, pressed=True)
     assert meter.probe_due(0.1 + PROBE_AGAIN_S, pressed=True)
     assert not meter.probe_due(0.1 + PROBE_AGAIN_S)
@@ -198,9 +199,9 @@ def test_while_it_is_pressed_it_is_measured_more_often() -> None:
 def test_a_receiver_that_slept_does_not_make_a_link_fast() -> None:
     meter = DrainMeter()
     meter.connected(0)
-    _answer(meter, 0.0, 0.03)
-    _answer(meter, 0.04, 0.03)
-    honest = meter.estimate(0.1)
+    for at_s in (0.0, 0.04, 0.08, 0.12):
+        _answer(meter, at_s, 0.03)
+    honest = meter.estimate(0.2)
     assert honest is not None
     for at_s in (10.0, 20.0, 30.0, 40.0):
         sizes = meter.probe_begins(at_s)
@@ -214,7 +215,12 @@ def test_a_receiver_that_slept_does_not_make_a_link_fast() -> None:
 def test_a_receiver_that_slept_at_the_very_first_probe_does_not_either() -> None:
     meter = DrainMeter()
     meter.connected(0)
-    for at_s, slept_s in ((0.0, 0.030), (0.1, 0.0005)):  # of a link on which a train takes 40 ms
+    for at_s, slept_s in (
+        (0.0, 0.030),
+        (0.1, 0.0),
+        (0.2, 0.0),
+        (0.3, 0.0),
+    ):  # on a link where a train takes 40 ms
         sizes = meter.probe_begins(at_s)
         for number in range(1, len(sizes) + 1):
             arrived_s = 0.0005 + 0.04 * number / len(sizes)

@@ -93,6 +93,11 @@ class Bandwidth:
     def __init__(self, samples: int = 64) -> None:
         self._samples: deque[float] = deque(maxlen=samples)
 
+    @property
+    def count(self) -> int:
+        """Samples that there are."""
+        return len(self._samples)
+
     def note(self, transferred_bytes: int, duration_s: float) -> None:
         """A transfer during which the sender had always something to send. Too short ones say nothing."""
         if transferred_bytes >= 0 and duration_s > 0:

@@ -27,14 +27,15 @@ FULL_S = 0.02
 SILENT_S = 0.25
 PROBE_EVERY_S = 10.0
 PROBE_AGAIN_S = 1.0  # while it matters most
-PROBE_AIM_S = 0.02  # what a probe is to take
+PROBE_AIM_S = 0.03  # what a probe is to take
 PROBE_FRAMES = 16
 PROBE_FIRST_BYTES = 32 << 10
 PROBE_LIMIT_BYTES = 4 << 20
 _PROBE_LEAST_BYTES = PROBE_FRAMES << 10
-_PROBE_SHORT_S = 0.004  # a train that took less is not believed, but sent again, longer
+_PROBE_SHORT_S = 0.01  # a train that took less is not believed, but sent again, longer
 _PROBE_GROWS = 8
 _RUNS_TRUSTED = 3
+_SAMPLES_LEAST = 3  # one may be wrong: a busy host's clock, a shaper that lets the first bytes through
 
 
 class DrainMeter:
@@ -55,9 +56,9 @@ class DrainMeter:
         self._probe_bytes = PROBE_FIRST_BYTES
 
     def estimate(self, now_s: float) -> float | None:
-        """Bytes per second that can be counted on; None: never measured."""
+        """Bytes per second that can be counted on; None: not measured often enough."""
         low = self._samples.low()
-        if low is None:
+        if low is None or self._samples.count < _SAMPLES_LEAST:
             return None
         if len(self._runs) >= _RUNS_TRUSTED:
             low = min(low, median(self._runs))
@@ -137,7 +138,7 @@ class DrainMeter:
         """Whether to probe, if there is nothing to send. `pressed`: commits are held back by what is known."""
         if self._train is not None:
             return False
-        if self._measured_s is None or self._again:
+        if self._measured_s is None or self._again or self._samples.count < _SAMPLES_LEAST:
             return True
         since_s = now_s - self._measured_s
         if since_s < PROBE_AGAIN_S:
