@@ -1,8 +1,10 @@
 """A process that holds memory as QEMU holds its guest's RAM, and swap to move it to; for tests on the real kernel."""
 
 import contextlib
+import fcntl
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
@@ -77,9 +79,24 @@ class Holder:
 @contextlib.contextmanager
 def some_swap(size_bytes: int = 64 * MIB) -> Iterator[None]:
     """What this machine has, or a zram device of our own; skips the test where neither can be had."""
-    if swaps.read().free_bytes >= size_bytes:
+    with taking_turns():
+        if swaps.read().free_bytes >= size_bytes:
+            yield
+        else:
+            with _zram(size_bytes):
+                yield
+
+
+@contextlib.contextmanager
+def taking_turns() -> Iterator[None]:
+    """Tests that switch swap on, and those that need a host without, one after the other (as tests/lab/guests.py)."""
+    with Path(tempfile.gettempdir(), "sustain-lab-swap.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         yield
-        return
+
+
+@contextlib.contextmanager
+def _zram(size_bytes: int) -> Iterator[None]:
     try:
         number = int(Path("/sys/class/zram-control/hot_add").read_text())
     except OSError:

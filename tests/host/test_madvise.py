@@ -12,7 +12,7 @@ from sustain.host import madvise, maps, processes, swaps
 from sustain.host.madvise import Advice, Advisor
 from sustain.host.pagemap import PAGE_BYTES
 from sustain.host.processes import Identity, identify
-from tests.host.held import MIB, Holder, some_swap
+from tests.host.held import MIB, Holder, some_swap, taking_turns
 
 
 @pytest.fixture
@@ -42,12 +42,12 @@ def test_page_out_moves_pages_to_swap_and_willneed_back(holder: Holder) -> None:
 
 
 def test_without_swap_page_out_says_yes_and_does_nothing(holder: Holder) -> None:
-    if swaps.read().areas:
-        pytest.skip("this machine has swap")
-    with Advisor(holder.who) as advisor:
-        out = advisor.advise([(holder.start, holder.start + 12 * MIB)], Advice.PAGEOUT)
-    assert (out.taken_bytes, out.problem) == (12 * MIB, None)
-    if not swaps.read().areas:  # somebody may have switched some on meanwhile
+    with taking_turns():
+        if swaps.read().areas:
+            pytest.skip("this machine has swap")
+        with Advisor(holder.who) as advisor:
+            out = advisor.advise([(holder.start, holder.start + 12 * MIB)], Advice.PAGEOUT)
+        assert (out.taken_bytes, out.problem) == (12 * MIB, None)
         assert holder.census().present_bytes == 12 * MIB
 
 

@@ -283,7 +283,7 @@ def test_pages_go_to_swap_and_come_back(journal: Journal) -> None:
         assert abs(seen.swapped_bytes - 24 * MIB) < 3 * MIB
         assert effect.freed_bytes is not None
         assert 16 * MIB < effect.freed_bytes <= 24 * MIB  # a zram keeps a little of it in memory
-        assert "cannot be asked" in (effect.problem or "")
+        assert "no way to ask" in (effect.problem or "")
         assert holder.touch()
 
 
@@ -337,7 +337,13 @@ class Frames:
     def __init__(self, start: int, size_bytes: int, inactive: Callable[[int], list[tuple[int, int]]]) -> None:
         self.start = start
         self.end_bytes = size_bytes
-        self.inactive_anonymous = inactive
+        self.inactive = inactive
+        self.silent = False
+
+    def inactive_anonymous(self, address: int) -> list[tuple[int, int]]:
+        if self.silent:
+            raise HostError("no answer in time")
+        return self.inactive(address)
 
     def place(self, address: int) -> int | None:
         return None if address == 0 else self.start + address
@@ -380,3 +386,24 @@ def test_only_frames_that_the_guest_calls_inactive_are_moved(journal: Journal) -
         # The last 4 MiB of a chunk would split large pages for half of them: that is worth it; 1 of 2 MiB as well.
         assert before.huge_bytes is None or after.huge_bytes is not None
         assert holder.touch()
+
+
+def test_a_guest_that_answers_no_more_is_not_paged_out_and_one_that_never_did_is_said(
+    journal: Journal,
+) -> None:
+    with some_swap(128 * MIB), Holder(96 * MIB) as holder:
+        frames = Frames(holder.start, holder.size_bytes, lambda at: [(at, at + 4 * MIB)])
+        guest = FramedGuest("a", frames)
+        guest.who = holder.who
+        action = PageOut(guest="a", life="1:1", amount_bytes=8 * MIB, reason="test")
+        actuator = Actuator({"a": guest}, journal)
+        assert one(actuator, action).done
+        moved = holder.census().swapped_bytes
+        frames.silent = True
+        effect = one(actuator, action)
+        assert not effect.done
+        assert "no answer in time" in (effect.problem or "")
+        assert holder.census().swapped_bytes == moved
+        blind = one(Actuator({"a": guest}, journal), action)
+        assert blind.done
+        assert "calls free is not known: no answer in time" in (blind.problem or "")

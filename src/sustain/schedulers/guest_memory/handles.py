@@ -6,9 +6,10 @@ thread may call. A connection lasts for one call: QMP serves one client at a tim
 between. Rejected: one open connection for each guest, with its events.
 """
 
+import contextlib
 import errno
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -18,6 +19,7 @@ from sustain.host import balloon, processes
 from sustain.host.balloon import Statistics
 from sustain.host.cgroup import Cgroup
 from sustain.host.guest_agent import GuestAgent, read_texts
+from sustain.host.guest_frames import GuestFrames
 from sustain.host.maps import Area, guest_ram
 from sustain.host.pagemap import Pagemap
 from sustain.host.processes import Identity
@@ -214,6 +216,13 @@ class QemuHandle(ProcessHandle):
         with self._asking, GuestAgent(self._config.guest_agent, self._timeout_s) as agent:
             return read_texts(agent, paths)
 
+    def frames(self) -> GuestFrames | None:
+        """What the guest says of its page frames, for `act`; None: nobody can be asked, or its size is not known."""
+        if self._config.guest_agent is None or self._config.qmp is None:
+            return None
+        size = self.monitor().size_bytes
+        return None if size is None else GuestFrames(size, self._ask_qmp, self._ask_agent)
+
     def close(self) -> None:
         """Switch the statistics off that were switched on here."""
         with self._lock:
@@ -224,6 +233,17 @@ class QemuHandle(ProcessHandle):
                 if balloon.period(qmp, self._device[1]) == self._period_s:
                     balloon.set_period(qmp, self._device[1], 0)
             self._period_set = None
+
+    @contextlib.contextmanager
+    def _ask_qmp(self) -> Iterator[Qmp]:
+        with self._lock, self._qmp() as qmp:
+            yield qmp
+
+    @contextlib.contextmanager
+    def _ask_agent(self) -> Iterator[GuestAgent]:
+        assert self._config.guest_agent is not None
+        with self._asking, GuestAgent(self._config.guest_agent, self._timeout_s) as agent:
+            yield agent
 
     def _qmp(self) -> Qmp:
         if self._config.qmp is None:

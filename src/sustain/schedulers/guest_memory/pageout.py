@@ -2,8 +2,8 @@
 
 Used by `act`, one `Pager` for each life of a guest, from one thread at a time. A hand goes around the guest's memory.
 Where the guest can be asked (`host.guest_frames`), only frames go that it holds to be anonymous and inactive; what it
-calls free, uses or could simply drop is never touched. For guests that nobody can ask the host cannot know what they
-call free, and the result says so.
+calls free, uses or could simply drop is never touched, and when it does not answer any more, nothing is. What a guest
+that never answered calls free the host cannot know, and the result says so.
 
 A block of which much has come back since it was moved is in use, and is left alone for a number of rounds that doubles
 each time: what is hot is found out by trying it once. A block that is mapped large is only split when most of it goes.
@@ -32,7 +32,7 @@ _MOST_ROUNDS = 64
 _TRIED_BYTES = 4 * CHUNK_BYTES  # in vain
 _SPARED_SWAP = 1 / 16  # of the host's swap is left to others
 
-_UNASKED = "which of it the guest calls free is not known: it cannot be asked"
+_UNASKED = "which of it the guest calls free is not known: "
 _ASKED = "the guest has no more memory that is anonymous, inactive, and in the host's memory"
 _BLIND = "the rest comes back when it is moved, is not in memory, or is in swap already"
 
@@ -76,6 +76,7 @@ class Pager:
         self._areas = areas
         self._root = root
         self._frames = frames
+        self._answered = False
         self._hand = 0
         self._habits = _Habits()
 
@@ -87,13 +88,14 @@ class Pager:
         room_bytes = int(before.free_bytes - before.total_bytes * _SPARED_SWAP)
         if room_bytes < BLOCK_BYTES:
             return PagedOut(0, 0, f"the host's swap is full: {before.free_bytes} bytes are left")
+        unasked = self._unasked()
         left_bytes = min(amount_bytes, room_bytes)
         freed = moved = tried = 0
         refused: str | None = None
         table = Pagemap(self.who.pid, self._root)
         try:
             with Advisor(self.who) as advisor:
-                for start, end, runs in self._chunks():
+                for start, end, runs in self._chunks(None if unasked else self._frames):
                     here = table.census(start, end)
                     chosen = _first(self._choose(_overlap(runs, here.present), here, table), left_bytes)
                     if chosen:
@@ -115,17 +117,32 @@ class Pager:
             table.close()
         growth = _compressed(swaps.read(self._root)) - _compressed(before)
         freed -= max(0, min(growth, moved))  # swap that lies in memory itself
-        problem = None if self._frames else _UNASKED
+        problem = None if unasked is None else _UNASKED + unasked
         if left_bytes >= max(PAGE_BYTES, min(amount_bytes, room_bytes) // 10):
-            why = refused or (_ASKED if self._frames else _BLIND)
-            problem = f"{moved} bytes of {amount_bytes} went to swap: {why}"
+            why = refused or (_BLIND if unasked else _ASKED)
+            problem = f"{moved} bytes of {amount_bytes} went to swap: {why}" + (
+                f"; {problem}" if problem else ""
+            )
         elif amount_bytes > room_bytes:
             problem = f"{moved} bytes of {amount_bytes} went to swap, which had no room for more"
         return PagedOut(freed, moved, problem)
 
-    def _chunks(self) -> Iterator[tuple[int, int, list[Run]]]:
-        """One round, from where the last one ended: host addresses, and the runs in them that might go."""
+    def _unasked(self) -> str | None:
+        """Why the guest cannot be asked for its frames; None: it can. Raises HostError when it could, and does not
+        answer now."""
         if self._frames is None:
+            return "there is no way to ask it"
+        if not self._answered:
+            try:
+                self._frames.inactive_anonymous(0)
+            except HostError as error:
+                return str(error)
+            self._answered = True
+        return None
+
+    def _chunks(self, frames: Frames | None) -> Iterator[tuple[int, int, list[Run]]]:
+        """One round, from where the last one ended: host addresses, and the runs in them that might go."""
+        if frames is None:
             places = [
                 (at, min(at + CHUNK_BYTES, area.end))
                 for area in self._areas
@@ -136,15 +153,15 @@ class Pager:
                 self._hand += 1
                 yield start, end, [(start, end)]
             return
-        count = -(-self._frames.end_bytes // CHUNK_BYTES)
+        count = -(-frames.end_bytes // CHUNK_BYTES)
         for _ in range(count):
             address = self._hand % count * CHUNK_BYTES
             self._hand += 1
-            place = self._frames.place(address)
+            place = frames.place(address)
             if place is None or not self._holds(place, place + CHUNK_BYTES):
                 continue
             away = place - address
-            runs = [(begin + away, end + away) for begin, end in self._frames.inactive_anonymous(address)]
+            runs = [(begin + away, end + away) for begin, end in frames.inactive_anonymous(address)]
             yield place, place + CHUNK_BYTES, runs
 
     def _shared(self, address: int) -> bool:
