@@ -204,6 +204,8 @@ class _Link:
 class PeerSink(Sink):
     """Saves to a keeper. `url` names it; `name` is the region's there."""
 
+    read_ahead = False  # the window does that already; pages handed to another thread leave their cache
+
     def __init__(self, peer: Peer, name: str, options: PeerOptions) -> None:
         self.url = peer.url
         self._peer, self._name, self._options = peer, check_name(name), options

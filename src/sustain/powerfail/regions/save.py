@@ -13,7 +13,7 @@ The pre-copier (`precopy`) is for a running program; it ends with the same steps
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from time import monotonic
@@ -190,7 +190,8 @@ def _copy(line: _Line, request: Request, number: int, stop: threading.Event, sta
 def _pass(medium: Medium, line: _Line, stop: threading.Event) -> bytearray:
     """Send what the destination does not hold; the table of what was read."""
     table = bytearray(zero_table(medium.pages))
-    with closing(ahead(_read(medium))) as parts:
+    read = _read(medium)
+    with closing(ahead(read) if line.sink.read_ahead else read) as parts:
         for first, pages, data, digests in parts:
             if stop.is_set():
                 raise _Stopped
@@ -205,7 +206,7 @@ def _pass(medium: Medium, line: _Line, stop: threading.Event) -> bytearray:
     return table
 
 
-def _read(medium: Medium) -> Iterator[tuple[int, int, memoryview | None, bytes]]:
+def _read(medium: Medium) -> Generator[tuple[int, int, memoryview | None, bytes], None, None]:
     """All of it: (first page, pages, what they hold, their digests); None: a hole, zeros that need not be read."""
     buffers = Buffers()
     for first, pages, data in medium.spans(medium.pages, SLICE_PAGES):

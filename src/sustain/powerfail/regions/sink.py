@@ -40,6 +40,7 @@ class Sink(ABC):
     """A place that a region is saved to. Closing it without `seal` leaves what was flushed, unsealed."""
 
     url: str
+    read_ahead = True  # whether a saver wins by reading in one thread and writing in another
 
     @property
     def bandwidth_bytes_per_s(self) -> float | None:
