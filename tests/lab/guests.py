@@ -384,6 +384,20 @@ class GuestVm:
         ]
 
 
+@contextlib.contextmanager
+def boot(*guests: GuestVm) -> Iterator[None]:
+    """All of them at once; they end with the block."""
+    try:
+        for guest in guests:
+            guest.start()
+        for guest in guests:
+            guest.wait_ready()
+        yield
+    finally:
+        for guest in guests:
+            guest.kill()
+
+
 def until(condition: Callable[[], bool], limit_s: float = 20) -> None:
     """Wait for it; LabError when it does not come about."""
     deadline = time.monotonic() + limit_s

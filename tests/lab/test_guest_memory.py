@@ -1,0 +1,322 @@
+"""The guest memory scheduler on real guests: what it sees of each, what it does to it, and what befalls them meanwhile.
+
+The guests lie, hang, die and reboot for real. What the scheduler says of them is held against a monitor of the test's
+own, the guest's workload, and the kernel of this host.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from sustain.errors import HostError
+from sustain.schedulers.guest_memory.act import Actuator
+from sustain.schedulers.guest_memory.config import GuestConfig, GuestsConfig
+from sustain.schedulers.guest_memory.model import Balloon, Effect, Guest, Observation, PageOut
+from sustain.schedulers.guest_memory.sense import Sensor
+from sustain.schedulers.journal import Journal
+from tests.lab.guests import GuestVm, Images, boot, host_swap, until
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
+
+MIB = 1 << 20
+TIMEOUT_S = 2.0
+Boot = Callable[..., GuestVm]
+
+
+def ways(*guests: GuestVm) -> GuestsConfig:
+    return GuestsConfig(
+        guests=tuple(
+            GuestConfig(
+                name=guest.name,
+                qmp=str(guest.qmp_path),
+                guest_agent=str(guest.agent_path) if guest.agent else None,
+            )
+            for guest in guests
+        ),
+        timeout_s=TIMEOUT_S,
+        statistics_period_s=1,
+    )
+
+
+def seen(observation: Observation, name: str) -> Guest:
+    (guest,) = (each for each in observation.guests if each.name == name)
+    return guest
+
+
+def read_until(sensor: Sensor, condition: Callable[[Observation], bool]) -> Observation:
+    last: list[Observation] = []
+
+    def read() -> bool:
+        last.append(sensor.read())
+        return condition(last[-1])
+
+    until(read)
+    return last[-1]
+
+
+class Scene:
+    """A sensor and an actuator for some guests."""
+
+    def __init__(self, place: Path, *guests: GuestVm, limit_s: float = 10.0) -> None:
+        self.sensor = Sensor(ways(*guests))
+        self.journal = Journal(place / "journal")
+        self.actuator = Actuator(self.sensor.handles, self.journal, limit_s=limit_s)
+
+    def life(self, guest: GuestVm) -> str:
+        life = self.sensor.handles[guest.name].life()
+        assert life is not None
+        return life
+
+    def balloon(self, guest: GuestVm, to_bytes: float) -> Balloon:
+        now = guest.balloon_bytes()
+        return Balloon(
+            guest=guest.name, life=self.life(guest), from_bytes=now, to_bytes=to_bytes, reason="a test"
+        )
+
+    def page_out(self, guest: GuestVm, amount_bytes: float) -> PageOut:
+        return PageOut(guest=guest.name, life=self.life(guest), amount_bytes=amount_bytes, reason="a test")
+
+    def close(self) -> None:
+        self.actuator.close()
+        self.journal.close()
+        self.sensor.close()
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Iterator[Callable[..., Scene]]:
+    scenes: list[Scene] = []
+
+    def make(*guests: GuestVm, **options: float) -> Scene:
+        scenes.append(Scene(tmp_path, *guests, **options))
+        return scenes[-1]
+
+    yield make
+    for each in scenes:
+        each.close()
+
+
+@pytest.fixture(scope="module")
+def mixed(guest_images: Images) -> Iterator[dict[str, GuestVm]]:
+    """One of each kind; tests leave them as they found them."""
+    kinds = (
+        GuestVm("cache", guest_images),
+        GuestVm("cold", guest_images),
+        GuestVm("busy", guest_images),
+        GuestVm("mute", guest_images, agent=False),
+        GuestVm("bare", guest_images, agent=False, driver=False),
+    )
+    with boot(*kinds):
+        guests = {guest.name: guest for guest in kinds}
+        guests["cold"].do("anon", 100 * MIB)
+        for _ in range(2):
+            guests["cold"].do("age")
+        guests["cache"].do("cache", 100 * MIB)
+        guests["busy"].do("busy", 120 * MIB)
+        guests["mute"].do("cache", 60 * MIB)
+        guests["bare"].do("anon", 60 * MIB)
+        yield guests
+
+
+def test_each_guest_is_seen_by_the_best_that_there_is(
+    mixed: dict[str, GuestVm], scene: Callable[..., Scene], no_host_swap: None
+) -> None:
+    sensor = scene(*mixed.values()).sensor
+    now = read_until(
+        sensor,
+        lambda each: [guest.source for guest in each.guests] == ["guest-agent"] * 3 + ["balloon", "none"],
+    )
+    cache, cold, busy, mute, bare = now.guests
+    assert cache.figures.inactive_buffer_bytes == pytest.approx(100 * MIB, abs=12 * MIB)
+    assert cold.figures.inactive_anonymous_bytes == pytest.approx(105 * MIB, abs=12 * MIB)
+    assert busy.figures.active_anonymous_bytes == pytest.approx(125 * MIB, abs=12 * MIB)
+    assert mute.figures.buffer_bytes == pytest.approx(66 * MIB, abs=12 * MIB)
+    assert mute.figures.inactive_anonymous_bytes is None
+    assert any("no way to a guest agent" in problem for problem in mute.problems)
+    assert bare.figures.free_bytes is None
+    assert any("no driver" in problem for problem in bare.problems)
+    assert [guest.can for guest in now.guests] == [("balloon",)] * 4 + [()]
+    for guest in now.guests:
+        assert guest.figures.size_bytes == 256 * MIB
+        assert guest.figures.resident_bytes == pytest.approx(mixed[guest.name].resident_bytes(), abs=24 * MIB)
+        assert any("no swap" in problem for problem in guest.problems)
+    assert now.host.swap_total_bytes == 0
+
+
+def test_an_agent_that_hangs_and_one_that_lies_harm_nobody_else(
+    mixed: dict[str, GuestVm], scene: Callable[..., Scene]
+) -> None:
+    sensor = scene(*mixed.values()).sensor
+    before = read_until(sensor, lambda each: seen(each, "cold").source == "guest-agent")
+    said_at_s = seen(before, "cold").figures.classes_at_s
+    assert said_at_s is not None
+    mixed["cold"].hang_agent()
+    try:
+        sensor.read()  # waits for it this once
+        began_s = time.monotonic()
+        now = read_until(sensor, lambda each: bool(seen(each, "cold").problems))
+        assert time.monotonic() - began_s < 2 * TIMEOUT_S + 3
+        cold, busy = seen(now, "cold"), seen(now, "busy")
+        assert cold.figures.classes_at_s is not None
+        assert cold.figures.classes_at_s <= said_at_s + 3  # what it said last, with its age
+        assert busy.figures.classes_at_s is not None
+        assert now.at_s - busy.figures.classes_at_s < TIMEOUT_S + 3
+    finally:
+        mixed["cold"].resume_agent()
+    back = read_until(sensor, lambda each: (seen(each, "cold").figures.classes_at_s or 0) > now.at_s)
+    assert seen(back, "cold").source == "guest-agent"
+
+
+def test_statistics_that_contradict_themselves_are_not_used(
+    boot_guest: Boot, scene: Callable[..., Scene]
+) -> None:
+    guest = boot_guest("liar")
+    sensor = scene(guest).sensor
+    read_until(sensor, lambda each: seen(each, "liar").source == "guest-agent")
+    text = guest.read("/proc/meminfo")
+    free = next(line for line in text.splitlines() if line.startswith("MemFree:"))
+    guest.forge("/proc/meminfo", text.replace(free, "MemFree: 9999999 kB"))
+    now = read_until(sensor, lambda each: seen(each, "liar").source != "guest-agent")
+    liar = seen(now, "liar")
+    assert any("contradict" in problem for problem in liar.problems)
+    assert liar.source == "balloon"  # whose driver asks the kernel itself
+    assert liar.figures.free_bytes is not None
+    assert liar.figures.free_bytes < 256 * MIB
+
+
+def test_balloons_move_memory_and_are_put_back(
+    mixed: dict[str, GuestVm], scene: Callable[..., Scene]
+) -> None:
+    stage = scene(*mixed.values())
+    cache, cold, bare = mixed["cache"], mixed["cold"], mixed["bare"]
+    resident = cache.resident_bytes()
+    effects = stage.actuator.carry_out(
+        [stage.balloon(cache, 160 * MIB), stage.balloon(bare, 160 * MIB), stage.balloon(cold, 40 * MIB)]
+    )
+    took, no_driver, too_much = effects
+    assert took.done
+    assert took.freed_bytes == pytest.approx(resident - cache.resident_bytes(), abs=8 * MIB)
+    assert cache.resident_bytes() <= 161 * MIB
+    assert not no_driver.done
+    assert "no driver" in (no_driver.problem or "")
+    assert not too_much.done  # what it holds it cannot give: it has no swap
+    assert "gives no more" in (too_much.problem or "")
+    assert cold.balloon_bytes() > 100 * MIB
+    report = stage.actuator.restore()
+    assert not report.failed
+    until(lambda: all(guest.balloon_bytes() == 256 * MIB for guest in mixed.values()))
+    assert stage.journal.entries() == ()
+
+
+def test_pages_go_to_swap_where_there_is_some_and_nowhere_else(
+    mixed: dict[str, GuestVm], scene: Callable[..., Scene]
+) -> None:
+    stage = scene(*mixed.values())
+    bare = mixed["bare"]
+    with host_swap(512):
+        (effect,) = stage.actuator.carry_out([stage.page_out(bare, 40 * MIB)])
+        assert effect.done
+        assert 30 * MIB < bare.swapped_bytes() < 60 * MIB
+        observation = read_until(
+            stage.sensor, lambda each: (seen(each, "bare").figures.host_swapped_bytes or 0) > 0
+        )
+        assert seen(observation, "bare").can == ("pageout",)
+        assert bare.do("anon", 70 * MIB) == ""
+    assert bare.swapped_bytes() == 0
+
+
+def test_without_swap_nothing_is_paged_out_and_it_says_so(
+    mixed: dict[str, GuestVm], scene: Callable[..., Scene], no_host_swap: None
+) -> None:
+    stage = scene(*mixed.values())
+    resident = mixed["cold"].resident_bytes()
+    (effect,) = stage.actuator.carry_out([stage.page_out(mixed["cold"], 40 * MIB)])
+    assert not effect.done
+    assert "no swap" in (effect.problem or "")
+    assert mixed["cold"].resident_bytes() >= resident - MIB
+
+
+def during(stage: Scene, action: Balloon, what: Callable[[], None]) -> Effect:
+    """The effect of an action during which something happens."""
+    effects: list[Effect] = []
+    thread = threading.Thread(target=lambda: effects.extend(stage.actuator.carry_out([action])))
+    thread.start()
+    what()
+    thread.join(30)
+    assert not thread.is_alive()
+    return effects[0]
+
+
+def test_a_guest_that_dies_in_the_middle(boot_guest: Boot, scene: Callable[..., Scene]) -> None:
+    guest = boot_guest("dies")
+    guest.do("busy", 150 * MIB)  # so that its balloon takes its time
+    stage = scene(guest)
+    action = stage.balloon(guest, 64 * MIB)
+
+    def crash() -> None:
+        until(lambda: guest.balloon_bytes() < 250 * MIB)
+        guest.kill()
+
+    effect = during(stage, action, crash)
+    assert not effect.done
+    assert effect.problem
+    assert [each for each in stage.sensor.read().guests if each.name == "dies"] == []
+    (again,) = stage.actuator.carry_out([action])
+    assert "gone" in (again.problem or "")
+    assert not stage.actuator.restore().failed
+    assert stage.journal.entries() == ()
+
+
+def test_a_guest_that_reboots_in_the_middle_is_no_other_guest(
+    boot_guest: Boot, scene: Callable[..., Scene]
+) -> None:
+    guest = boot_guest("reboots")
+    guest.do("busy", 150 * MIB)
+    stage = scene(guest)
+    action = stage.balloon(guest, 100 * MIB)
+
+    def reset() -> None:
+        until(lambda: guest.balloon_bytes() < 250 * MIB)
+        guest.reset()
+        guest.wait_ready()
+
+    effect = during(stage, action, reset)
+    assert not effect.done
+    assert "the balloon has come from" in (effect.problem or "")
+    (effect,) = stage.actuator.carry_out([action])  # the same process: its life goes on
+    assert effect.done
+    assert guest.resident_bytes() <= 101 * MIB
+    observation = read_until(stage.sensor, lambda each: seen(each, "reboots").source == "guest-agent")
+    assert seen(observation, "reboots").figures.balloon_bytes == 100 * MIB
+    assert not stage.actuator.restore().failed
+    until(lambda: guest.balloon_bytes() == 256 * MIB)
+    assert guest.work() == 0
+
+
+def test_qmp_that_disappears_is_said_and_the_rest_goes_on(
+    boot_guest: Boot, scene: Callable[..., Scene]
+) -> None:
+    guest = boot_guest("hidden")
+    stage = scene(guest)
+    action = stage.balloon(guest, 160 * MIB)
+    read_until(stage.sensor, lambda each: seen(each, "hidden").source == "guest-agent")
+    (effect,) = stage.actuator.carry_out([action])
+    assert effect.done
+    guest.hide_qmp()
+    now = read_until(stage.sensor, lambda each: "balloon" not in seen(each, "hidden").can)
+    hidden = seen(now, "hidden")
+    assert any("hypervisor does not answer" in problem for problem in hidden.problems)
+    assert hidden.source == "guest-agent"
+    assert hidden.figures.resident_bytes == pytest.approx(guest.resident_bytes(), abs=24 * MIB)
+    (effect,) = stage.actuator.carry_out([stage.balloon(guest, 128 * MIB)])
+    assert not effect.done
+    assert "QMP" in (effect.problem or "")
+    report = stage.actuator.restore()
+    assert [each.outcome for each in report.undone if each.entry.kind == "balloon"] == ["failed"]
+    assert [each.kind for each in stage.journal.entries()] != []  # not forgotten: it is still to be put back
+    assert guest.work() == 0
+    with pytest.raises(HostError, match="QMP"):  # nor can the statistics be switched off
+        stage.sensor.close()
+    guest.kill()
