@@ -1,0 +1,83 @@
+"""Observation and policy as columns: one array per figure, one row per guest, NaN where unknown. Pure.
+
+Used by `decide` and what it is made of. Units and names are those of `model.Figures`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+
+from sustain.schedulers.guest_memory.model import Figures, Guest, GuestPolicy, Observation, Policy
+from sustain.schedulers.guest_memory.plan import MECHANISMS, Column, Mask
+
+_FIELDS = tuple(Figures.__struct_fields__)
+
+
+@dataclass(frozen=True)
+class Table:
+    """All guests of one observation, with what the policy says of each."""
+
+    guests: Sequence[Guest]
+    figures: dict[str, Column]
+    can: tuple[Mask, ...]  # by MECHANISMS: possible now, and allowed
+    is_cgroup: Mask
+    sampled: Mask  # its classes are seen from the host only
+    shares: Column
+    reservation_bytes: Column
+    most_bytes: Column  # its limit or its size
+
+    def __getitem__(self, name: str) -> Column:
+        return self.figures[name]
+
+    def known(self, name: str) -> Column:
+        """The same, with nothing where it is unknown: for what may only be taken when it is known to be there."""
+        return np.nan_to_num(self.figures[name], nan=0.0)
+
+
+def table(observation: Observation, policy: Policy) -> Table:
+    """The columns of an observation."""
+    guests = observation.guests
+    rows = np.array([msgspec.structs.astuple(each.figures) for each in guests], dtype=np.float64)
+    columns = np.ascontiguousarray(rows.reshape(len(guests), len(_FIELDS)).T)
+    figures = dict(zip(_FIELDS, columns, strict=True))
+    shares, reservations, limits = _policies(guests, policy)
+    size = figures["size_bytes"]
+    return Table(
+        guests=guests,
+        figures=figures,
+        can=_can(guests, policy),
+        is_cgroup=np.array([each.kind == "cgroup" for each in guests], dtype=bool),
+        sampled=np.array([each.source == "sampling" for each in guests], dtype=bool),
+        shares=shares,
+        reservation_bytes=np.fmin(reservations, size),
+        most_bytes=np.fmin(limits, size),
+    )
+
+
+def _policies(guests: Sequence[Guest], policy: Policy) -> tuple[Column, Column, Column]:
+    def figures(one: GuestPolicy) -> tuple[float, float, float]:
+        limit = np.inf if one.limit_bytes is None else one.limit_bytes
+        return one.shares, one.reservation_bytes, limit
+
+    found = np.tile(figures(policy.default), (len(guests), 1))
+    if policy.guests:
+        for row, guest in enumerate(guests):
+            own = policy.guests.get(guest.name)
+            if own is not None:
+                found[row] = figures(own)
+    return found[:, 0], found[:, 1], found[:, 2]
+
+
+def _can(guests: Sequence[Guest], policy: Policy) -> tuple[Mask, ...]:
+    known: dict[tuple[object, object], tuple[bool, ...]] = {}
+    rows = []
+    for guest in guests:
+        allowed = policy.guests.get(guest.name, policy.default).mechanisms
+        key = (guest.can, allowed)
+        if key not in known:
+            known[key] = tuple(each in guest.can and each in allowed for each in MECHANISMS)
+        rows.append(known[key])
+    masks = np.array(rows, dtype=bool).reshape(len(guests), len(MECHANISMS))
+    return tuple(np.ascontiguousarray(column) for column in masks.T)

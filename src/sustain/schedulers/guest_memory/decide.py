@@ -1,0 +1,389 @@
+"""What to do about guests' memory: observation, state, policy, time and what came of the last plan in; a plan and the
+next state out. Pure.
+
+Used by the scheduler's loop, by `sustain memory plan`, by replays and by simulations. The model, in columns of all
+guests:
+
+1. Working sets and pressure (`working_set`); what earlier actions taught (`backoff`); the host's state (`host_state`).
+2. What can be taken from each guest in this state, by which way (`ways`). Outside the hard states a guest keeps its
+   working set and some headroom.
+3. What each guest wants: what it has, and what it lacks beyond that when it is pressed.
+4. Targets: what there is, shared out between what cannot be taken and what is wanted (`entitlement`). What all guests
+   hold and what the host has available, less its goal, is the same before and after a page moves; so a plan that was
+   carried out makes the next one empty.
+5. Actions of one step at most: down, by the cheapest way; up, at once, for who is pressed; and up where the host has
+   plenty, as far as all of it could be used without missing the goal.
+
+What is unknown or stale is left as it is, in the targets as well. Rejected: moving towards a share of the host's free
+memory, guest by guest, as MOM does it: it swings, and takes free memory and used memory alike.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sustain.schedulers.guest_memory import backoff, reclaim_cost, working_set
+from sustain.schedulers.guest_memory.backoff import Experience
+from sustain.schedulers.guest_memory.columns import Table, table
+from sustain.schedulers.guest_memory.entitlement import fill
+from sustain.schedulers.guest_memory.host_state import bounds, next_state
+from sustain.schedulers.guest_memory.model import (
+    Action,
+    Balloon,
+    Bounds,
+    Effect,
+    Observation,
+    PageOut,
+    Policy,
+    Reclaim,
+)
+from sustain.schedulers.guest_memory.plan import (
+    MECHANISMS,
+    Column,
+    Decision,
+    HostPlan,
+    HostState,
+    Mask,
+    Plan,
+    State,
+)
+from sustain.schedulers.guest_memory.ways import BALLOON, PAGEOUT, Ways, ways
+from sustain.schedulers.guest_memory.working_set import Use
+
+_FASTER = {"hard": 2.0, "low": 4.0}  # than one step
+_UP = 4.0  # steps, since who lacks memory waits now
+_PLENTY = 1.25  # of the goal
+_PAGE_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class Situation:
+    """All that targets are made of; also what `admission` starts from."""
+
+    of: Table
+    use: Use
+    experience: Experience
+    state: HostState
+    available_bytes: float  # NaN where unknown
+    goal_bytes: float
+    at: Bounds | None
+    ready: Mask  # guests that may be acted upon
+    ceiling_bytes: Column
+    needs_bytes: Column  # working set and headroom
+    floor_bytes: Column
+    ways: Ways
+    reasons: tuple[str, ...]  # why nothing can be decided
+
+    @property
+    def held_bytes(self) -> Column:
+        return self.of.known("resident_bytes")
+
+    @property
+    def short(self) -> bool:
+        return self.state in ("soft", "hard", "low")
+
+    @property
+    def hard(self) -> bool:
+        return self.state in ("hard", "low")
+
+
+def decide(
+    observation: Observation,
+    state: State | None,
+    policy: Policy,
+    now_s: float,
+    effects: Sequence[Effect] = (),
+) -> Decision:
+    """One plan, and what to remember. `state` None: the beginning. `effects`: of the plan before."""
+    it = situation(observation, state, policy, now_s, effects)
+    wanted = _wanted(it, policy)
+    target, entitlement, capacity = _targets(it, policy, wanted)
+    take, way, cost, expected = _take(it, policy, target)
+    give = _give(it, policy, target, take)
+    actions, change = _actions(it, target, take, way, cost, give)
+    of, use = it.of, it.use
+    held = of["resident_bytes"]
+    asked = np.maximum(held - target, 0)
+    lacks = np.isnan(held)
+    plan = Plan(
+        at_s=now_s,
+        host=_host_plan(it, capacity),
+        actions=actions,
+        names=tuple(guest.name for guest in of.guests),
+        sources=tuple(guest.source for guest in of.guests),
+        columns={
+            "size_bytes": of["size_bytes"],
+            "balloon_bytes": of["balloon_bytes"],
+            "held_bytes": held,
+            "age_s": now_s - of["classes_at_s"],
+            "active_bytes": use.active_bytes,
+            "working_set_bytes": use.working_set_bytes,
+            "shares": of.shares,
+            "floor_bytes": it.floor_bytes,
+            "most_bytes": of.most_bytes,
+            "wanted_bytes": np.where(lacks, np.nan, wanted),
+            "entitlement_bytes": np.where(lacks, np.nan, entitlement),
+            "target_bytes": np.where(lacks, np.nan, target),
+            "stall": use.stall,
+            "swap_in_bytes_per_s": use.swap_in,
+            "pressed": use.pressed.astype(float),
+            "change_bytes": change,
+            "cost_s": np.where(change < 0, cost, np.nan),
+            **{f"{name}_cost_s": it.ways.cost_s(index, asked) for index, name in enumerate(MECHANISMS)},
+        },
+        notes=_notes(it, policy, now_s),
+    )
+    remembered = dict(it.experience.columns)
+    remembered["did"] = np.where(way >= 0, way + 1.0, remembered["did"])
+    remembered["expected_bytes"] = expected
+    remembered |= {name: of[name] for name in (*working_set.COUNTERS, "host_swap_in_bytes", "classes_at_s")}
+    remembered |= {"stall": use.stall, "swap_in": use.swap_in, "working_set_bytes": use.working_set_bytes}
+    keys = tuple((guest.name, guest.life) for guest in of.guests)
+    return Decision(plan, State(now_s, it.state, keys, remembered, it.experience.reasons))
+
+
+def situation(
+    observation: Observation,
+    state: State | None,
+    policy: Policy,
+    now_s: float,
+    effects: Sequence[Effect] = (),
+) -> Situation:
+    """What is known, and what could be done, before anything is decided."""
+    of = table(observation, policy)
+    elapsed_s = max(0.0, now_s - state.at_s) if state else 0.0
+    before = _aligned(of, state)
+    use = working_set.use(of, before, now_s, elapsed_s, policy)
+    experience = backoff.learn(
+        of,
+        before,
+        state.backoff_reasons if state else {},
+        use.came_back_bytes,
+        effects,
+        now_s,
+        elapsed_s,
+        policy.least_change_bytes,
+    )
+    host, reasons = observation.host, []
+    found = bounds(host, policy)
+    available, goal, name = np.nan, np.nan, state.host_state if state else "unknown"
+    if now_s - observation.at_s > policy.fresh_s:
+        reasons.append(f"the host was looked at {now_s - observation.at_s:.0f} s ago")
+    elif host.available_bytes is None or found is None:
+        reasons.append("how much memory the host has available is unknown")
+    else:
+        available, goal = host.available_bytes, found[0]
+        name = next_state(name, available, goal, found[1])
+    held, balloon = of["resident_bytes"], of["balloon_bytes"]
+    ceiling = np.where(np.isnan(balloon), of["size_bytes"], np.fmin(balloon, of["size_bytes"]))
+    needs = use.working_set_bytes * (1 + policy.headroom)
+    ready = use.fresh & ~np.isnan(held + ceiling + needs)
+    if reasons:
+        ready = np.zeros_like(ready)
+    kernel = of.known("unreclaimable_bytes") + reclaim_cost.KEPT_FREE * of.known("size_bytes")
+    # Of buffers that it does not tell apart, a guest that tells no more than that may lose those that it can drop.
+    told = np.maximum(of["total_bytes"] - of["available_bytes"], 0)
+    kernel = np.where(np.isnan(of["unreclaimable_bytes"]) & ~np.isnan(told), told, kernel)
+    floor = np.fmin(np.fmax(of.reservation_bytes, kernel), of.most_bytes)
+    hard = name in ("hard", "low")
+    can = ways(
+        of,
+        host,
+        experience.usable,
+        ready,
+        ceiling,
+        floor if hard else np.fmax(floor, needs),
+        hard=hard,
+        least_bytes=policy.least_change_bytes,
+    )
+    return Situation(
+        of=of,
+        use=use,
+        experience=experience,
+        state=name,
+        available_bytes=available,
+        goal_bytes=goal,
+        at=found[1] if found else None,
+        ready=ready,
+        ceiling_bytes=ceiling,
+        needs_bytes=needs,
+        floor_bytes=floor,
+        ways=can,
+        reasons=tuple(reasons),
+    )
+
+
+def _aligned(of: Table, state: State | None) -> dict[str, Column]:
+    """The state's columns in the order of this observation's guests; NaN, or 0, for those that are new."""
+    count = len(of.guests)
+    keys = tuple((guest.name, guest.life) for guest in of.guests)
+    empty = dict.fromkeys(working_set.REMEMBERED, np.nan) | dict.fromkeys(backoff.REMEMBERED, 0.0)
+    if state is None:
+        return {name: np.full(count, value) for name, value in empty.items()}
+    if keys == state.keys:
+        return dict(state.columns)
+    rows = {key: row for row, key in enumerate(state.keys)}
+    index = np.array([rows.get(key, len(rows)) for key in keys], dtype=int)
+    return {name: np.append(state.columns[name], value)[index] for name, value in empty.items()}
+
+
+def _wanted(it: Situation, policy: Policy) -> Column:
+    """What each guest would hold if there were enough. No more than its limit, and than it can be given."""
+    held, most = it.held_bytes, it.of.most_bytes
+    lacks = np.maximum(it.needs_bytes - it.ceiling_bytes, 0)
+    lacks = np.where(lacks >= policy.least_change_bytes, lacks, 0)
+    if it.hard:
+        lacks = np.zeros_like(lacks)
+    rise = np.where(it.use.pressed, np.maximum(_UP * policy.step * it.of["size_bytes"], lacks), lacks)
+    rise = np.where(
+        it.ready & it.of.can[BALLOON], np.minimum(rise, np.maximum(most - it.ceiling_bytes, 0)), 0
+    )
+    return np.where(it.ready, np.minimum(held, most) + np.nan_to_num(rise, nan=0.0), held)
+
+
+def _targets(it: Situation, policy: Policy, wanted: Column) -> tuple[Column, Column, float]:
+    """(target, entitlement, what all guests together may have)."""
+    held, of = it.held_bytes, it.of
+    if it.reasons:
+        return held, np.full(len(held), np.nan), np.nan
+    working = np.nan_to_num(it.use.working_set_bytes, nan=0.0)
+    total = float(held.sum()) + it.available_bytes
+    goal = it.goal_bytes if it.short else min(it.goal_bytes, it.available_bytes)
+    least = np.minimum(held - it.ways.most, wanted)
+    target = fill(total - goal, working, of.shares, least, wanted, policy.idle_tax)
+    reserved = np.where(it.ready, np.nan_to_num(of.reservation_bytes), held)
+    most = np.where(it.ready, of.most_bytes, held)
+    entitlement = fill(total - it.goal_bytes, working, of.shares, reserved, most, policy.idle_tax)
+    return target, entitlement, total - it.goal_bytes
+
+
+def _take(it: Situation, policy: Policy, target: Column) -> tuple[Column, Column, Column, Column]:
+    """(taken in this step, by which way or −1, its cost, what must at least be seen of it). For a balloon, what is
+    taken is what it shrinks the guest by; the cost is that of what the guest holds."""
+    asked = np.where(it.ready, np.maximum(it.held_bytes - target, 0), 0)
+    limit = np.nan_to_num(_FASTER.get(it.state, 1.0) * policy.step * it.of["size_bytes"], nan=0.0)
+    limit = np.maximum(limit, policy.least_change_bytes)
+    amounts = []
+    for index in range(len(MECHANISMS)):
+        amount = np.minimum(asked, it.ways.takeable[index])
+        amounts.append(amount if index == BALLOON else np.minimum(amount, limit))
+    way, cost = it.ways.cheapest(tuple(amounts), policy.least_change_bytes)
+    untouched = it.ways.untouched_bytes
+    shrunk = np.minimum(amounts[BALLOON] + untouched, limit)
+    take = np.where(way == BALLOON, shrunk, 0.0)
+    for index in range(BALLOON + 1, len(MECHANISMS)):
+        take = np.where(way == index, amounts[index], take)
+    pages = way == PAGEOUT
+    paged = float(take[pages].sum())
+    if paged > it.ways.host_swap_bytes:
+        take = np.where(pages, take * (it.ways.host_swap_bytes / paged), take)
+    expected = np.where(way == BALLOON, np.maximum(take - untouched, 0), take)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        whole = np.where(way == BALLOON, amounts[BALLOON], take)
+        cost = np.where(whole > 0, cost * expected / whole, np.nan)
+    return take, way, cost, expected
+
+
+def _give(it: Situation, policy: Policy, target: Column, take: Column) -> Column:
+    """What the balloons leave guests more than now."""
+    if it.reasons or it.at is None:
+        return np.zeros(len(take))
+    of, held, least = it.of, it.held_bytes, policy.least_change_bytes
+    can = it.ready & of.can[BALLOON] & (take == 0)
+    room = np.where(can, np.maximum(of.most_bytes - it.ceiling_bytes, 0), 0)
+    give = np.where(can, np.minimum(np.maximum(target - held, 0), room), 0)
+    # Not from what the host needs itself; what others give is there the next time.
+    budget = max(0.0, it.available_bytes - it.at.soft_bytes)
+    total = float(give.sum())
+    if total > budget:
+        give *= budget / total
+    left = it.available_bytes - _PLENTY * it.goal_bytes - float(give.sum())
+    # All that guests with a shrunken balloon may take without asking.
+    left -= float(np.maximum(it.ceiling_bytes - held, 0)[can & (room > 0)].sum())
+    if not it.short and left >= least:
+        step = np.maximum(_UP * policy.step * of.known("size_bytes"), least)
+        none = np.zeros(len(give))
+        give += fill(left, none, of.shares, none, np.minimum(room - give, step), 0.0)
+    return np.where((give >= least) | ((give >= room) & (give >= _PAGE_BYTES)), give, 0.0)
+
+
+def _actions(
+    it: Situation, target: Column, take: Column, way: Column, cost: Column, give: Column
+) -> tuple[tuple[Action, ...], Column]:
+    """(the actions, what each changes)."""
+    of = it.of
+    held = it.held_bytes
+    change = give - take
+    rows = np.flatnonzero(change != 0)
+    made: list[Action] = []
+    columns = (change, way, it.ceiling_bytes, held, target, cost, it.use.pressed, it.use.stall)
+    picked = zip(rows.tolist(), *(column[rows].tolist() for column in columns), strict=True)
+    for row, moved, by, ceiling, has, goal, costs, pressed, stall in picked:
+        guest = of.guests[row]
+        if moved > 0:
+            why = f"it waits {stall:.1%} of the time" if pressed else "it needs more, or the host has plenty"
+            reason = f"{why}: {_mib(moved)} back; target {_mib(goal)}, holds {_mib(has)}"
+        else:
+            reason = (
+                f"target {_mib(goal)} of {_mib(has)} that it holds, host {it.state}: {MECHANISMS[int(by)]} is the "
+                f"cheapest way, {costs:.3g} s for {_mib(-moved)}"
+            )
+        if moved > 0 or by == BALLOON:
+            to = (ceiling + moved) // _PAGE_BYTES * _PAGE_BYTES
+            made.append(
+                Balloon(guest=guest.name, life=guest.life, from_bytes=ceiling, to_bytes=to, reason=reason)
+            )
+        else:
+            amount = -moved // _PAGE_BYTES * _PAGE_BYTES
+            kind = PageOut if by == PAGEOUT else Reclaim
+            made.append(kind(guest=guest.name, life=guest.life, amount_bytes=amount, reason=reason))
+    return tuple(made), change
+
+
+def _host_plan(it: Situation, capacity: float) -> HostPlan:
+    at = it.at
+    known = not it.reasons
+    problems = list(it.reasons)
+    if known and capacity < float(np.nan_to_num(it.of.reservation_bytes).sum()):
+        problems.append("more memory is reserved than there is")
+    return HostPlan(
+        state=it.state,
+        available_bytes=it.available_bytes if known else None,
+        goal_bytes=it.goal_bytes if known else None,
+        capacity_bytes=capacity if known else None,
+        clear_bytes=at.clear_bytes if at else None,
+        soft_bytes=at.soft_bytes if at else None,
+        hard_bytes=at.hard_bytes if at else None,
+        low_bytes=at.low_bytes if at else None,
+        problems=tuple(problems),
+    )
+
+
+def _notes(it: Situation, policy: Policy, now_s: float) -> dict[str, tuple[str, ...]]:
+    """What is to be said of guests beyond the figures."""
+    of = it.of
+    notes = {guest.name: guest.problems for guest in of.guests if guest.problems}
+
+    def note(row: int, text: str) -> None:
+        name = of.guests[row].name
+        notes[name] = (*notes.get(name, ()), text)
+
+    for (name, _), why in it.experience.reasons.items():
+        notes[name] = (*notes.get(name, ()), why)
+    for row in np.flatnonzero(~it.ready).tolist() if not it.reasons else ():
+        age_s = now_s - of["classes_at_s"][row]
+        if it.use.fresh[row]:
+            note(row, "left as it is: what it holds, has, or uses is unknown")
+        elif np.isnan(age_s):
+            note(row, "left as it is: what it uses its memory for is unknown")
+        else:
+            note(
+                row,
+                f"left as it is: its page classes are {age_s:.0f} s old, more than {policy.fresh_s:.0f} s",
+            )
+    return notes
+
+
+def _mib(size_bytes: float) -> str:
+    return f"{size_bytes / 1048576:.0f} MiB"

@@ -1,0 +1,88 @@
+"""How much memory a guest uses, over time, and whether it lacks some. Pure.
+
+Used by `decide`. The model: active pages and those that nobody can take are in use; of a guest that tells only what
+is free, all the rest is; of one that is sampled, what was seen in use and two standard errors. The estimate follows
+a rise within `rise_s` and a fall within `fall_s`, so that a pause does not cost a guest its memory, as ESX has it.
+A guest that waits for memory, or reads back what was taken from it, is pressed: then all that it has is in use,
+whatever its lists say, since these were wrong.
+
+Rates are made of two answers of the guest at its own times. Counters that go back belong to another boot.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sustain.schedulers.guest_memory.columns import Table
+from sustain.schedulers.guest_memory.model import Policy
+from sustain.schedulers.guest_memory.plan import Column, Mask
+
+_SWAP_IN_SHARE_PER_S = 0.001  # of its size: a guest that reads back more than that lacks memory
+COUNTERS = ("stall_us", "swap_in_bytes", "refault_bytes")  # at the guest's time; the host's own beside them
+REMEMBERED = (*COUNTERS, "host_swap_in_bytes", "classes_at_s", "stall", "swap_in", "working_set_bytes")
+
+
+@dataclass(frozen=True)
+class Use:
+    """Columns of what guests use."""
+
+    active_bytes: Column
+    working_set_bytes: Column
+    stall: Column  # share of time
+    swap_in: Column  # bytes per second, read back by the guest or for it
+    came_back_bytes: Column  # since the decision before
+    pressed: Mask
+    fresh: Mask
+
+
+def active_bytes(of: Table) -> Column:
+    """Memory in use now; NaN where it is unknown."""
+    listed = of["active_anonymous_bytes"] + of["active_buffer_bytes"] + of["unreclaimable_bytes"]
+    seen = of["active_anonymous_bytes"] + 2 * of["error_bytes"]
+    told = of["total_bytes"] - of["free_bytes"]
+    return np.where(of.sampled, np.fmin(seen, of["resident_bytes"]), np.where(np.isnan(listed), told, listed))
+
+
+def use(of: Table, before: dict[str, Column], now_s: float, elapsed_s: float, policy: Policy) -> Use:
+    """`before`: the columns REMEMBERED, NaN for a guest that is new; `elapsed_s` since that decision."""
+    at, told_s = of["classes_at_s"], of["classes_at_s"] - before["classes_at_s"]
+    # A time in the future is as good as no time.
+    fresh = (at <= now_s + 1) & (now_s - at <= policy.fresh_s)
+    news = told_s > 0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        grown = {name: _grown(of[name] - before[name], news) for name in COUNTERS}
+        stall = np.where(news, grown["stall_us"] / 1e6 / told_s, before["stall"])
+        guest_in = np.where(news, grown["swap_in_bytes"] / told_s, before["swap_in"])
+        host_grown = _grown(of["host_swap_in_bytes"] - before["host_swap_in_bytes"], elapsed_s > 0)
+        host_in = host_grown / elapsed_s if elapsed_s > 0 else np.full(len(at), np.nan)
+    swap_in = np.where(np.isnan(guest_in) & np.isnan(host_in), np.nan, _zero(guest_in) + _zero(host_in))
+    waits = stall > policy.stall_limit
+    reads = swap_in > _SWAP_IN_SHARE_PER_S * of["size_bytes"]
+    # Where the guest tells how long it waits, reading alone is no lack.
+    pressed = fresh & np.where(np.isnan(stall), reads, waits)
+    active = active_bytes(of)
+    leaves = np.fmin(np.where(np.isnan(of["balloon_bytes"]), np.inf, of["balloon_bytes"]), of["size_bytes"])
+    has = np.fmin(leaves, of["resident_bytes"])
+    now = np.where(pressed, np.fmax(active, has), active)
+    old = before["working_set_bytes"]
+    time_s = np.where(now > old, policy.rise_s, policy.fall_s)
+    moved = old + (now - old) * -np.expm1(-elapsed_s / time_s)
+    moved = np.where(pressed, np.fmax(moved, now), moved)
+    estimate = np.where(np.isnan(old), now, np.where(fresh & ~np.isnan(now), moved, old))
+    return Use(
+        active_bytes=active,
+        working_set_bytes=estimate,
+        stall=stall,
+        swap_in=swap_in,
+        came_back_bytes=_zero(grown["swap_in_bytes"]) + _zero(grown["refault_bytes"]) + _zero(host_grown),
+        pressed=pressed,
+        fresh=fresh,
+    )
+
+
+def _grown(change: Column, news: Mask | bool) -> Column:
+    return np.where((change >= 0) & news, change, np.nan)
+
+
+def _zero(column: Column) -> Column:
+    return np.nan_to_num(column, nan=0.0)
