@@ -1,15 +1,14 @@
 """Carrying a plan out: balloons, pages to swap, reclaim of cgroups; what came of each; and putting back.
 
-Used by the scheduler's loop. The model: each guest's actions run in a thread of that guest, one after the other; a
-call waits for all of them for a limited time, and goes on without the one that hangs, which is left out until it
-has come back. Nothing is believed: an action is done when the balloon has come to its target, pages are in swap, or
-the cgroup uses less; `freed_bytes` is what the host's memory really gained.
+Used by the scheduler's loop. The model: each guest's actions run in a thread of that guest, one after the other; a call
+waits for all of them for a limited time, and goes on without the one that hangs, which is left out until it has come
+back. Nothing is believed: an action is done when the balloon has come to its target, pages are in swap, or the cgroup
+uses less; `freed_bytes` is what the host's memory really gained.
 
 Before a balloon or a limit is changed, the journal holds what it was. `restore` puts that back unless somebody else
-has set it since. Of a balloon only where it stands can be read, not what was asked of it: so what stands where we
-left it (up to 16 MiB more, which a guest takes back by itself when it runs out), or, while one of our changes is on
-its way, between there and where it began, is ours. Pages in swap need no putting back: they come when they are
-used.
+has set it since. Of a balloon only where it stands can be read, not what was asked of it: so what stands where we left
+it (up to 16 MiB more, which a guest takes back by itself when it runs out), or, while one of our changes is on its
+way, between there and where it began, is ours. Pages in swap need no putting back: they come when they are used.
 
 Rejected: one pool for all guests (hung ones fill it), and taking the answer of `balloon` for the deed.
 """

@@ -1,12 +1,10 @@
 """Page classes of one guest, from whatever tells of them: its own kernel's files, its balloon, its cgroup. Pure.
 
 Used by `look`. A guest may lie, or be half up: figures that contradict themselves, or the size that the host gave
-it, are not used at all, and the reading says so. What a source cannot tell is None: the balloon does not tell
-active from inactive, nor anonymous memory at all, and its "disk caches" hold shared memory, which can only be
-swapped.
+it, are not used at all, and the reading says so. What a source cannot tell is None: the balloon does not tell active
+from inactive, nor anonymous memory at all, and its "disk caches" hold shared memory, which can only be swapped.
 
-unreclaimable = Unevictable + SUnreclaim + KernelStack + PageTables + SecPageTables + Percpu + Hugetlb of
-/proc/meminfo.
+unreclaimable = Unevictable + SUnreclaim + KernelStack + PageTables + SecPageTables + Percpu + Hugetlb of /proc/meminfo.
 """
 
 from typing import TYPE_CHECKING

@@ -1,7 +1,7 @@
 """How each guest is reached, as the operator says or as its command line shows. Pure.
 
-Used by `sense`, and by the agent's configuration file, of which it is a part. A guest that is named nowhere is
-found by `discover`; what is configured under the same process, socket, domain or cgroup is not found a second time.
+Used by `sense`, and by the agent's configuration file, of which it is a part. A guest that is named nowhere is found by
+`discover`; what is configured under the same process, socket, domain or cgroup is not found a second time.
 """
 
 import msgspec

@@ -1,10 +1,9 @@
-"""One look at one guest: what the host sees, what its balloon says, what its agent says, and which of these to
-believe.
+"""One look at one guest: what the host sees, what its balloon says, what its agent says, and which of these to believe.
 
-Used by `sense`, in a thread for each guest. What cannot hang comes first and is passed on at once, so that a guest
-that does not answer is still known by what the host sees of it. Of the sources of page classes the best that is
-fresh is taken: its agent, its balloon, the host's sampling. An answer that does not come leaves the last one, with
-its old time.
+Used by `sense`, in a thread for each guest. What cannot hang comes first and is passed on at once, so that a guest that
+does not answer is still known by what the host sees of it. Of the sources of page classes the best that is fresh is
+taken: its agent, its balloon, the host's sampling. An answer that does not come leaves the last one, with its old
+time.
 """
 
 import random
