@@ -65,7 +65,7 @@ class Rig:
 
     def until_it_has_acted(self) -> None:
         """Dial a has come down to 3, and a tick has seen it."""
-        while (seen := self.page("/schedulers/dials")["observation"]) is None or seen["values"]["a"] != 3:
+        while (seen := self.page("/schedulers/dials").get("observation")) is None or seen["values"]["a"] != 3:
             assert self.started[-1].poll() is None
 
     def close(self) -> None:
@@ -156,7 +156,10 @@ def test_pages(rig: Rig) -> None:
     assert status["actions"] == 6
     snapshot = rig.page("/schedulers/dials")
     assert snapshot["observation"]["values"] == {"a": 3, "b": 2}
-    assert snapshot["state"] == 6
+    assert (snapshot["state"], snapshot["acts"], snapshot["problem"]) == (6, True, None)
+    refused = get(where, "/schedulers/dials/weather?today=1")
+    assert refused.status == 404
+    assert json.loads(refused.body)["error"] == "dials know nothing of weather"
     text = get(where, "/metrics").body.decode()
     for line in (
         'sustain_scheduler_actions_total{scheduler="dials"} 6.0',

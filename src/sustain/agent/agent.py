@@ -10,7 +10,7 @@ import platform
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from sustain.agent.http import Page, Server
 from sustain.agent.metrics import AnyLoop, Metrics
 from sustain.agent.systemd import ServiceManager
 from sustain.clock import Clock
-from sustain.errors import AgentError
+from sustain.errors import AgentError, SustainError
 from sustain.schedulers.loop import Loop, Scheduler, Tick
 
 _STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -102,8 +102,8 @@ class Agent:
         found = self._ended + [f"{name} hangs" for name in self._stuck()]
         return found + [f"{loop.scheduler.name}: {loop.failure}" for loop in self._loops if loop.failure]
 
-    def page(self, path: str) -> Page | None:
-        """The answer to GET `path`."""
+    def page(self, path: str, words: Mapping[str, str]) -> Page | None:
+        """The answer to GET `path?words`."""
         if path == "/healthz":
             troubles = self.troubles()
             return Page(
@@ -114,8 +114,9 @@ class Agent:
         if path == "/status":
             return Page(msgspec.json.encode(self.status()))
         for loop in self._loops:
-            if path == f"/schedulers/{loop.scheduler.name}":
-                return Page(msgspec.json.encode(self._snapshot(loop)))
+            name, _, question = path.removeprefix("/schedulers/").partition("/")
+            if path.startswith("/schedulers/") and name == loop.scheduler.name:
+                return self._answer(loop, question or "plan", words)
         return None
 
     def status(self) -> dict[str, Any]:
@@ -151,21 +152,23 @@ class Agent:
             },
         }
 
-    def _snapshot(self, loop: AnyLoop) -> dict[str, Any]:
-        """The last good tick, whole: what a scheduler's own verbs show."""
+    def _answer(self, loop: AnyLoop, question: str, words: Mapping[str, str]) -> Page:
+        """What the scheduler says of its last good tick, and how old that is."""
         tick = loop.good
         if tick is None:
-            return {"name": loop.scheduler.name, "problem": loop.failure or None, "observation": None}
-        return {
-            "name": loop.scheduler.name,
-            "problem": loop.failure or None,
+            return _refusal(
+                AgentError(loop.failure or "nothing has been seen yet", hint="ask again later"), 503
+            )
+        about = {
+            "scheduler": loop.scheduler.name,
             "age_s": self._now_s() - tick.at_s,
-            "at_s": tick.at_s,
-            "observation": tick.observation,
-            "state": tick.state,
-            "plan": tick.plan,
-            "effects": tick.effects,
+            "acts": loop.acts,
+            "problem": loop.failure or None,
         }
+        try:
+            return Page(msgspec.json.encode(about | loop.scheduler.ask(question, words, tick)))
+        except SustainError as error:
+            return _refusal(error, 404)
 
     def _run(self, loop: AnyLoop) -> None:
         try:
@@ -205,6 +208,10 @@ class Agent:
 
     def _now_s(self) -> float:
         return self._clock.boottime_ns() / 1e9
+
+
+def _refusal(error: SustainError, status: int) -> Page:
+    return Page(msgspec.json.encode({"error": str(error), "hint": error.hint}), status=status)
 
 
 class PlanLog:

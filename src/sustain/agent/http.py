@@ -9,7 +9,8 @@ import http.client
 import os
 import socket
 import threading
-from collections.abc import Callable
+import urllib.parse
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
@@ -27,9 +28,12 @@ class Page(NamedTuple):
     status: int = 200
 
 
+Pages = Callable[[str, Mapping[str, str]], Page | None]  # path and what follows "?"; None: there is none
+
+
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    pages: Callable[[str], Page | None]
+    pages: Pages
 
     def server_bind(self) -> None:
         # Without HTTPServer's: it asks the resolver for our name, which may take its time.
@@ -54,9 +58,12 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = 10.0
 
     def do_GET(self) -> None:
-        page = self.server.pages(self.path.partition("?")[0])
+        path, _, query = self.path.partition("?")
+        page = self.server.pages(path, dict(urllib.parse.parse_qsl(query)))
         if page is None:
-            page = Page(b"there is /healthz, /status, /metrics, /schedulers/NAME\n", "text/plain", 404)
+            page = Page(
+                b"there is /healthz, /status, /metrics, /schedulers/NAME[/QUESTION]\n", "text/plain", 404
+            )
         self.send_response(page.status)
         self.send_header("Content-Type", page.type)
         self.send_header("Content-Length", str(len(page.body)))
@@ -69,9 +76,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class Server:
-    """Answers with `pages(path)` until closed. Raises AgentError when the address cannot be had."""
+    """Answers with `pages` until closed. Raises AgentError when the address cannot be had."""
 
-    def __init__(self, address: Address, pages: Callable[[str], Page | None]) -> None:
+    def __init__(self, address: Address, pages: Pages) -> None:
         self._path = address if isinstance(address, str) else None
         try:
             if self._path is not None:

@@ -14,7 +14,7 @@ Rejected: one loop for all schedulers, or asyncio: what hangs in the kernel hang
 import math
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -30,7 +30,7 @@ E = TypeVar("E")  # effect of an action
 
 
 class Scheduler(Protocol[O, S, P, E]):
-    """One scheduler, as a loop sees it. All methods but `measures` are called from the loop's thread."""
+    """One scheduler, as a loop sees it. Methods are called from the loop's thread where nothing else is said."""
 
     @property
     def name(self) -> str: ...
@@ -54,6 +54,10 @@ class Scheduler(Protocol[O, S, P, E]):
 
     def measures(self, observation: O, plan: P) -> Iterable[Measure]:
         """What there is to watch in a tick. From any thread."""
+
+    def ask(self, question: str, words: Mapping[str, str], tick: "Tick[O, S, P, E]") -> dict[str, Any]:
+        """The answer to a question about a tick that came off, as JSON has it. Each scheduler knows "plan", and others
+        as it likes. From any thread. Raises SustainError for what it does not know."""
 
     def close(self) -> None:
         """Let go of what the scheduler holds; changes stay as they are."""

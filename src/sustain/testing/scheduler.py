@@ -4,12 +4,15 @@ Its host is a directory of dials, files with a number in them. It turns each one
 tick, and can put all of them back. Since the dials are files, it can be killed, and another process can go on.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
+from sustain.errors import SustainError
 from sustain.schedulers.journal import Entry, Journal, Outcome, Report, put_back
+from sustain.schedulers.loop import Tick
 from sustain.schedulers.measure import Measure
 
 
@@ -97,6 +100,16 @@ class DialScheduler:
     def measures(self, observation: Dials, plan: TurnPlan) -> Iterable[Measure]:
         for name, value in observation.values.items():
             yield Measure("sustain_dial", "what a dial shows", value, (("dial", name),))
+
+    def ask(
+        self, question: str, words: Mapping[str, str], tick: Tick[Dials, int, TurnPlan, Turned]
+    ) -> dict[str, Any]:
+        if question != "plan":
+            raise SustainError(f"dials know nothing of {question}", hint="ask for the plan")
+        found: dict[str, Any] = msgspec.to_builtins(
+            {"observation": tick.observation, "state": tick.state, "plan": tick.plan}
+        )
+        return found
 
     def close(self) -> None:
         self._journal.close()
