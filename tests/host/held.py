@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import os
 import subprocess
 import sys
 import tempfile
@@ -11,7 +12,9 @@ from typing import Self
 
 import pytest
 
+from sustain.errors import HostError
 from sustain.host import pagemap, swaps
+from sustain.host.cgroup import Cgroup
 from sustain.host.pagemap import Pagemap
 from sustain.host.processes import identify
 
@@ -112,3 +115,53 @@ def _zram(size_bytes: int) -> Iterator[None]:
             subprocess.run(["swapoff", str(device)], check=True)
     finally:
         Path("/sys/class/zram-control/hot_remove").write_text(str(number))
+
+
+@contextlib.contextmanager
+def own_cgroup() -> Iterator[Cgroup]:
+    """A cgroup of our own with a memory controller, of either version; skips the test where we may make none."""
+    for parent in (Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")):
+        directory = parent / f"sustain-test-{os.getpid()}"
+        try:
+            directory.mkdir()
+        except OSError:
+            continue
+        try:
+            try:
+                group = Cgroup.open(directory)
+            except HostError as error:
+                pytest.skip(f"no memory controller for us: {error}")
+            yield group
+        finally:
+            directory.rmdir()
+        return
+    pytest.skip("this machine lets us make no cgroup")
+
+
+_READER = """
+import os, sys
+with open(sys.argv[1], "wb", buffering=0) as file:
+    file.write(bytes(int(sys.argv[2])))
+    os.fsync(file.fileno())
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def reading_in(group: Cgroup, path: Path, size_bytes: int) -> Iterator[int]:
+    """A process of that cgroup, which has that much of a file in the page cache: its pid. It must end well."""
+    enter = f'echo $$ > {group.directory}/cgroup.procs && exec "$@"'
+    child = subprocess.Popen(
+        ["sh", "-c", enter, "sh", sys.executable, "-c", _READER, str(path), str(size_bytes)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        yield child.pid
+    finally:
+        child.communicate()
+    assert child.returncode == 0

@@ -4,7 +4,8 @@ Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst. Used by the gu
 for guests that have a cgroup of their own. A cgroup's path may be used again; what names it is its inode (`life`).
 
 Reclaim: version 2 has `memory.reclaim`. In version 1 the limit is set to what should be left; the kernel reclaims
-until that holds, and the old limit is set again. (`memory.force_empty` was rejected: it takes everything.)
+until that holds, and the old limit is set again. For that moment the cgroup's processes wait rather than being killed
+when they need more. (`memory.force_empty` was rejected: it takes everything.)
 """
 
 import errno
@@ -192,8 +193,7 @@ class Cgroup:
         if self.version == 2:
             raw = files.table(files.text(self.directory / "memory.events") or "")
             return Events(raw.get("max"), raw.get("oom_kill"))
-        raw = files.table(files.text(self.directory / "memory.oom_control") or "")
-        return Events(files.number(self.directory / "memory.failcnt"), raw.get("oom_kill"))
+        return Events(files.number(self.directory / "memory.failcnt"), self._oom_control().get("oom_kill"))
 
     def pressure(self) -> Pressure:
         """How long its tasks waited for memory; unknown in version 1."""
@@ -238,6 +238,17 @@ class Cgroup:
         value = ("max" if self.version == 2 else "-1") if math.isinf(limit_bytes) else str(int(limit_bytes))
         files.write(self.directory / ("memory.max" if self.version == 2 else "memory.limit_in_bytes"), value)
 
+    def kills(self) -> bool:
+        """Whether processes are killed when memory runs out; in version 1 they can be made to wait instead."""
+        return self.version == 2 or self._oom_control().get("oom_kill_disable") == 0
+
+    def set_kills(self, kills: bool) -> None:
+        """Version 1 only. Raises HostError."""
+        files.write(self.directory / "memory.oom_control", "0" if kills else "1")
+
+    def _oom_control(self) -> dict[str, int]:
+        return files.table(files.text(self.directory / "memory.oom_control") or "")
+
     def _reclaim_first(self, left_bytes: int, before_limit: Callable[[int, int], None] | None) -> None:
         old = self.own_limit_bytes()
         if old is None:
@@ -245,10 +256,15 @@ class Cgroup:
         left_bytes = left_bytes // _PAGE_BYTES * _PAGE_BYTES  # as the kernel will show it
         if before_limit is not None:
             before_limit(-1 if math.isinf(old) else int(old), left_bytes)
+        kills = self.kills()
+        if kills:
+            self.set_kills(False)
         try:
             self.set_limit(left_bytes)
         finally:
             self.set_limit(old)
+            if kills:
+                self.set_kills(True)
 
     def _stat(self) -> dict[str, int]:
         return files.table(files.text(self.directory / "memory.stat") or "")

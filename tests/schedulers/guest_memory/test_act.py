@@ -13,7 +13,7 @@ from sustain.schedulers.guest_memory import act
 from sustain.schedulers.guest_memory.act import Actuator
 from sustain.schedulers.guest_memory.model import Action, Balloon, Effect, Kind, PageOut, Reclaim
 from sustain.schedulers.journal import Journal
-from tests.host.held import MIB, Holder, some_swap
+from tests.host.held import MIB, Holder, own_cgroup, reading_in, some_swap
 
 GIB = 1 << 30
 
@@ -202,7 +202,6 @@ def killed(journal: Journal, guest: MadeGuest, to_bytes: int) -> None:
         raise Killed
 
     actuator = Actuator({guest.name: guest}, journal)
-    actuator._round.ended = False
     own = act._Guest()
     actuator._settle = die  # type: ignore[method-assign]
     with pytest.raises(Killed):
@@ -407,3 +406,39 @@ def test_a_guest_that_answers_no_more_is_not_paged_out_and_one_that_never_did_is
         blind = one(Actuator({"a": guest}, journal), action)
         assert blind.done
         assert "calls free is not known: no answer in time" in (blind.problem or "")
+
+
+def test_a_cgroup_is_reclaimed_from_and_its_limit_is_as_before(journal: Journal, tmp_path: Path) -> None:
+    guest = MadeGuest("a")
+    with own_cgroup() as group, reading_in(group, tmp_path / "file", 48 * MIB):
+        guest.directory = str(group.directory)
+        limit = group.own_limit_bytes()
+        action = Reclaim(guest="a", life="1:1", amount_bytes=24 * MIB, reason="test")
+        effect = one(Actuator({"a": guest}, journal), action)
+        assert effect.done
+        assert effect.problem is None
+        assert effect.freed_bytes is not None
+        assert effect.freed_bytes > 20 * MIB
+        assert group.own_limit_bytes() == limit
+        assert group.kills()
+    assert journal.entries() == ()
+
+
+def test_a_limit_that_a_killed_agent_has_left_is_put_back(journal: Journal) -> None:
+    with own_cgroup() as group:
+        if group.version == 2:
+            pytest.skip("in version 2 no limit is touched")
+        actuator = Actuator({}, journal)
+        before = group.own_limit_bytes()
+        actuator._noter(group, "cgroup-limit:x")(-1, 64 * MIB)
+        group.set_kills(False)
+        group.set_limit(64 * MIB)
+        assert [each.outcome for each in actuator.restore().undone] == ["restored"]
+        assert group.own_limit_bytes() == before
+        assert group.kills()
+        actuator._noter(group, "cgroup-limit:x")(-1, 64 * MIB)
+        group.set_limit(128 * MIB)  # by somebody else
+        assert [each.outcome for each in actuator.restore().undone] == ["changed"]
+        assert group.own_limit_bytes() == 128 * MIB
+        actuator._noter(group, "cgroup-limit:x")(-1, 64 * MIB)
+    assert [each.outcome for each in actuator.restore().undone] == ["gone"]

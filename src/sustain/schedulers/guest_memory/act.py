@@ -31,7 +31,7 @@ from sustain.schedulers.guest_memory.model import Action, Balloon, Effect, PageO
 from sustain.schedulers.guest_memory.pageout import Frames, Pager
 from sustain.schedulers.journal import Entry, Journal, Outcome, Report, put_back
 
-_POLL_S = 0.1
+_POLL_S = 0.05  # at first
 _STILL_S = 2.0  # a balloon that has not moved for so long has stopped
 _NEAR_BYTES = 1 << 20  # balloons move in pages, sizes are said in MiB
 _OWN_BYTES = 16 << 20
@@ -62,8 +62,12 @@ class _Round:
     """One call of `carry_out`."""
 
     until_s: float
-    ended: bool = False
+    end: threading.Event = field(default_factory=threading.Event)
     effects: dict[int, Effect] = field(default_factory=dict)
+
+    @property
+    def ended(self) -> bool:
+        return self.end.is_set()
 
     def goes_on(self) -> bool:
         return not self.ended and time.monotonic() < self.until_s
@@ -86,7 +90,7 @@ class Actuator:
         self._root = root
         self._limit_s = limit_s
         self._guests: dict[str, _Guest] = {}
-        self._round = _Round(0.0, ended=True)
+        self._round = _Round(0.0)
 
     def carry_out(self, actions: Iterable[Action]) -> list[Effect]:
         """All of them, and what came of each, in the same order. Raises nothing that a guest or the host may cause."""
@@ -106,13 +110,13 @@ class Actuator:
             started.append(guest.thread)
         for thread in started:
             thread.join(max(0.0, this.until_s + _POLL_S - time.monotonic()))
-        this.ended = True
+        this.end.set()
         effects = dict(this.effects)
         return [effects.get(index) or self._missing(action, started) for index, action in enumerate(wanted)]
 
     def restore(self) -> Report:
         """Put back all that was changed, here or by a predecessor, and not by somebody else since."""
-        self._round.ended = True
+        self._round.end.set()
         moving = {
             entry.target.get("guest") for entry in self._journal.entries() if entry.kind == "balloon-moving"
         }
@@ -126,7 +130,7 @@ class Actuator:
 
     def close(self) -> None:
         """Start nothing more; what is under way ends at its next step. Changes stay."""
-        self._round.ended = True
+        self._round.end.set()
 
     def _missing(self, action: Action, started: Sequence[threading.Thread]) -> Effect:
         guest = self._guests[action.guest]
@@ -210,7 +214,7 @@ class Actuator:
     def _settle(self, handle: GuestHandle, start: int, goal: int, this: _Round) -> int | None:
         """Where the balloon is when it has reached its goal, has stopped, or time is up. None: it has gone."""
         last, since_s = start, time.monotonic()
-        pause = threading.Event()
+        pause_s = _POLL_S
         while True:
             now = handle.balloon()
             if now is None or abs(now - goal) <= _NEAR_BYTES or not this.goes_on():
@@ -219,7 +223,8 @@ class Actuator:
                 last, since_s = now, time.monotonic()
             elif time.monotonic() - since_s > _STILL_S:
                 return now
-            pause.wait(_POLL_S)
+            this.end.wait(pause_s)  # each look is a connection: with hundreds of guests they cost
+            pause_s = min(pause_s * 1.5, _STILL_S / 2)
 
     def _forget_what_is_as_it_was(self, name: str, now: int) -> None:
         for entry in self._journal.entries():
@@ -303,7 +308,11 @@ class Actuator:
         return Effect(action=action, done=freed > 0, freed_bytes=freed, problem=problem)
 
     def _noter(self, group: Cgroup, key: str) -> Callable[[int, int], None]:
-        target: dict[str, int | float | str] = {"directory": str(group.directory), "inode": group.inode}
+        target: dict[str, int | float | str] = {
+            "directory": str(group.directory),
+            "inode": group.inode,
+            "kills": int(group.kills()),
+        }
         return lambda old, new: self._journal.note(key, "cgroup-limit", target, old, new)
 
     def _undo_limit(self, entry: Entry) -> Outcome:
@@ -316,9 +325,12 @@ class Actuator:
             limit = group.own_limit_bytes()
             return None if limit is None else _NO_LIMIT if math.isinf(limit) else int(limit)
 
-        return put_back(
+        outcome = put_back(
             entry, read, lambda value: group.set_limit(math.inf if value == _NO_LIMIT else float(value))
         )
+        if entry.target["kills"] and not group.kills():
+            group.set_kills(True)
+        return outcome
 
 
 def _failed(action: Action, problem: str) -> Effect:
