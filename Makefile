@@ -40,6 +40,7 @@ demo: build ## index real files; kill the primary, then let its power fail; comp
 
 test: build $(VENV)/.dev ## all tests: engine, package, crash loops, lab
 	@if [ -x scripts/setup-debian.sh ]; then scripts/setup-debian.sh test; fi
+	@if pkg-config --exists libvirt 2>/dev/null; then $(MAKE) --no-print-directory $(VENV)/.libvirt; fi
 	cargo test --locked -p sustain-core
 	pytest
 
@@ -87,6 +88,12 @@ $(VENV)/.dev: $(VENV)/.deps
 	@echo "installing what its tests need into .venv"
 	@$(BIN)/python -c "$$REQUIREMENTS" dev bench lab > $(VENV)/requirements-dev.txt
 	@$(BIN)/python -m pip install -q -c constraints.txt -r $(VENV)/requirements-dev.txt
+	@touch $@
+
+# The binding is built with libvirt's headers, which not every machine has; the tests that need it say so.
+$(VENV)/.libvirt: $(VENV)/.dev
+	@$(BIN)/python -c "$$REQUIREMENTS" libvirt > $(VENV)/requirements-libvirt.txt
+	@$(BIN)/python -m pip install -q -c constraints.txt -r $(VENV)/requirements-libvirt.txt
 	@touch $@
 
 # The stamp lies in .venv and the module in src/: when either is gone, both are made anew.

@@ -35,6 +35,13 @@ power_needs=(
     upsd nut-server
     certutil libnss3-tools
 )
+# libvirt's own QEMU driver, used without its daemon; the headers are what its Python binding is built with.
+libvirt_needs=(
+    gcc gcc
+    pkg-config pkg-config
+    /usr/include/libvirt/libvirt.h libvirt-dev
+    /usr/lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so libvirt-daemon-driver-qemu
+)
 bench_needs=(
     gcc gcc
     /usr/include/stdio.h libc6-dev
@@ -167,7 +174,7 @@ want_kernels=
 for what in "$@"; do
     case $what in
         lab) needs+=("${lab_needs[@]}"); want_kernels=1 ;;
-        test) needs+=("${lab_needs[@]}" "${bench_needs[@]}" "${power_needs[@]}"); want_kernels=1 ;;
+        test) needs+=("${lab_needs[@]}" "${bench_needs[@]}" "${power_needs[@]}" "${libvirt_needs[@]}"); want_kernels=1 ;;
         bench) needs+=("${bench_needs[@]}") ;;
         *) usage ;;
     esac

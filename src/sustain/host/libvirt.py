@@ -10,6 +10,7 @@ Memory statistics come in KiB and only while a period is set; a domain's `actual
 
 import json
 import threading
+import uuid
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -44,7 +45,8 @@ class Domain:
                 return None
             raise self._error(error) from None
 
-    def uuid(self) -> str:
+    def identity(self) -> str:
+        """Its UUID."""
         return str(self._call(lambda domain: domain.UUIDString()))
 
     def size_bytes(self) -> int:
@@ -119,12 +121,20 @@ class Domain:
         try:
             return connection.lookupByName(self.name)
         except library.libvirtError as error:
-            if error.get_error_code() != library.VIR_ERR_NO_DOMAIN:
+            if error.get_error_code() != library.VIR_ERR_NO_DOMAIN or not _is_uuid(self.name):
                 raise
         return connection.lookupByUUIDString(self.name)
 
     def _error(self, error: Exception) -> HostError:
         return HostError(f"{self.uri} {self.name}: {error}", hint="does `virsh dominfo` say more?")
+
+
+def _is_uuid(name: str) -> bool:
+    try:
+        uuid.UUID(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _connection(uri: str) -> Any:

@@ -26,11 +26,7 @@ class Found:
     uuid: str | None
     qmp: str | None
     guest_agent: str | None
-
-    @property
-    def managed(self) -> bool:
-        """Whether libvirt has started it."""
-        return self.qmp is None and self.guest_agent is not None and "/libvirt/" in self.guest_agent
+    managed: bool = False  # by libvirt, which holds its sockets
 
 
 def discover(root: Path = Path("/")) -> list[Found]:
@@ -81,7 +77,7 @@ def parse(who: Identity, words: list[str], folder: str = "/") -> Found:
     def absolute(path: str | None) -> str | None:
         return None if path is None else os.path.join(folder, path)
 
-    return Found(who, name, uuid, absolute(qmp), absolute(agent))
+    return Found(who, name, uuid, absolute(qmp), absolute(agent), managed="charmonitor" in monitors)
 
 
 def _options(value: str) -> dict[str, str]:

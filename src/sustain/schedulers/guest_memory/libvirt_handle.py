@@ -62,5 +62,5 @@ class LibvirtHandle(ProcessHandle):
     def _find_pid(self) -> int | None:
         if self.life() is None:
             return None
-        uuid = self._domain.uuid()
+        uuid = self._domain.identity()
         return next((each.who.pid for each in qemu.discover(self._root) if each.uuid == uuid), None)
