@@ -8,7 +8,7 @@ hold above their working sets without saying that they may want it back; the ris
 
 import numpy as np
 
-from sustain.schedulers.guest_memory.decide import Situation, situation
+from sustain.schedulers.guest_memory.decide import Situation, situation, steps
 from sustain.schedulers.guest_memory.entitlement import fill
 from sustain.schedulers.guest_memory.model import Observation, Policy
 from sustain.schedulers.guest_memory.plan import MECHANISMS, Admission, Column, Share, State
@@ -78,13 +78,14 @@ def _sources(
 ) -> tuple[tuple[Share, ...], float]:
     amounts = tuple(np.minimum(takes, takeable) for takeable in it.ways.takeable)
     way, cost = it.ways.cheapest(amounts, 1.0)
-    step = np.maximum(np.nan_to_num(policy.step * it.of["size_bytes"], nan=0.0), policy.least_change_bytes)
+    limit, balloon_limit = steps(it, policy)
     found, longest = [], 0.0
     for row in np.flatnonzero(way >= 0).tolist():
         index = int(way[row])
         amount = float(amounts[index][row])
         moved = amount + (float(it.ways.untouched_bytes[row]) if index == BALLOON else 0.0)
-        seconds = float(np.ceil(moved / step[row])) * period_s
+        step = float((balloon_limit if index == BALLOON else limit)[row])
+        seconds = float(np.ceil(moved / step)) * period_s
         longest = max(longest, seconds)
         found.append(
             Share(

@@ -8,9 +8,9 @@ guests:
 2. What can be taken from each guest in this state, by which way (`ways`). Outside the hard states a guest keeps its
    working set and some headroom.
 3. What each guest wants: what it has, and what it lacks beyond that when it is pressed.
-4. Targets: what there is, shared out between what cannot be taken and what is wanted (`entitlement`). What all guests
-   hold and what the host has available, less its goal, is the same before and after a page moves; so a plan that was
-   carried out makes the next one empty.
+4. Targets: what there is, shared out between what cannot be taken and what is wanted (`entitlement`); what guests call
+   free goes before anything else. What all guests hold and what the host has available, less its goal, is the same
+   before and after a page moves; so a plan that was carried out makes the next one empty.
 5. Actions of one step at most: down, by the cheapest way; up, at once, for who is pressed; and up where the host has
    plenty, as far as all of it could be used without missing the goal.
 
@@ -52,6 +52,7 @@ from sustain.schedulers.guest_memory.ways import BALLOON, PAGEOUT, Ways, ways
 from sustain.schedulers.guest_memory.working_set import Use
 
 _FASTER = {"hard": 2.0, "low": 4.0}  # than one step
+_FREE = 3.0  # steps more, since what is free costs the guest nothing
 _UP = 4.0  # steps, since who lacks memory waits now
 _PLENTY = 1.25  # of the goal
 _PAGE_BYTES = 4096
@@ -178,7 +179,7 @@ def situation(
     held, balloon = of["resident_bytes"], of["balloon_bytes"]
     ceiling = np.where(np.isnan(balloon), of["size_bytes"], np.fmin(balloon, of["size_bytes"]))
     needs = use.working_set_bytes * (1 + policy.headroom)
-    ready = use.fresh & ~np.isnan(held + ceiling + needs)
+    ready = use.fresh & ~np.isnan(held + ceiling + needs + of["size_bytes"])
     if reasons:
         ready = np.zeros_like(ready)
     kernel = of.known("unreclaimable_bytes") + reclaim_cost.KEPT_FREE * of.known("size_bytes")
@@ -250,8 +251,10 @@ def _targets(it: Situation, policy: Policy, wanted: Column) -> tuple[Column, Col
     working = np.nan_to_num(it.use.working_set_bytes, nan=0.0)
     total = float(held.sum()) + it.available_bytes
     goal = it.goal_bytes if it.short else min(it.goal_bytes, it.available_bytes)
-    least = np.minimum(held - it.ways.most, wanted)
-    target = fill(total - goal, working, of.shares, least, wanted, policy.idle_tax)
+    # What guests call free costs nobody anything: all of it goes before anything else does.
+    least, in_use = np.minimum(held - it.ways.most, wanted), np.minimum(held - it.ways.costless, wanted)
+    low, high = (in_use, wanted) if total - goal >= float(in_use.sum()) else (least, in_use)
+    target = fill(total - goal, working, of.shares, low, high, policy.idle_tax)
     reserved = np.where(it.ready, np.nan_to_num(of.reservation_bytes), held)
     most = np.where(it.ready, of.most_bytes, held)
     entitlement = fill(total - it.goal_bytes, working, of.shares, reserved, most, policy.idle_tax)
@@ -262,15 +265,14 @@ def _take(it: Situation, policy: Policy, target: Column) -> tuple[Column, Column
     """(taken in this step, by which way or −1, its cost, what must at least be seen of it). For a balloon, what is
     taken is what it shrinks the guest by; the cost is that of what the guest holds."""
     asked = np.where(it.ready, np.maximum(it.held_bytes - target, 0), 0)
-    limit = np.nan_to_num(_FASTER.get(it.state, 1.0) * policy.step * it.of["size_bytes"], nan=0.0)
-    limit = np.maximum(limit, policy.least_change_bytes)
+    limit, balloon_limit = steps(it, policy)
     amounts = []
     for index in range(len(MECHANISMS)):
         amount = np.minimum(asked, it.ways.takeable[index])
         amounts.append(amount if index == BALLOON else np.minimum(amount, limit))
     way, cost = it.ways.cheapest(tuple(amounts), policy.least_change_bytes)
     untouched = it.ways.untouched_bytes
-    shrunk = np.minimum(amounts[BALLOON] + untouched, limit)
+    shrunk = np.minimum(amounts[BALLOON] + untouched, balloon_limit)
     take = np.where(way == BALLOON, shrunk, 0.0)
     for index in range(BALLOON + 1, len(MECHANISMS)):
         take = np.where(way == index, amounts[index], take)
@@ -283,6 +285,13 @@ def _take(it: Situation, policy: Policy, target: Column) -> tuple[Column, Column
         whole = np.where(way == BALLOON, amounts[BALLOON], take)
         cost = np.where(whole > 0, cost * expected / whole, np.nan)
     return take, way, cost, expected
+
+
+def steps(it: Situation, policy: Policy) -> tuple[Column, Column]:
+    """(the most that is taken at once, the most that a balloon is blown up by): more of what the guest calls free."""
+    step = policy.step * it.of.known("size_bytes")
+    limit = np.maximum(_FASTER.get(it.state, 1.0) * step, policy.least_change_bytes)
+    return limit, limit + np.minimum(reclaim_cost.spare_free(it.of), _FREE * step)
 
 
 def _give(it: Situation, policy: Policy, target: Column, take: Column) -> Column:

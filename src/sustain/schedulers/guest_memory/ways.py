@@ -25,6 +25,7 @@ class Ways:
     """Columns by way."""
 
     layers: tuple[Layers, ...]
+    costless: Column  # of what the guest holds and calls free, what its balloon can take
     takeable: tuple[Column, ...]  # of what the guest holds
     untouched_bytes: Column  # of what its balloon leaves a guest, and it does not hold
     host_swap_bytes: float
@@ -95,4 +96,5 @@ def ways(
         np.minimum(layers[RECLAIM].amount(deep=hard), room),
         0.0,
     )
-    return Ways(layers, (by_balloon, np.minimum(by_pageout, swap), by_reclaim), untouched, swap)
+    costless = np.minimum(by_balloon, np.maximum(reclaim_cost.spare_free(of) - untouched, 0))
+    return Ways(layers, costless, (by_balloon, np.minimum(by_pageout, swap), by_reclaim), untouched, swap)
