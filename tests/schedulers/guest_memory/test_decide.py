@@ -1,0 +1,549 @@
+"""Decisions about guests' memory: one at a time, by properties, and in a closed loop with simulated guests."""
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sim.guest_memory.guest import Load, ModelGuest
+from sim.guest_memory.host import ModelHost, Ours
+
+from sustain.schedulers.guest_memory.decide import decide
+from sustain.schedulers.guest_memory.model import (
+    Balloon,
+    Bounds,
+    Effect,
+    Guest,
+    GuestPolicy,
+    Observation,
+    PageOut,
+    Policy,
+    Reclaim,
+)
+from sustain.schedulers.guest_memory.plan import Plan
+from tests.schedulers.guest_memory.plans import GIB, MIB, NOW_S, guest, observation
+
+SOFT = 400 * MIB
+HARD = 200 * MIB
+PLENTY = 8 * GIB
+
+
+def plan(seen: Observation, policy: Policy | None = None, now_s: float = NOW_S) -> Plan:
+    return decide(seen, None, policy or Policy(), now_s).plan
+
+
+# the way
+
+
+def test_free_memory_goes_by_balloon_at_no_cost() -> None:
+    made = plan(observation(guest(), available=SOFT))
+    (action,) = made.actions
+    assert isinstance(action, Balloon)
+    assert action.to_bytes < action.from_bytes == 4 * GIB
+    assert made.guest("a").cost_s == 0
+    assert "balloon" in action.reason
+
+
+def test_a_guest_full_of_buffers_is_ballooned() -> None:
+    seen = observation(guest(free_bytes=0.0, inactive_buffer_bytes=2 * GIB), available=SOFT)
+    (action,) = plan(seen).actions
+    assert isinstance(action, Balloon)
+
+
+def test_cold_anonymous_memory_without_swap_in_the_guest_goes_to_the_hosts() -> None:
+    cold = guest(
+        free_bytes=0.0,
+        inactive_buffer_bytes=0.0,
+        inactive_anonymous_bytes=2.5 * GIB,
+    )
+    (action,) = plan(observation(cold, available=SOFT)).actions
+    assert isinstance(action, PageOut)
+
+
+def test_a_guest_without_a_driver_but_with_an_agent_is_paged_out() -> None:
+    cold = guest(balloon_bytes=None, can=("pageout",), inactive_anonymous_bytes=1.5 * GIB, free_bytes=0.0)
+    (action,) = plan(observation(cold, available=SOFT)).actions
+    assert isinstance(action, PageOut)
+
+
+def test_without_swap_on_the_host_nothing_is_paged_out() -> None:
+    cold = guest(can=("pageout",), inactive_anonymous_bytes=2 * GIB)
+    assert plan(observation(cold, swap_total_bytes=0.0, swap_free_bytes=0.0)).actions == ()
+
+
+def test_free_memory_is_ballooned_away_before_anything_is_paged_out() -> None:
+    seen = observation(
+        guest(inactive_anonymous_bytes=1.5 * GIB, inactive_buffer_bytes=0.0), available=1 * MIB
+    )
+    (action,) = plan(seen).actions
+    assert isinstance(action, Balloon)
+
+
+def test_a_cgroup_is_reclaimed() -> None:
+    seen = observation(
+        guest(kind="cgroup", source="cgroup", can=("reclaim",), balloon_bytes=None, free_bytes=None),
+        available=SOFT,
+    )
+    (action,) = plan(seen).actions
+    assert isinstance(action, Reclaim)
+
+
+def test_a_machines_cgroup_is_not_reclaimed_while_it_has_free_memory() -> None:
+    one = guest(can=("reclaim",), inactive_anonymous_bytes=1.5 * GIB, inactive_buffer_bytes=0.0)
+    assert plan(observation(one)).actions == ()
+
+
+def test_a_balloon_alone_tells_enough_to_take_free_memory() -> None:
+    told = guest(
+        source="balloon",
+        can=("balloon",),
+        inactive_buffer_bytes=None,
+        active_buffer_bytes=None,
+        inactive_anonymous_bytes=None,
+        active_anonymous_bytes=None,
+        unreclaimable_bytes=None,
+        available_bytes=2 * GIB,
+        stall_us=None,
+    )
+    made = plan(observation(told, available=SOFT))
+    (action,) = made.actions
+    assert isinstance(action, Balloon)
+    assert made.guest("a").working_set_bytes == 3 * GIB
+
+
+def test_a_sample_counts_with_its_error() -> None:
+    def sampled(error: float) -> Guest:
+        return guest(
+            source="sampling",
+            can=("pageout",),
+            balloon_bytes=None,
+            free_bytes=None,
+            inactive_anonymous_bytes=GIB,
+            active_anonymous_bytes=3 * GIB,
+            error_bytes=error,
+            total_bytes=None,
+        )
+
+    sure = plan(observation(sampled(0.0), available=1.0))
+    unsure = plan(observation(sampled(0.5 * GIB), available=1.0))
+    assert [type(each) for each in sure.actions] == [PageOut]
+    assert unsure.actions == ()
+
+
+def test_what_the_operator_does_not_allow_is_not_used() -> None:
+    policy = Policy(guests={"a": GuestPolicy(mechanisms=("pageout",))})
+    seen = observation(guest(inactive_anonymous_bytes=2 * GIB, free_bytes=0.0), available=1.0)
+    assert [type(each) for each in plan(seen, policy).actions] == [PageOut]
+
+
+# when not to act
+
+
+def test_nothing_is_done_where_there_is_enough() -> None:
+    assert plan(observation(guest(), available=PLENTY)).actions == ()
+
+
+@pytest.mark.parametrize(
+    "unknown",
+    [
+        {"classes_at_s": None},
+        {"classes_at_s": NOW_S - 31},
+        {"classes_at_s": NOW_S + 3600},
+        {"resident_bytes": None},
+        {"size_bytes": None},
+        {"active_anonymous_bytes": None, "total_bytes": None},
+    ],
+)
+def test_what_is_unknown_or_stale_is_not_acted_upon(unknown: dict[str, Any]) -> None:
+    made = plan(observation(guest(**unknown), available=1.0))
+    assert made.actions == ()
+    assert any("left as it is" in reason for reason in made.guest("a").reasons)
+
+
+def test_an_unknown_host_is_not_acted_for() -> None:
+    for seen in (observation(guest(), available=None), observation(guest(), total_bytes=None)):
+        made = plan(seen)
+        assert made.actions == ()
+        assert made.host.state == "unknown"
+        assert made.host.problems
+    late = plan(observation(guest(), available=1.0), now_s=NOW_S + 31)
+    assert late.actions == ()
+
+
+def test_an_empty_host_has_an_empty_plan() -> None:
+    assert plan(observation()).actions == ()
+
+
+# limits
+
+
+def test_one_step_is_small() -> None:
+    cached = guest(free_bytes=0.0, inactive_buffer_bytes=2 * GIB, active_buffer_bytes=0.0)
+    (action,) = plan(observation(cached, available=SOFT), Policy(step=0.01)).actions
+    assert isinstance(action, Balloon)
+    assert action.from_bytes - action.to_bytes <= 0.01 * 4 * GIB + 4096
+    (action,) = plan(observation(cached, available=1.0), Policy(step=0.01)).actions
+    assert isinstance(action, Balloon)  # low: four times as fast
+    assert action.from_bytes - action.to_bytes <= 0.04 * 4 * GIB + 4096
+
+
+def test_a_limit_holds_where_the_host_has_plenty() -> None:
+    policy = Policy(guests={"a": GuestPolicy(limit_bytes=3 * GIB)})
+    made = plan(observation(guest(), available=PLENTY), policy)
+    assert made.guest("a").target_bytes == 3 * GIB
+    assert len(made.actions) == 1
+
+
+def test_outside_the_hard_states_a_guest_keeps_its_working_set() -> None:
+    full = guest(
+        free_bytes=0.0, inactive_buffer_bytes=0.0, inactive_anonymous_bytes=0.0, active_buffer_bytes=2.9 * GIB
+    )
+    assert plan(observation(full, available=SOFT)).actions == ()
+    assert len(plan(observation(full, available=HARD)).actions) == 1
+
+
+CLASSES = (
+    "free_bytes",
+    "inactive_buffer_bytes",
+    "active_buffer_bytes",
+    "inactive_anonymous_bytes",
+    "active_anonymous_bytes",
+)
+
+
+@st.composite
+def guests(draw: st.DrawFn) -> list[Guest]:
+    found = []
+    for number in range(draw(st.integers(1, 6))):
+        size = draw(st.floats(0.25, 64)) * GIB
+        ceiling = size * draw(st.floats(0.2, 1))
+        parts = [draw(st.floats(0, 1)) for _ in CLASSES]
+        whole = max(sum(parts), 1e-9) / 0.95
+        classes = {name: ceiling * part / whole for name, part in zip(CLASSES, parts, strict=True)}
+        can = draw(st.sampled_from((("balloon", "pageout"), ("balloon",), ("pageout",), ())))
+        found.append(
+            guest(
+                f"g{number}",
+                can=can,
+                size_bytes=size,
+                balloon_bytes=ceiling if "balloon" in can else None,
+                resident_bytes=(ceiling if "balloon" in can else size) * draw(st.floats(0.1, 1)),
+                total_bytes=ceiling,
+                unreclaimable_bytes=0.05 * ceiling,
+                swap_free_bytes=draw(st.sampled_from((0.0, GIB))),
+                classes_at_s=draw(st.sampled_from((NOW_S, NOW_S, NOW_S, NOW_S - 100, None))),
+                **classes,
+            )
+        )
+    return found
+
+
+AVAILABLE = st.floats(0, 8 * GIB)
+
+
+@settings(max_examples=200)
+@given(guests(), AVAILABLE, st.floats(0, 0.9), st.floats(0, 2 * GIB))
+def test_every_plan_holds_what_it_must(
+    seen: list[Guest], available: float, tax: float, reservation: float
+) -> None:
+    policy = Policy(idle_tax=tax, default=GuestPolicy(reservation_bytes=reservation))
+    made = plan(observation(*seen, available=available), policy)
+    rows = made.guests
+    held = sum(each.figures.resident_bytes or 0 for each in seen)
+    target = sum(each.target_bytes or 0 for each in rows)
+    assert made.host.capacity_bytes is not None
+    # Never more than there is, unless it cannot be taken; never less than that while somebody wants it.
+    wanted = sum(each.wanted_bytes or 0 for each in rows)
+    assert target <= max(wanted, held) * (1 + 1e-6) + 1
+    if made.host.state in ("soft", "hard", "low"):
+        assert target >= min(made.host.capacity_bytes, wanted) * (1 - 1e-6) - 1
+    by_name = {each.name: each for each in seen}
+    for one in rows:
+        figures = by_name[one.name].figures
+        assert one.target_bytes is not None
+        assert one.target_bytes >= min(reservation, figures.resident_bytes or 0) * (1 - 1e-9) - 1
+    for action in made.actions:
+        figures = by_name[action.guest].figures
+        assert figures.classes_at_s == NOW_S
+        if isinstance(action, Balloon):
+            assert "balloon" in by_name[action.guest].can
+            assert 0 < action.to_bytes <= (figures.size_bytes or 0) + 1
+            if action.to_bytes < action.from_bytes:
+                assert action.to_bytes >= min(reservation, action.from_bytes) - 4096
+        elif isinstance(action, PageOut):
+            assert "pageout" in by_name[action.guest].can
+            assert action.amount_bytes <= (figures.inactive_anonymous_bytes or 0)
+            free_held = (figures.free_bytes or 0) - 0.02 * (figures.size_bytes or 0)
+            untouched = (figures.balloon_bytes or 0) - (figures.resident_bytes or 0)
+            if "balloon" in by_name[action.guest].can:  # never while it holds memory that it calls free
+                assert free_held - max(0.0, untouched) < policy.least_change_bytes
+
+
+@settings(max_examples=100)
+@given(guests(), AVAILABLE, st.floats(1.1, 20))
+def test_more_shares_never_get_less(seen: list[Guest], available: float, factor: float) -> None:
+    before = plan(observation(*seen, available=available)).guest("g0")
+    policy = Policy(guests={"g0": GuestPolicy(shares=1000 * factor)})
+    after = plan(observation(*seen, available=available), policy).guest("g0")
+    for one, other in (
+        (before.target_bytes, after.target_bytes),
+        (before.entitlement_bytes, after.entitlement_bytes),
+    ):
+        assert one is not None
+        assert other is not None
+        assert other >= one - max(1.0, 1e-6 * one)
+
+
+@settings(max_examples=50)
+@given(guests(), AVAILABLE)
+def test_a_plan_is_a_value(seen: list[Guest], available: float) -> None:
+    """The same in, the same out, also by way of JSON; and all of it can be written down."""
+    before = observation(*seen, available=available)
+    again = msgspec.json.decode(msgspec.json.encode(before), type=Observation)
+    one, other = plan(before).as_dict(), plan(again).as_dict()
+    assert msgspec.json.encode(one) == msgspec.json.encode(other)
+
+
+# pressure, and what was learned
+
+
+def test_a_guest_that_waits_gets_memory_at_once() -> None:
+    ballooned = {
+        "balloon_bytes": 2 * GIB,
+        "resident_bytes": 2 * GIB,
+        "total_bytes": 2 * GIB,
+        "free_bytes": 0.0,
+    }
+    ballooned |= {"inactive_buffer_bytes": 0.0}
+    first = decide(
+        observation(guest(**ballooned), available=PLENTY / 2), None, Policy(goal_free_bytes=4 * GIB), NOW_S
+    )
+    assert first.plan.actions == ()
+    later = NOW_S + 10
+    waits = guest(**ballooned, stall_us=500_000.0, classes_at_s=later)
+    made = decide(
+        observation(waits, available=4.5 * GIB, at_s=later),
+        first.state,
+        Policy(goal_free_bytes=4 * GIB),
+        later,
+    ).plan
+    assert made.guest("a").pressed
+    assert made.guest("a").stall == pytest.approx(0.05)
+    (action,) = made.actions
+    assert isinstance(action, Balloon)
+    assert action.to_bytes > action.from_bytes
+    assert "waits 5.0%" in action.reason
+
+
+def test_plenty_is_given_back() -> None:
+    small = guest(balloon_bytes=2 * GIB, resident_bytes=2 * GIB, total_bytes=2 * GIB)
+    (action,) = plan(observation(small, available=PLENTY)).actions
+    assert isinstance(action, Balloon)
+    assert action.to_bytes > action.from_bytes
+
+
+def test_a_working_set_rises_fast_and_falls_slowly() -> None:
+    def after(active: float, seconds: float, made: Any = None) -> Any:
+        at = NOW_S if made is None else made.plan.at_s + seconds
+        seen = observation(guest(active_anonymous_bytes=active, classes_at_s=at), available=PLENTY, at_s=at)
+        return decide(seen, None if made is None else made.state, Policy(), at)
+
+    start = after(0.5 * GIB, 0)
+    base = start.plan.guest("a").working_set_bytes
+    up = after(1.5 * GIB, 30, start)
+    assert up.plan.guest("a").working_set_bytes - base > 0.9 * GIB
+    down = after(0.5 * GIB, 30, up)
+    assert down.plan.guest("a").working_set_bytes - base > 0.8 * GIB
+
+
+def acted(problem: str | None = None, freed: float | None = None, life: str = "1:1") -> tuple[Any, Any]:
+    """A decision, and the next after its action has come to that."""
+    seen = observation(
+        guest(free_bytes=0.0, inactive_buffer_bytes=2 * GIB, active_buffer_bytes=512 * MIB), available=SOFT
+    )
+    first = decide(seen, None, Policy(), NOW_S)
+    (action,) = first.plan.actions
+    effect = Effect(
+        action=msgspec.structs.replace(action, life=life),
+        done=problem is None,
+        freed_bytes=freed,
+        problem=problem,
+    )
+    at = NOW_S + 10
+    again = msgspec.structs.replace(
+        seen,
+        at_s=at,
+        guests=tuple(
+            msgspec.structs.replace(each, figures=msgspec.structs.replace(each.figures, classes_at_s=at))
+            for each in seen.guests
+        ),
+    )
+    return first, decide(again, first.state, Policy(), at, (effect,))
+
+
+def test_a_way_that_fails_is_left_alone_and_says_why() -> None:
+    _, then = acted(problem="no driver runs in the guest", freed=0.0)
+    assert not [each for each in then.plan.actions if isinstance(each, Balloon)]
+    assert any(
+        "no balloon for 1 min" in r or "no balloon for 60 s" in r for r in then.plan.guest("a").reasons
+    )
+    assert any("no driver" in reason for reason in then.plan.guest("a").reasons)
+
+
+def test_a_way_that_frees_nothing_is_left_alone() -> None:
+    _, then = acted(freed=0.0)
+    assert not [each for each in then.plan.actions if isinstance(each, Balloon)]
+    assert any("it freed 0 B" in reason for reason in then.plan.guest("a").reasons)
+
+
+def test_a_way_that_works_is_used_again() -> None:
+    first, then = acted(freed=200 * MIB)
+    assert [type(each) for each in then.plan.actions] == [type(each) for each in first.plan.actions]
+
+
+def test_an_effect_on_another_life_teaches_nothing() -> None:
+    _, then = acted(problem="the guest has been started anew", life="0:0")
+    assert len(then.plan.actions) == 1
+
+
+def test_backing_off_doubles_and_ends() -> None:
+    _, made = acted(problem="refused")
+    state, at = made.state, made.plan.at_s
+    waits = []
+    for _ in range(3):
+        begun = at
+        while True:
+            at += 10
+            seen = observation(
+                guest(free_bytes=0.0, inactive_buffer_bytes=2 * GIB, can=("balloon",), classes_at_s=at),
+                available=SOFT,
+                at_s=at,
+            )
+            made = decide(seen, state, Policy(), at)
+            state = made.state
+            if made.plan.actions:
+                break
+        waits.append(at - begun)
+        failed = Effect(action=made.plan.actions[0], done=False, problem="refused again")
+        at += 10
+        state = decide(msgspec.structs.replace(seen, at_s=at), state, Policy(fresh_s=60), at, (failed,)).state
+    assert waits == sorted(waits)
+    assert waits[1] >= 110
+    assert waits[2] >= 230
+
+
+def test_what_comes_back_is_not_taken_again() -> None:
+    _, then = acted(freed=200 * MIB)
+    at = then.plan.at_s + 10
+    back = guest(
+        free_bytes=0.0,
+        inactive_buffer_bytes=2 * GIB,
+        can=("balloon",),
+        refault_bytes=180 * MIB,
+        classes_at_s=at,
+    )
+    made = decide(observation(back, available=SOFT, at_s=at), then.state, Policy(), at).plan
+    assert made.actions == ()
+    assert any("came back" in reason for reason in made.guest("a").reasons)
+
+
+def test_a_guest_started_anew_begins_anew() -> None:
+    _, made = acted(problem="refused")
+    at = made.plan.at_s + 10
+    anew = guest(life="2:2", free_bytes=0.0, inactive_buffer_bytes=2 * GIB, classes_at_s=at)
+    assert len(decide(observation(anew, available=SOFT, at_s=at), made.state, Policy(), at).plan.actions) == 1
+
+
+# closed loop: simulated guests
+
+GOAL = 2.4 * GIB
+
+
+def simulated(**changes: Any) -> tuple[ModelHost, dict[str, Any]]:
+    host = ModelHost(
+        total=12 * GIB,
+        guests=[
+            ModelGuest("cache", 4 * GIB),
+            ModelGuest("cold", 4 * GIB),
+            ModelGuest("busy", 4 * GIB),
+            ModelGuest("idle", 4 * GIB),
+        ],
+        others=0.5 * GIB,
+        swap=4 * GIB,
+    )
+    loads = {
+        "cache": lambda _: Load(hot_anonymous=200 * MIB, hot_buffer=500 * MIB, stream_per_s=20 * MIB),
+        "cold": lambda _: Load(hot_anonymous=300 * MIB, cold_anonymous=2.5 * GIB),
+        "busy": lambda s: Load(hot_anonymous=GIB if s < 600 else 3 * GIB, hot_buffer=200 * MIB),
+        "idle": lambda s: Load(hot_anonymous=2 * GIB if s < 200 else 100 * MIB),
+    }
+    return host, loads | changes
+
+
+class Watched(Ours):
+    """Ours, with what was seen and done."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__(policy)
+        self.history: list[tuple[Observation, Plan]] = []
+
+    def plan(self, seen: Observation, effects: Any) -> Any:
+        actions = super().plan(seen, effects)
+        assert self.last is not None
+        self.history.append((seen, self.last))
+        return actions
+
+
+def test_memory_moves_to_who_needs_it_each_by_its_own_way() -> None:
+    host, loads = simulated()
+    watched = Watched(Policy(goal_free_bytes=GOAL))
+    outcome = host.run(watched, loads, 1200, goal=GOAL)
+    assert outcome.work > 0.99
+    assert outcome.free_swapped_bytes == 0
+    assert host.available >= 0.98 * GOAL
+    kinds = {name: set() for name in loads}  # type: dict[str, set[type]]
+    for _, made in watched.history:
+        for action in made.actions:
+            kinds[action.guest].add(type(action))
+    assert kinds["cache"] == {Balloon}
+    assert kinds["cold"] == {PageOut}
+    assert kinds["idle"] == {Balloon}
+    assert outcome.swings_per_hour == 0
+
+
+@pytest.mark.parametrize("tax", [0.0, 0.75])
+@pytest.mark.parametrize("others", [0.5, 2.5, 4.5])
+def test_constant_load_comes_to_rest(others: float, tax: float) -> None:
+    """No oscillation: after an hour of the same load nothing is done any more."""
+    host, loads = simulated(
+        busy=lambda _: Load(hot_anonymous=1.5 * GIB, hot_buffer=200 * MIB),
+        idle=lambda _: Load(hot_anonymous=100 * MIB),
+        cache=lambda _: Load(hot_anonymous=200 * MIB, hot_buffer=500 * MIB),
+    )
+    host.others = others * GIB
+    watched = Watched(Policy(goal_free_bytes=GOAL, idle_tax=tax))
+    outcome = host.run(watched, loads, 3600, goal=GOAL)
+    late = [action for _, made in watched.history[-60:] for action in made.actions]
+    assert late == []
+    assert outcome.swings_per_hour <= 2
+
+
+def test_a_guest_that_was_squeezed_gets_its_memory_back_when_it_needs_it() -> None:
+    host, loads = simulated(
+        idle=lambda s: Load(hot_anonymous=100 * MIB if s < 600 else 1.5 * GIB),
+        busy=lambda s: Load(hot_anonymous=3 * GIB if s < 600 else 100 * MIB),
+    )
+    host.guests[3].swap = host.guests[2].swap = 4 * GIB
+    watched = Watched(Policy(goal_free_bytes=GOAL))
+    outcome = host.run(watched, loads, 1800, goal=GOAL)
+    assert host.guests[3].rate > 0.99  # of its work, at the end
+    assert host.guests[2].rate > 0.99
+    assert outcome.killed_s == 0
+
+
+def test_bounds_of_the_operator_count() -> None:
+    at = Bounds(clear_bytes=4 * GIB, soft_bytes=3 * GIB, hard_bytes=2 * GIB, low_bytes=GIB)
+    made = plan(observation(guest(), available=2.5 * GIB), Policy(goal_free_bytes=3.5 * GIB, bounds=at))
+    assert made.host.state == "soft"
+    assert made.actions
