@@ -116,6 +116,12 @@ def test_a_silent_agent_leaves_what_it_said_and_its_age(places: tuple[Place, Pla
     assert bad.figures.balloon_bytes == SIZE
     assert "balloon" in bad.can
     assert any("agent" in each and "no answer in time" in each for each in bad.problems)
+    began_s = time.monotonic()
+    again = of(sensor.read(), "bad")  # not waited for, but its balloon, which answered the last time, is
+    assert time.monotonic() - began_s < TIMEOUT_S
+    assert again.figures.balloon_bytes == SIZE
+    assert "balloon" in again.can
+    assert again.figures.classes_at_s == before.figures.classes_at_s
 
 
 def test_a_silent_agent_gives_way_to_the_balloon(places: tuple[Place, Place]) -> None:

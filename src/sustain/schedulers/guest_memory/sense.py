@@ -2,9 +2,9 @@
 
 Used by the guest memory scheduler's loop, `sustain memory status` and `sustain record`. Each guest is looked at by a
 thread of its own, with time limits in all it asks. A reading waits for all that answer in time; a guest that did not
-the last time is waited for only until the host's own view of it is there, and what it says when it does comes with the
-next reading. So one that hangs, dies or trickles its answers delays nobody, and its figures show their age. Rejected:
-an event loop for all guests, since libvirt's calls and the files of /proc block.
+the last time is waited for only as far as it came then, and what it says later comes with the next reading. So one that
+hangs, dies or trickles its answers delays nobody, and its figures show their age. Rejected: an event loop for all
+guests, since libvirt's calls and the files of /proc block.
 """
 
 import os
@@ -178,9 +178,11 @@ class _Watch:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._host: Host | None = None  # what the look that goes on was started with
-        self._began_s = 0.0  # when it was
-        self._fresh = False  # whether the guest below is of that look
-        self._slow = False  # whether it, or the one before, took longer than an answer may
+        self._began_s = 0.0  # when it was, by the host's clock
+        self._started_s = 0.0  # and when its thread took it up, by this process's
+        self._step = 0  # how often that look has told what it has so far
+        self._prompt = [0, 1]  # how much of that was told within the time limit: by it, and by the one before
+        self._slow = False  # whether the last look took longer than an answer may
         self._retired = False
         self._guest: Guest | None = None
         self._problem: str | None = None
@@ -191,7 +193,7 @@ class _Watch:
         with self._changed:
             if self._host is not None:
                 return
-            self._host, self._began_s, self._fresh = host, now_s, False
+            self._host, self._began_s, self._step, self._prompt[0] = host, now_s, 0, 0
             if self._thread is None:
                 name = f"look at {self.handle.name}"
                 self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -199,10 +201,11 @@ class _Watch:
             self._changed.notify_all()
 
     def wait(self, deadline_s: float) -> None:
-        """Until the look has ended; for a guest that was slow, until the host's view of it is there."""
+        """Until the look has ended; for a guest that was slow, until what came in time the last time is there."""
         with self._changed:
             if not self._changed.wait_for(
-                lambda: self._host is None or (self._slow and self._fresh), deadline_s - time.monotonic()
+                lambda: self._host is None or (self._slow and self._step >= self._prompt[1]),
+                deadline_s - time.monotonic(),
             ):
                 self._slow = True
 
@@ -213,7 +216,7 @@ class _Watch:
                 raise self._bug
             if self._host is None:
                 return self._guest, self._problem
-            if self._fresh and self._guest is not None:
+            if self._step and self._guest is not None:
                 problems = (*self._guest.problems, "it has not answered in time")
                 return msgspec.structs.replace(self._guest, problems=problems), None
             silent = f"no answer for {now_s - self._began_s:.0f} s"
@@ -239,7 +242,7 @@ class _Watch:
                 host = self._host
             if self._retired or host is None:
                 return
-            began_s = time.monotonic()
+            self._started_s = time.monotonic()
             guest = problem = bug = None
             try:
                 guest = self._look(host)
@@ -250,7 +253,8 @@ class _Watch:
                 bug = error
             with self._changed:
                 self._guest, self._problem, self._bug, self._host = guest, problem, bug, None
-                self._slow = time.monotonic() - began_s >= self._timeout_s
+                self._slow = time.monotonic() - self._started_s >= self._timeout_s
+                self._prompt[1] = max(1, self._prompt[0])
                 self._changed.notify_all()
 
     def _look(self, host: Host) -> Guest | None:
@@ -261,7 +265,10 @@ class _Watch:
 
     def _publish(self, guest: Guest) -> None:
         with self._changed:
-            self._guest, self._problem, self._fresh = guest, None, True
+            self._guest, self._problem = guest, None
+            self._step += 1
+            if time.monotonic() - self._started_s < self._timeout_s:
+                self._prompt[0] = self._step
             self._changed.notify_all()
 
 
