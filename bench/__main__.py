@@ -34,6 +34,7 @@ QUESTIONS = (
     "region_tracking_cost",
     "region_outage",
     "drain",
+    "agent_idle",
 )
 
 

@@ -195,6 +195,10 @@ class JournalBusy(JournalError):
     """Another process has the journal: a scheduler that runs."""
 
 
+class UnknownGuest(SustainError):
+    """No guest of that name is seen on this host."""
+
+
 class RecordingError(SustainError):
     """A recording cannot be written or read; the message names the line."""
 

@@ -35,6 +35,7 @@ PEERS = {
     "region_tracking_cost": {"the program alone"},
     "region_outage": {"saving everything"},
     "drain": {"raw TCP on this link", "the link"},
+    "agent_idle": set(),
 }
 MAY_MISS = {
     "libpmemobj": Path("/usr/include/libpmemobj.h").exists,

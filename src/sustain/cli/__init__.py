@@ -29,6 +29,10 @@ VERBS = (
     "save",
     "restore",
     "power",
+    "agent",
+    "memory",
+    "record",
+    "replay",
     "demo",
     "doctor",
 )

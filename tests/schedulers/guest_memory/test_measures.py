@@ -1,7 +1,9 @@
 """What is told of an observation: known figures, by guest; an unknown is not there."""
 
-from sustain.schedulers.guest_memory.measures import _GUEST, _HOST, measures
-from sustain.schedulers.guest_memory.model import Figures, Guest, Host, Observation
+from sustain.schedulers.guest_memory.decide import decide
+from sustain.schedulers.guest_memory.measures import _GUEST, _HOST, _PLAN, measures
+from sustain.schedulers.guest_memory.model import Figures, Guest, Host, Observation, Policy
+from sustain.schedulers.guest_memory.plan import GuestPlan
 
 SEEN = Observation(
     at_s=100.0,
@@ -21,7 +23,11 @@ SEEN = Observation(
 
 
 def test_what_is_known_is_told_and_nothing_else() -> None:
-    found = {(each.name, each.labels): each.value for each in measures(SEEN)}
+    plan = decide(SEEN, None, Policy(), SEEN.at_s).plan
+    found = {(each.name, each.labels): each.value for each in measures(SEEN, plan)}
+    planned = {
+        key: found.pop(key) for key in list(found) if key[0].removeprefix("sustain_guest_memory_") in _PLAN
+    }
     a, b = (("guest", "a"),), (("guest", "b"),)
     assert found == {
         ("sustain_host_memory_total_bytes", ()): 1000,
@@ -33,8 +39,13 @@ def test_what_is_known_is_told_and_nothing_else() -> None:
         ("sustain_guest_memory_resident_bytes", b): 5,
         ("sustain_guest_problems", b): 0,
     }
+    for (name, ((_, guest),)), value in planned.items():
+        assert value == getattr(plan.guest(guest), name.removeprefix("sustain_guest_memory_"))
+    known = [name for name in _PLAN for row in plan.guests if getattr(row, name) is not None]
+    assert len(planned) == len(known) > 0
 
 
 def test_they_are_figures_that_there_are() -> None:
     assert set(_GUEST) <= set(Figures.__struct_fields__)
+    assert set(_PLAN) <= set(GuestPlan.__struct_fields__)
     assert set(_HOST) <= set(Host.__struct_fields__)

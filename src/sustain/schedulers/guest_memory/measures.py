@@ -1,11 +1,13 @@
-"""What there is to watch in an observation of guests, as figures. Pure.
+"""What there is to watch in an observation of guests and in a plan, as figures. Pure.
 
 Used by `scheduler`, for the agent's metrics. An unknown is not there, rather than zero.
 """
 
+import math
 from collections.abc import Iterator
 
 from sustain.schedulers.guest_memory.model import Figures, Host, Observation
+from sustain.schedulers.guest_memory.plan import Plan
 from sustain.schedulers.measure import Measure
 
 _GUEST = {
@@ -31,9 +33,20 @@ _HOST = {
 }
 
 
-def measures(seen: Observation) -> Iterator[Measure]:
+_PLAN = {
+    "working_set_bytes": "what the guest needs, by estimate",
+    "entitlement_bytes": "what the guest would get if all wanted all they may have",
+    "target_bytes": "of the host's memory, that the guest is to have",
+}
+
+
+def measures(seen: Observation, plan: Plan) -> Iterator[Measure]:
     """Of the host and of each guest, with the age of its page classes."""
     yield from _of(seen.host, _HOST, "sustain_host_memory_", ())
+    for name, said in _PLAN.items():
+        for who, value in zip(plan.names, plan.columns[name].tolist(), strict=True):
+            if not math.isnan(value):
+                yield Measure(f"sustain_guest_memory_{name}", said, value, (("guest", who),))
     for guest in seen.guests:
         labels = (("guest", guest.name),)
         yield from _of(guest.figures, _GUEST, "sustain_guest_memory_", labels)

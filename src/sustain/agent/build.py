@@ -1,0 +1,44 @@
+"""From a configuration to schedulers, and back to what they left.
+
+Used by the verbs that run schedulers, look with them or put back. A scheduler that is to act gets its journal here; one
+that only looks needs none, and can be there beside a running agent.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from sustain.agent.config import AgentConfig, GuestMemorySection
+from sustain.clock import Clock, SystemClock
+from sustain.errors import ConfigError, JournalError
+from sustain.schedulers.guest_memory.scheduler import GuestMemory
+from sustain.schedulers.journal import Journal
+from sustain.schedulers.loop import Scheduler
+
+AnyScheduler = Scheduler[Any, Any, Any, Any]
+
+
+def schedulers(config: AgentConfig, clock: Clock | None = None) -> list[AnyScheduler]:
+    """All that are enabled, ready to act. Raises ConfigError when none is, JournalBusy when an agent runs already."""
+    if config.guest_memory is None:
+        raise ConfigError("no scheduler is enabled", hint="add a section [guest_memory] to the configuration")
+    return [guest_memory(config.guest_memory, clock, journal_of(config, GuestMemory.name))]
+
+
+def guest_memory(
+    section: GuestMemorySection, clock: Clock | None = None, journal: Journal | None = None
+) -> GuestMemory:
+    """The guest memory scheduler; without a journal it can look and decide, and not act."""
+    return GuestMemory(section.ways, section.policy, section.period_s, clock or SystemClock(), journal)
+
+
+def journal_of(config: AgentConfig, scheduler: str) -> Journal:
+    """Its journal. Raises JournalError, JournalBusy."""
+    directory = Path(config.agent.state_dir)
+    try:
+        directory.mkdir(mode=0o750, parents=True, exist_ok=True)
+    except OSError as error:
+        raise JournalError(
+            f"{directory}: {error.strerror}",
+            hint="agent.state_dir names a directory that the agent can write; the default is for root",
+        ) from error
+    return Journal(directory / f"{scheduler}.journal")

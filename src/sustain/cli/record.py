@@ -1,0 +1,89 @@
+"""Records what the guest memory scheduler sees, to be replayed anywhere with any policy: `sustain replay FILE`.
+
+Only looks, and may run beside the agent. Ends after --for, or with Ctrl-C."""
+
+import argparse
+import signal
+from typing import Any
+
+from sustain.cli.agent import add_config
+from sustain.cli.output import add_json, duration_argument, emit, progress
+from sustain.units import format_duration
+
+HELP = "record what a scheduler sees"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", help="a new file: docs/formats/recording.md")
+    add_config(parser)
+    parser.add_argument(
+        "--for", dest="span", type=duration_argument, metavar="TIME", help="how long (until Ctrl-C)"
+    )
+    parser.add_argument(
+        "--period", type=duration_argument, metavar="TIME", help="between two looks (the scheduler's own)"
+    )
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from sustain.agent.build import guest_memory
+    from sustain.agent.config import load
+    from sustain.clock import SystemClock
+    from sustain.errors import ConfigError
+    from sustain.schedulers.loop import next_start
+    from sustain.schedulers.recording import Recorder
+
+    section = load(args.config).guest_memory
+    if section is None:
+        raise ConfigError(f"{args.config}: no scheduler is enabled", hint="add a section [guest_memory]")
+    clock = SystemClock()
+    scheduler = guest_memory(section, clock)
+    period_s = args.period or section.period_s
+    stop = {signal.SIGINT, signal.SIGTERM}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, stop)
+    try:
+        with Recorder(args.file, _header(scheduler.name, section.policy, period_s)) as recorder:
+            begun_s = start_s = clock.boottime_ns() / 1e9
+            while True:
+                recorder.write(scheduler.sense())
+                now_s = clock.boottime_ns() / 1e9
+                progress(f"{recorder.count} observations in {format_duration(now_s - begun_s)}")
+                start_s, _ = next_start(start_s, period_s, now_s)
+                if args.span is not None and start_s - begun_s > args.span:
+                    break
+                if signal.sigtimedwait(stop, max(0.0, start_s - now_s)) is not None:
+                    break
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        scheduler.close()
+    progress("")
+    data = {
+        "file": args.file,
+        "scheduler": scheduler.name,
+        "observations": recorder.count,
+        "period_s": period_s,
+    }
+    emit(args, data, lambda: f"{args.file}: {recorder.count} observations, {period_s:g} s apart")
+    return 0
+
+
+def _header(name: str, policy: Any, period_s: float) -> Any:
+    import os
+    import platform
+    from datetime import UTC, datetime
+
+    import msgspec
+
+    from sustain import __version__
+    from sustain.schedulers.recording import Header
+
+    return Header(
+        scheduler=name,
+        sustain=__version__,
+        host=platform.node(),
+        kernel=platform.release(),
+        processors=os.cpu_count(),
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        period_s=period_s,
+        policy=msgspec.to_builtins(policy),
+    )

@@ -1,0 +1,129 @@
+"""The guest memory scheduler as the loop sees it: its sensor, its decision and its actuator, put together.
+
+Used by the agent and by the verbs that look at guests. Without a journal nothing can be put back, so nothing is acted
+upon either.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from sustain.clock import Clock
+from sustain.errors import ConfigError, UnknownGuest
+from sustain.schedulers.guest_memory.act import Actuator
+from sustain.schedulers.guest_memory.admission import admit
+from sustain.schedulers.guest_memory.config import GuestsConfig
+from sustain.schedulers.guest_memory.decide import decide
+from sustain.schedulers.guest_memory.explain import explain
+from sustain.schedulers.guest_memory.handles import GuestHandle
+from sustain.schedulers.guest_memory.measures import measures
+from sustain.schedulers.guest_memory.model import Effect, Observation, Policy
+from sustain.schedulers.guest_memory.plan import Plan, State
+from sustain.schedulers.guest_memory.sense import Sensor
+from sustain.schedulers.journal import Journal, Report
+from sustain.schedulers.loop import Tick
+from sustain.schedulers.measure import Measure
+from sustain.units import parse_size
+
+
+class GuestMemory:
+    """Implements `sustain.schedulers.loop.Scheduler`."""
+
+    name = "guest-memory"
+
+    def __init__(
+        self, ways: GuestsConfig, policy: Policy, period_s: float, clock: Clock, journal: Journal | None
+    ) -> None:
+        """Raises ConfigError."""
+        self.period_s = period_s
+        self.policy = policy
+        self._sensor = Sensor(ways, clock=clock, fresh_s=policy.fresh_s)
+        self._journal = journal
+        self._actuator = Actuator(_Handles(self._sensor), journal) if journal is not None else None
+
+    def sense(self) -> Observation:
+        return self._sensor.read()
+
+    def decide(
+        self, observation: Observation, state: State | None, now_s: float, effects: Sequence[Effect]
+    ) -> tuple[Plan, State]:
+        decision = decide(observation, state, self.policy, now_s, tuple(effects))
+        return decision.plan, decision.state
+
+    def act(self, plan: Plan) -> Sequence[Effect]:
+        assert self._actuator is not None
+        return self._actuator.carry_out(plan.actions)
+
+    def restore(self) -> Report:
+        if self._journal is None or self._actuator is None or not self._journal.entries():
+            return Report()
+        if not self._sensor.handles:  # those that were discovered are not known yet
+            self._sensor.read()
+        return self._actuator.restore()
+
+    def measures(self, observation: Observation, plan: Plan) -> Iterator[Measure]:
+        return measures(observation, plan)
+
+    def ask(
+        self, question: str, words: Mapping[str, str], tick: Tick[Observation, State, Plan, Effect]
+    ) -> dict[str, Any]:
+        """plan; explain (`guest`); admit (`size`, `shares`)."""
+        assert tick.observation is not None
+        assert tick.plan is not None
+        if question == "plan":
+            found = {"observation": tick.observation, "plan": tick.plan.as_dict(), "effects": tick.effects}
+        elif question == "explain":
+            guest = words.get("guest", "")
+            if guest not in tick.plan:
+                raise UnknownGuest(
+                    f"{guest}: no such guest", hint=f"there is: {', '.join(tick.plan.names) or 'none'}"
+                )
+            found = {"guest": tick.plan.guest(guest), "text": explain(tick.plan, guest, self.policy)}
+        elif question == "admit":
+            size, shares = parse_size(words.get("size", "")), _number(words.get("shares"), self.policy)
+            found = {
+                "admission": admit(
+                    tick.observation, tick.state, self.policy, size, shares, period_s=self.period_s
+                )
+            }
+        else:
+            raise ConfigError(f"{question}: no such question", hint="there is: plan, explain, admit")
+        answer: dict[str, Any] = msgspec.to_builtins(found)
+        return answer
+
+    def close(self) -> None:
+        if self._actuator is not None:
+            self._actuator.close()
+        try:
+            self._sensor.close()
+        finally:
+            if self._journal is not None:
+                self._journal.close()
+
+
+def _number(shares: str | None, policy: Policy) -> float:
+    try:
+        found = policy.default.shares if shares is None else float(shares)
+    except ValueError:
+        found = 0.0
+    if not 0.0 < found < math.inf:
+        raise ConfigError(f"shares {shares!r} are not a number above 0", hint="1000 is the default")
+    return found
+
+
+class _Handles(Mapping[str, GuestHandle]):
+    """The guests that the sensor knows at each moment."""
+
+    def __init__(self, sensor: Sensor) -> None:
+        self._sensor = sensor
+
+    def __getitem__(self, name: str) -> GuestHandle:
+        return self._sensor.handles[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sensor.handles)
+
+    def __len__(self) -> int:
+        return len(self._sensor.handles)
