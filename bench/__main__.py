@@ -35,6 +35,7 @@ QUESTIONS = (
     "region_outage",
     "drain",
     "agent_idle",
+    "guest_census",
 )
 
 

@@ -36,6 +36,7 @@ PEERS = {
     "region_outage": {"saving everything"},
     "drain": {"raw TCP on this link", "the link"},
     "agent_idle": set(),
+    "guest_census": {"smaps_rollup", "entries of pagemap"},
 }
 MAY_MISS = {
     "libpmemobj": Path("/usr/include/libpmemobj.h").exists,
