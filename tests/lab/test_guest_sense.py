@@ -159,6 +159,7 @@ def test_guests_are_found_by_their_command_lines(boot_guest: Boot, tmp_path: Pat
     for name in (str(guest.pid), "meminfo", "vmstat", "swaps", "pressure"):
         (tmp_path / "proc" / name).symlink_to(f"/proc/{name}")
     senses = Sensor(GuestsConfig(discover=True, timeout_s=4.0), tmp_path)
+    assert list(senses.handles) == ["found"]  # known before anything is read
     found = senses.read().guests
     assert [(each.kind, each.source) for each in found] == [("qemu", "guest-agent")]
     assert found[0].life.startswith(f"{guest.pid}:")

@@ -107,7 +107,7 @@ class ProcessHandle:
         self._lock = threading.RLock()
         self._who: Identity | None = None
         self._size_bytes: int | None = None  # of its RAM, as its hypervisor said last
-        self._areas: tuple[Identity, tuple[Area, ...]] | None = None
+        self._areas: tuple[Identity, int, tuple[Area, ...]] | None = None
 
     def process(self) -> Identity | None:
         with self._lock:
@@ -124,12 +124,13 @@ class ProcessHandle:
         with self._lock:
             if who is None:
                 return ()
-            if self._areas is None or self._areas[0] != who:
-                found = guest_ram(who.pid, self._size_bytes, self._root) or ()
-                if not found or self._size_bytes is None:  # not mapped yet, or not known to be all: ask again
+            size = self._size_bytes
+            if self._areas is None or self._areas[:2] != (who, size):
+                found = guest_ram(who.pid, size, self._root) or ()
+                if size is None:  # what was found may not be all: ask again
                     return found
-                self._areas = who, found
-            return self._areas[1]
+                self._areas = who, size, found
+            return self._areas[2]
 
     def footprint(self) -> Footprint:
         """Of its RAM where that is anonymous memory, else of the whole process: the pages of shared memory in swap are

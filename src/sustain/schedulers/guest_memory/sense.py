@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,6 +31,8 @@ from sustain.schedulers.guest_memory.model import Guest, Host, Observation
 
 T = TypeVar("T")
 
+_AT_ONCE = 32  # guests that are let go at the same time; one that hangs takes its time limit
+
 
 class Sensor:
     """Close it, so that what was switched on for reading is switched off."""
@@ -46,6 +49,8 @@ class Sensor:
         self._watches: dict[str, _Watch] = {}
         for each in config.guests:
             self._add(each)
+        if config.discover:
+            self._discover()  # so that what is to be put back can be found before anything is read
 
     @property
     def handles(self) -> Mapping[str, GuestHandle]:
@@ -79,14 +84,12 @@ class Sensor:
 
     def close(self) -> None:
         """Raises SustainError when something could not be put back; the rest is."""
-        failed = None
-        for watch in self._watches.values():
-            try:
-                watch.close()
-            except SustainError as error:
-                failed = error
-        if failed is not None:
-            raise failed
+        if not self._watches:
+            return
+        with ThreadPoolExecutor(min(_AT_ONCE, len(self._watches)), "close") as pool:
+            results = [pool.submit(watch.close) for watch in self._watches.values()]
+        for each in results:
+            each.result()
 
     def _add(self, config: GuestConfig) -> None:
         handle: Machine | CgroupHandle
