@@ -54,6 +54,7 @@ from sustain.schedulers.guest_memory.working_set import Use
 _FASTER = {"hard": 2.0, "low": 4.0}  # than one step
 _FREE = 3.0  # steps more, since what is free costs the guest nothing
 _UP = 4.0  # steps, since who lacks memory waits now
+_RESERVE = 0.25  # of the goal
 _PLENTY = 1.25  # of the goal
 _PAGE_BYTES = 4096
 
@@ -79,6 +80,13 @@ class Situation:
     @property
     def held_bytes(self) -> Column:
         return self.of.known("resident_bytes")
+
+    @property
+    def reserve_bytes(self) -> float:
+        """What the host keeps though guests lack memory; less than its goal."""
+        if self.at is None:
+            return np.nan
+        return min(self.at.soft_bytes, max(2 * self.at.hard_bytes, _RESERVE * self.goal_bytes))
 
     @property
     def short(self) -> bool:
@@ -253,6 +261,10 @@ def _targets(it: Situation, policy: Policy, wanted: Column) -> tuple[Column, Col
     goal = it.goal_bytes if it.short else min(it.goal_bytes, it.available_bytes)
     # What guests call free costs nobody anything: all of it goes before anything else does.
     least, in_use = np.minimum(held - it.ways.most, wanted), np.minimum(held - it.ways.costless, wanted)
+    # Who lacks memory gets it before the host gets its goal, as far as the host can do without.
+    rise = np.maximum(wanted - held, 0)
+    least = fill(total - it.reserve_bytes, working, of.shares, least, least + rise, policy.idle_tax)
+    in_use = np.maximum(in_use, least)
     low, high = (in_use, wanted) if total - goal >= float(in_use.sum()) else (least, in_use)
     target = fill(total - goal, working, of.shares, low, high, policy.idle_tax)
     reserved = np.where(it.ready, np.nan_to_num(of.reservation_bytes), held)
@@ -303,7 +315,7 @@ def _give(it: Situation, policy: Policy, target: Column, take: Column) -> Column
     room = np.where(can, np.maximum(of.most_bytes - it.ceiling_bytes, 0), 0)
     give = np.where(can, np.minimum(np.maximum(target - held, 0), room), 0)
     # Not from what the host needs itself; what others give is there the next time.
-    budget = max(0.0, it.available_bytes - it.at.soft_bytes)
+    budget = max(0.0, it.available_bytes - it.reserve_bytes)
     total = float(give.sum())
     if total > budget:
         give *= budget / total
