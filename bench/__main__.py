@@ -36,6 +36,8 @@ QUESTIONS = (
     "drain",
     "agent_idle",
     "guest_census",
+    "guest_memory_plan",
+    "guest_memory_policies",
 )
 
 

@@ -37,6 +37,8 @@ PEERS = {
     "drain": {"raw TCP on this link", "the link"},
     "agent_idle": set(),
     "guest_census": {"smaps_rollup", "entries of pagemap"},
+    "guest_memory_plan": set(),
+    "guest_memory_policies": {"MOM", "Proxmox", "nothing"},
 }
 MAY_MISS = {
     "libpmemobj": Path("/usr/include/libpmemobj.h").exists,
