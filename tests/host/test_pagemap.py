@@ -98,3 +98,18 @@ def test_both_ways_of_a_census_agree() -> None:
         parts = list(table._entries(start, end))
         assert sum(until - begin for begin, until, _ in parts) == scanned.present_bytes
         table.close()
+
+
+def test_many_runs_before_an_empty_stretch_are_told_once() -> None:
+    size, used = 16 << 20, 12 << 20
+    with mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as view:
+        view.madvise(mmap.MADV_NOHUGEPAGE)
+        pages = range(0, used, 2 * PAGE_BYTES)
+        for page in pages:
+            view[page] = 1
+        start = ctypes.addressof(ctypes.c_char.from_buffer(view))
+        table = Pagemap(os.getpid())
+        found = table.census(start, start + size)
+        assert found.present == tuple((start + page, start + page + PAGE_BYTES) for page in pages)
+        assert found.present_bytes == len(pages) * PAGE_BYTES
+        table.close()
