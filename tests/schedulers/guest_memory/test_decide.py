@@ -547,3 +547,18 @@ def test_bounds_of_the_operator_count() -> None:
     made = plan(observation(guest(), available=2.5 * GIB), Policy(goal_free_bytes=3.5 * GIB, bounds=at))
     assert made.host.state == "soft"
     assert made.actions
+
+
+def test_who_lacks_memory_gets_it_before_the_host_gets_its_goal() -> None:
+    """Below the goal, above what the host keeps in any case; nobody else has anything to give."""
+    full = {"balloon_bytes": 2 * GIB, "resident_bytes": 2 * GIB, "total_bytes": 2 * GIB, "free_bytes": 0.0}
+    full |= {"inactive_buffer_bytes": 0.0, "inactive_anonymous_bytes": 0.0}
+    policy = Policy(goal_free_bytes=4 * GIB)
+    first = decide(observation(guest(**full), available=2 * GIB), None, policy, NOW_S)
+    assert first.plan.actions == ()
+    waits = guest(**full, stall_us=500_000.0, classes_at_s=NOW_S + 10)
+    for available, given in ((2 * GIB, True), (0.9 * GIB, False)):
+        seen = observation(waits, available=available, at_s=NOW_S + 10)
+        made = decide(seen, first.state, policy, NOW_S + 10).plan
+        assert bool(made.actions) == given
+        assert all(each.to_bytes > each.from_bytes for each in made.actions if isinstance(each, Balloon))
