@@ -35,7 +35,7 @@ def test_an_event(qemu: tuple[str, int]) -> None:
 
 def test_an_event_that_does_not_come(qemu: tuple[str, int]) -> None:
     with (
-        Qmp(qemu[0], timeout_s=0.1) as talk,
+        Qmp(qemu[0], timeout_s=2.0) as talk,
         pytest.raises(HostError, match="event RESUME: no answer in time"),
     ):
         talk.event("RESUME")
@@ -104,7 +104,7 @@ def test_a_peer_that_is_no_qemu(peer: Callable[[bytes], str], said: bytes) -> No
 
 
 def test_qemu_that_hangs_between_two_commands(tmp_path: Path) -> None:
-    with FakeQemu(tmp_path / "qmp", 1 << 26) as fake, Qmp(fake.path, timeout_s=0.2) as talk:
+    with FakeQemu(tmp_path / "qmp", 1 << 26) as fake, Qmp(fake.path, timeout_s=1.0) as talk:
         talk.ask("query-balloon")
         fake.silent = True
         with pytest.raises(HostError, match="query-balloon: no answer in time"):
