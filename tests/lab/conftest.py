@@ -10,6 +10,7 @@ import platform
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,6 +69,19 @@ def boot_guest(guest_images: guests.Images) -> Iterator[Callable[..., guests.Gue
     """A booted guest for each call, with the options of `GuestVm`; all end with the test."""
     with contextlib.ExitStack() as stack:
         yield lambda name, **options: stack.enter_context(guests.GuestVm(name, guest_images, **options))
+
+
+@pytest.fixture
+def boot_guests(guest_images: guests.Images) -> Iterator[Callable[..., tuple[guests.GuestVm, ...]]]:
+    """Several at once, each by its options."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*options: dict[str, Any]) -> tuple[guests.GuestVm, ...]:
+            made = tuple(guests.GuestVm(images=guest_images, **each) for each in options)
+            stack.enter_context(guests.boot(*made))
+            return made
+
+        yield start
 
 
 @pytest.fixture

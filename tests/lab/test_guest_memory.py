@@ -4,6 +4,9 @@ The guests lie, hang, die and reboot for real. What the scheduler says of them i
 own, the guest's workload, and the kernel of this host.
 """
 
+import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,10 +17,13 @@ import pytest
 from sustain.errors import HostError
 from sustain.schedulers.guest_memory.act import Actuator
 from sustain.schedulers.guest_memory.config import GuestConfig, GuestsConfig
-from sustain.schedulers.guest_memory.model import Balloon, Effect, Guest, Observation, PageOut
+from sustain.schedulers.guest_memory.explain import explain
+from sustain.schedulers.guest_memory.model import Balloon, Effect, Guest, Observation, PageOut, Policy
 from sustain.schedulers.guest_memory.sense import Sensor
 from sustain.schedulers.journal import Journal
 from tests.lab.guests import GuestVm, Images, boot, host_swap, until
+from tests.lab.small_host import SmallHost
+from tests.lab.vm import LabError
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
@@ -126,7 +132,10 @@ def test_each_guest_is_seen_by_the_best_that_there_is(
     sensor = scene(*mixed.values()).sensor
     now = read_until(
         sensor,
-        lambda each: [guest.source for guest in each.guests] == ["guest-agent"] * 3 + ["balloon", "none"],
+        lambda each: (
+            [guest.source for guest in each.guests] == ["guest-agent"] * 3 + ["balloon", "none"]
+            and all(guest.can for guest in each.guests[:4])  # once the drivers were asked, and have answered
+        ),
     )
     cache, cold, busy, mute, bare = now.guests
     assert cache.figures.inactive_buffer_bytes == pytest.approx(100 * MIB, abs=12 * MIB)
@@ -320,3 +329,134 @@ def test_qmp_that_disappears_is_said_and_the_rest_goes_on(
     with pytest.raises(HostError, match="QMP"):  # nor can the statistics be switched off
         stage.sensor.close()
     guest.kill()
+
+
+def rate(guest: GuestVm, seconds: float) -> float:
+    """Pages per second that its workload goes through."""
+    began_s, before = time.monotonic(), guest.work()
+    until(lambda: time.monotonic() > began_s + seconds)
+    return (guest.work() - before) / (time.monotonic() - began_s)
+
+
+def test_memory_moves_to_the_guest_that_needs_it(
+    boot_guests: Callable[..., tuple[GuestVm, ...]], tmp_path: Path
+) -> None:
+    """One guest has read much once; the other works on more than its balloon leaves it, and swaps. The host has no
+    room for both."""
+    idle, needy = boot_guests({"name": "idle"}, {"name": "needy", "swap_mib": 256})
+    idle.do("cache", 170 * MIB)
+    needy.do("swapon")
+    needy.qmp("balloon", value=110 * MIB)
+    until(lambda: needy.balloon_bytes() == 110 * MIB)
+    needy.do("busy", 100 * MIB)
+    before = rate(needy, seconds=2)
+    total = idle.resident_bytes() + needy.resident_bytes() + 30 * MIB
+    policy = Policy(goal_free_bytes=30 * MIB, least_change_bytes=4 * MIB, rise_s=2.0, fall_s=10.0)
+    host = SmallHost(tmp_path, (idle, needy), ways(idle, needy), total, policy)
+    with host.running() as loop:
+        try:
+            until(lambda: rate(needy, seconds=0.5) > 20 * before, limit_s=90)
+        except LabError:
+            raise AssertionError(host.story()) from None
+        assert needy.balloon_bytes() > 140 * MIB
+        assert idle.balloon_bytes() < 240 * MIB
+        assert loop.failure == ""
+    assert {each.__struct_config__.tag for each in host.actions} == {"balloon"}
+    taken = [each for each in host.actions if isinstance(each, Balloon) and each.to_bytes < each.from_bytes]
+    assert {each.guest for each in taken} == {"idle"}, host.story()
+    assert host.least_available_bytes > 0
+    # What was changed is put back when it stops.
+    until(lambda: idle.balloon_bytes() == 256 * MIB and needy.balloon_bytes() == 110 * MIB)
+    assert all(each.reason for each in host.actions)
+
+
+def test_each_guest_gives_by_the_way_that_suits_it(mixed: dict[str, GuestVm], tmp_path: Path) -> None:
+    """The host is short of more than balloons can give. Buffers and free memory go by balloon, cold anonymous memory of
+    a guest without swap goes to the host's; of a guest of which nothing is known, nothing goes."""
+    for guest in mixed.values():
+        assert guest.balloon_bytes() == 256 * MIB
+    held = {name: guest.resident_bytes() for name, guest in mixed.items()}
+    policy = Policy(goal_free_bytes=380 * MIB, least_change_bytes=4 * MIB, step=0.1)
+    with host_swap(1024):
+        worked = mixed["busy"].work()
+        host = SmallHost(
+            tmp_path, tuple(mixed.values()), ways(*mixed.values()), sum(held.values()) + 10 * MIB, policy
+        )
+        with host.running() as loop:
+            try:
+                until(lambda: "pageout" in host.used("cold"), limit_s=60)
+                until(lambda: mixed["cache"].balloon_bytes() < 180 * MIB, limit_s=60)
+                until(lambda: mixed["mute"].balloon_bytes() < 220 * MIB, limit_s=60)
+            except LabError:
+                raise AssertionError(host.story()) from None
+            assert loop.failure == ""
+            last = host.plans[-1]
+        assert host.used("cache") == {"balloon"}, host.story()
+        assert host.used("mute") == {"balloon"}, host.story()
+        assert host.used("bare") == set(), host.story()
+        assert any("unknown" in each for each in last.guest("bare").reasons)
+        assert mixed["bare"].swapped_bytes() == 0
+        assert mixed["busy"].work() > worked
+        print({name: held[name] - guest.resident_bytes() >> 20 for name, guest in mixed.items()})
+        print(explain(last, "cold", policy))
+    until(lambda: all(guest.balloon_bytes() == 256 * MIB for guest in mixed.values()))
+
+
+SQUEEZE = """
+[agent]
+listen = ""
+state_dir = "{place}"
+
+[guest_memory]
+period = "1s"
+
+[[guest_memory.guests]]
+name = "{guest.name}"
+qmp = "{guest.qmp_path}"
+guest_agent = "{guest.agent_path}"
+
+[guest_memory.policy]
+goal_free = "1001GiB"
+bounds = {{ clear = "1000GiB", soft = "1000GiB", hard = 2, low = 1 }}
+"""
+
+
+def test_a_killed_agent_leaves_a_guest_that_works_and_can_be_put_back(
+    boot_guest: Boot, tmp_path: Path
+) -> None:
+    guest = boot_guest("squeezed")
+    guest.do("cache", 120 * MIB)
+    config = tmp_path / "agent.toml"
+    config.write_text(SQUEEZE.format(place=tmp_path, guest=guest))
+    agent = [sys.executable, "-m", "sustain.cli", "agent"]
+
+    def squeeze() -> "subprocess.Popen[bytes]":
+        process = subprocess.Popen([*agent, "--config", str(config)])
+        try:
+            until(lambda: guest.balloon_bytes() < 200 * MIB or process.poll() is not None, limit_s=40)
+            assert process.poll() is None
+        except BaseException:
+            process.kill()
+            raise
+        return process
+
+    def put_back() -> list[str]:
+        command = [*agent, "restore", "--config", str(config), "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        undone = json.loads(done.stdout)["undone"]
+        return [each["outcome"] for each in undone if each["key"].startswith("balloon:")]
+
+    process = squeeze()
+    process.kill()  # in the middle of whatever it does
+    process.wait(10)
+    assert guest.balloon_bytes() < 220 * MIB
+    guest.do("anon", 20 * MIB)
+    assert put_back() == ["restored"]
+    until(lambda: guest.balloon_bytes() == 256 * MIB)
+    assert put_back() == []
+    process = squeeze()
+    process.terminate()
+    assert process.wait(40) == 0
+    until(lambda: guest.balloon_bytes() == 256 * MIB)
+    assert put_back() == []
