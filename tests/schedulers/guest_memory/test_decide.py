@@ -557,8 +557,8 @@ def test_who_lacks_memory_gets_it_before_the_host_gets_its_goal() -> None:
     first = decide(observation(guest(**full), available=2 * GIB), None, policy, NOW_S)
     assert first.plan.actions == ()
     waits = guest(**full, stall_us=500_000.0, classes_at_s=NOW_S + 10)
-    for available, given in ((2 * GIB, True), (0.9 * GIB, False)):
+    for available, gives in ((2 * GIB, True), (0.9 * GIB, False)):
         seen = observation(waits, available=available, at_s=NOW_S + 10)
         made = decide(seen, first.state, policy, NOW_S + 10).plan
-        assert bool(made.actions) == given
+        assert bool(made.actions) == gives
         assert all(each.to_bytes > each.from_bytes for each in made.actions if isinstance(each, Balloon))
