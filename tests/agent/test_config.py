@@ -79,6 +79,7 @@ def test_an_empty_file_runs_nothing() -> None:
         ("reservation =", "reserved =", "guest_memory.policy.guests.vm1.reserved", "reservation"),
         ("reservation =", "reservation_bytes =", "policy.guests.vm1.reservation_bytes", "reservation"),
         ("idle_tax = 0.5", 'idle_tax = "much"', "guest_memory.policy.idle_tax", ""),
+        ("idle_tax = 0.5", "idle_tax = 1.0", "idle_tax cannot be 1.0", "less than 1"),
         ('"1.5GiB"', '"1.5 bananas"', "guest_memory.policy.guests.vm1.reservation", "256MiB"),
         ('"5s"', '"soon"', "guest_memory.period", "500ms"),
         ('"5s"', '"10ms"', "guest_memory.period", "10s"),

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from sustain.errors import ConfigError
+from sustain.schedulers.guest_memory import host_state
 from sustain.schedulers.guest_memory.config import GuestConfig, GuestsConfig, check
 from sustain.schedulers.guest_memory.model import Policy
 from sustain.units import parse_duration, parse_size
@@ -116,6 +117,7 @@ def _check(config: AgentConfig, where: str) -> None:
         if section is None:
             return
         check(section.ways)
+        host_state.check(section.policy)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}", hint=error.hint) from None
     if section.period_s < 1:

@@ -31,6 +31,10 @@ from sustain.units import format_duration, format_size
 
 HELP = "show, explain and schedule the memory of guests; ask whether one more fits"
 
+_NOBODY = (
+    "no guest was found: QEMU needs a QMP socket (-qmp unix:PATH,server=on,wait=off); libvirt's guests and cgroups are "
+    "named in the configuration (docs/operating/guest-memory.md)"
+)
 _DEFAULT_CONFIG = "/etc/sustain/agent.toml"
 
 
@@ -169,6 +173,8 @@ def _status(data: dict[str, Any]) -> str:
                 ", ".join(guest["can"]) or "nothing",
             )
         )
+    if len(rows) == 1:
+        return "\n".join([_head(data), *_host(data["plan"]["host"], host), "", _NOBODY])
     lines = [_head(data), *_host(data["plan"]["host"], host), "", table(rows)]
     for guest in data["observation"]["guests"]:
         lines += [f"{guest['name']}: {problem}" for problem in guest["problems"]]

@@ -78,7 +78,10 @@ class GuestMemory:
             guest = words.get("guest", "")
             if guest not in tick.plan:
                 raise UnknownGuest(
-                    f"{guest}: no such guest", hint=f"there is: {', '.join(tick.plan.names) or 'none'}"
+                    f"{guest}: no such guest",
+                    hint=f"there is: {', '.join(tick.plan.names)}"
+                    if tick.plan.names
+                    else "no guest was found",
                 )
             found = {"guest": tick.plan.guest(guest), "text": explain(tick.plan, guest, self.policy)}
         elif question == "admit":
