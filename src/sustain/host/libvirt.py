@@ -8,6 +8,7 @@ Memory statistics come in KiB and only while a period is set; a domain's `actual
 "-1" is left out by libvirt.
 """
 
+import atexit
 import json
 import threading
 import uuid
@@ -23,6 +24,7 @@ T = TypeVar("T")
 _KIB = 1024
 _connections: dict[str, Any] = {}
 _lock = threading.Lock()
+atexit.register(_connections.clear)  # later, the library's own clean-up no longer works, and says so
 
 
 class Domain:
