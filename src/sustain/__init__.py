@@ -7,10 +7,13 @@ command that is taken over must start in tens of milliseconds.
 """
 
 from sustain.errors import (
+    AgentError,
     AuthenticationFailed,
     BudgetExceeded,
     ConfigError,
     HostError,
+    JournalBusy,
+    JournalError,
     LeaseError,
     LogFull,
     LogTooSmall,
@@ -23,6 +26,7 @@ from sustain.errors import (
     PeerUnreachable,
     PowerSourceError,
     ProtocolError,
+    RecordingError,
     RegionBusy,
     RegionCorrupt,
     RegionError,
@@ -43,6 +47,7 @@ from sustain.errors import (
     StoreReadOnly,
     StoreUntrusted,
     SustainError,
+    UnknownGuest,
     WaitTimeout,
     WrongGeneration,
 )
@@ -61,12 +66,15 @@ from sustain.store import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "AgentError",
     "AuthenticationFailed",
     "BudgetExceeded",
     "ConfigError",
     "DestinationStatus",
     "File",
     "HostError",
+    "JournalBusy",
+    "JournalError",
     "LeaseError",
     "LogFull",
     "LogTooSmall",
@@ -81,6 +89,7 @@ __all__ = [
     "PowerSourceError",
     "PowerStatus",
     "ProtocolError",
+    "RecordingError",
     "RegionBusy",
     "RegionCorrupt",
     "RegionError",
@@ -104,6 +113,7 @@ __all__ = [
     "StoreUntrusted",
     "SustainError",
     "Transaction",
+    "UnknownGuest",
     "WaitTimeout",
     "WrongGeneration",
     "__version__",
