@@ -170,14 +170,14 @@ def answer(quick: bool = False) -> Answer:
         "mixed: freed at the same goal, beside the better peer whatever it loses",
         (mixed["sustain"]["freed GiB"] or 0.0)
         / max(mixed["MOM"]["freed GiB"] or 0.0, mixed["Proxmox"]["freed GiB"] or 0.0),
-        lambda value: value >= 1.0,
+        lambda value: value >= 1.2,
     )
     found.ask("mixed: work lost", 1 - (mixed["sustain"]["work"] or 0.0), lambda value: value <= 0.01)
     found.ask("free memory swapped, MiB", mixed["sustain"]["free swapped MiB"], lambda value: value == 0)
-    gain = taxed["tax 0.75"]["busy entitled MiB"] / taxed["tax 0"]["busy entitled MiB"]
-    found.ask(
-        "the busy guest's entitlement at idle tax 0.75, beside that at 0", gain, lambda value: value > 1.1
-    )
+    for what in ("entitled", "holds"):
+        with_tax, without = (taxed[name][f"busy {what} MiB"] for name in ("tax 0.75", "tax 0"))
+        text = f"what the busy guest {'is entitled to' if what == 'entitled' else what} at idle tax 0.75, beside 0"
+        found.ask(text, with_tax / without, lambda value: value > 1.1)
     found.ask(
         "a stepped working set: most below", tracking["most below what is used, 30 s after a step"],
         lambda value: value < 0.1,
