@@ -245,17 +245,29 @@ def test_restore_of_a_balloon_that_was_on_its_way(journal: Journal, stands: int,
 
 def test_restore_of_a_guest_that_is_gone_or_cannot_be_reached(journal: Journal) -> None:
     guest = MadeGuest("a")
-    guest.who = Identity((1 << 22) + 1, 1)  # has gone
-    assert one(Actuator({"a": guest}, journal), balloon(guest, GIB // 2)).done
+    gone = guest.its_life = f"{(1 << 22) + 1}:1"  # of no process
+    assert one(Actuator({"a": guest}, journal), balloon(guest, GIB // 2, life=gone)).done
     assert [each.outcome for each in Actuator({}, journal).restore().undone] == ["gone"]
-    own = identify(1)
-    guest.who = own  # runs, and is no guest that anybody knows of
-    assert one(Actuator({"a": guest}, journal), balloon(guest, GIB // 4)).done
+    first = identify(1)
+    assert first is not None
+    runs = guest.its_life = f"{first.pid}:{first.start_ticks}"  # and is no guest that anybody knows of
+    assert one(Actuator({"a": guest}, journal), balloon(guest, GIB // 4, life=runs)).done
     (failed,) = Actuator({}, journal).restore().failed
     assert "cannot be reached" in failed.problem
     assert len(journal.entries()) == 1  # for the next time
     guest.its_life = "2:2"
     assert [each.outcome for each in Actuator({"a": guest}, journal).restore().undone] == ["gone"]
+
+
+def test_what_was_found_first_is_kept_when_the_process_is_not_found_for_once(journal: Journal) -> None:
+    guest = MadeGuest("a")
+    actuator = Actuator({"a": guest}, journal)
+    guest.who = identify(1)
+    assert one(actuator, balloon(guest, GIB * 3 // 4)).done
+    guest.who = None
+    assert one(actuator, balloon(guest, GIB // 2)).done
+    assert actuator.restore().failed == ()
+    assert guest.target_bytes == GIB
 
 
 def test_nothing_is_changed_that_cannot_be_noted(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -200,9 +200,6 @@ class Actuator:
         self, guest: _Guest, handle: GuestHandle, action: Balloon, now: int, goal: int, this: _Round
     ) -> bool:
         target: dict[str, int | float | str] = {"guest": action.guest, "life": action.life}
-        who = handle.process()
-        if who is not None:
-            target |= {"pid": who.pid, "start_ticks": who.start_ticks}
         with guest.gate:
             if this.ended:
                 return False
@@ -265,10 +262,10 @@ class Actuator:
             guest.gate.release()
 
     def _still_runs(self, entry: Entry) -> bool:
-        pid, ticks = entry.target.get("pid"), entry.target.get("start_ticks")
-        if not isinstance(pid, int) or not isinstance(ticks, int):
+        pid, _, ticks = str(entry.target["life"]).partition(":")  # of a guest that is a process: handles
+        if not pid.isdecimal() or not ticks.isdecimal():
             return str(entry.target["guest"]) in self._handles
-        return processes.alive(Identity(pid, ticks), str(self._root))
+        return processes.alive(Identity(int(pid), int(ticks)), str(self._root))
 
     # pages to swap
 
