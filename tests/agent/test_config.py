@@ -31,6 +31,10 @@ name = "box"
 kind = "cgroup"
 cgroup = "/sys/fs/cgroup/box"
 
+[guest_memory.urgency]
+period = "1s"
+stall = "50ms"
+
 [guest_memory.policy]
 idle_tax = 0.5
 goal_free = "2GiB"
@@ -56,6 +60,8 @@ def test_everything_that_can_be_said() -> None:
     assert (section.period_s, section.statistics_period_s, section.discover) == (5, 3, True)
     assert [guest.name for guest in section.ways.guests] == ["vm1", "box"]
     assert section.ways.guests[1].kind == "cgroup"
+    urgency = section.urgency
+    assert (urgency.period_s, urgency.stall_s, urgency.window_s, urgency.watch) == (1, 0.05, 2, True)
     policy = section.policy
     assert (policy.idle_tax, policy.goal_free_bytes, policy.fresh_s) == (0.5, 2 << 30, 20)
     assert policy.default.shares == 10
@@ -90,6 +96,8 @@ def test_an_empty_file_runs_nothing() -> None:
         ("discover = true", "", "", ""),
         ("shares = 10\n", "shares = true\n", "guest_memory.policy.default.shares", ""),
         ("[guest_memory.policy.default]\nshares = 10", "default = 3\n", "policy.default is not a table", ""),
+        ("stall =", "stalls =", "guest_memory.urgency.stalls", "stall"),
+        ('"50ms"', '"3s"', "guest_memory.urgency.stall", "window"),
         ("[agent]", "[agent", "line 2", "TOML"),
         ("unix:/run/sustain/agent.sock", "0.0.0.0:80", "agent.listen", "127.0.0.1"),
         ("unix:/run/sustain/agent.sock", "localhost:80", "agent.listen", "127.0.0.1"),

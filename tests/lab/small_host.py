@@ -13,6 +13,7 @@ from typing import Any
 
 from sustain.clock import SystemClock
 from sustain.errors import SustainError
+from sustain.schedulers.alarms import Alarm
 from sustain.schedulers.guest_memory.act import Actuator
 from sustain.schedulers.guest_memory.config import GuestsConfig
 from sustain.schedulers.guest_memory.decide import decide
@@ -31,6 +32,7 @@ class SmallHost:
 
     name = "guest-memory"
     period_s = 0.5
+    least_wait_s = 0.5
 
     def __init__(
         self, place: Path, guests: Sequence[GuestVm], ways: GuestsConfig, total_bytes: int, policy: Policy
@@ -87,6 +89,12 @@ class SmallHost:
         effects = self._actuator.carry_out(plan.actions)
         self.effects.extend(effects)
         return effects
+
+    def wait_s(self, plan: Plan, effects: Sequence[Effect]) -> float:
+        return self.period_s
+
+    def alarms(self) -> Sequence[Alarm]:
+        return ()
 
     def restore(self) -> Report:
         return self._actuator.restore()

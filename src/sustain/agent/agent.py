@@ -139,6 +139,8 @@ class Agent:
             "acts": loop.acts,
             "problem": loop.failure or None,
             "blind_s": loop.blind_s,
+            "watched": loop.alarms.watched,
+            "unwatched": loop.alarms.problems,
             **{field: getattr(counts, field) for field in counts.__slots__},
             "last": None
             if tick is None

@@ -28,7 +28,9 @@ def guest_memory(
     section: GuestMemorySection, clock: Clock | None = None, journal: Journal | None = None
 ) -> GuestMemory:
     """The guest memory scheduler; without a journal it can look and decide, and not act."""
-    return GuestMemory(section.ways, section.policy, section.period_s, clock or SystemClock(), journal)
+    return GuestMemory(
+        section.ways, section.policy, section.period_s, clock or SystemClock(), journal, section.urgency
+    )
 
 
 def journal_of(config: AgentConfig, scheduler: str) -> Journal:

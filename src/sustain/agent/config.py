@@ -19,9 +19,10 @@ from typing import Any, TypeVar
 import msgspec
 
 from sustain.errors import ConfigError
-from sustain.schedulers.guest_memory import host_state
+from sustain.schedulers.guest_memory import host_state, urgency
 from sustain.schedulers.guest_memory.config import GuestConfig, GuestsConfig, check
 from sustain.schedulers.guest_memory.model import Policy
+from sustain.schedulers.guest_memory.urgency import Urgency
 from sustain.units import parse_duration, parse_size
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -46,6 +47,7 @@ class GuestMemorySection(msgspec.Struct, frozen=True, kw_only=True):
     discover: bool = False
     timeout_s: float = 2.0
     statistics_period_s: int = 5
+    urgency: Urgency = Urgency()
     policy: Policy = Policy()
 
     @property
@@ -117,6 +119,7 @@ def _check(config: AgentConfig, where: str) -> None:
         if section is None:
             return
         check(section.ways)
+        urgency.check(section.urgency)
         host_state.check(section.policy)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}", hint=error.hint) from None

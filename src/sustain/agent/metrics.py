@@ -21,6 +21,7 @@ _COUNTERS = {
     "ticks": "ticks made",
     "failed": "ticks that failed",
     "skipped": "periods skipped because a tick took longer than one",
+    "hurried": "ticks before their time, because of pressure or an unfinished action",
     "actions": "actions carried out or tried",
     "refused": "actions that did not come off",
     "restores": "times that everything was put back because nothing could be seen",

@@ -197,7 +197,12 @@ class Cgroup:
 
     def pressure(self) -> Pressure:
         """How long its tasks waited for memory; unknown in version 1."""
-        return pressure.read(self.directory / "memory.pressure") if self.version == 2 else Pressure()
+        return pressure.read(self.pressure_file) if self.version == 2 else Pressure()
+
+    @property
+    def pressure_file(self) -> Path:
+        """Where that is read, and triggers are set. Version 1 has none."""
+        return self.directory / "memory.pressure"
 
     def processes(self) -> tuple[int, ...]:
         """The processes directly in it."""

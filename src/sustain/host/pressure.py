@@ -7,6 +7,7 @@ have stalled for that long within the window; the kernel counts, nobody asks in 
 
 import os
 import select
+from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -37,7 +38,12 @@ def parse(content: str) -> Pressure:
 
 def of_host(root: Path = Path("/")) -> Pressure:
     """This host's, for memory."""
-    return read(root / "proc/pressure/memory")
+    return read(file_of_host(root))
+
+
+def file_of_host(root: Path = Path("/")) -> Path:
+    """Where that is read, and triggers are set."""
+    return root / "proc/pressure/memory"
 
 
 def read(path: Path) -> Pressure:
@@ -93,3 +99,50 @@ class Trigger:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class Triggers:
+    """Many triggers that one thread waits for at once; each has a key. `wake` may be called from any thread."""
+
+    def __init__(self) -> None:
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._held: dict[Hashable, Trigger] = {}
+
+    @property
+    def keys(self) -> frozenset[Hashable]:
+        return frozenset(self._held)
+
+    def add(self, key: Hashable, path: Path, stall_us: int, window_us: int) -> None:
+        """Raises HostError when the kernel does not take it."""
+        assert key not in self._held
+        self._held[key] = Trigger(path, stall_us, window_us)
+
+    def drop(self, key: Hashable) -> None:
+        self._held.pop(key).close()
+
+    def wait(self) -> tuple[frozenset[Hashable], frozenset[Hashable]]:
+        """Until `wake`, or some of them fire: the keys of those, and of those that watch what is no more."""
+        poll = select.poll()
+        poll.register(self._wake, select.POLLIN)
+        keys: dict[int, Hashable] = {}
+        for key, trigger in self._held.items():
+            poll.register(trigger.fileno(), select.POLLPRI)
+            keys[trigger.fileno()] = key
+        fired, gone = set(), set()
+        for descriptor, event in poll.poll():
+            if descriptor == self._wake:
+                os.eventfd_read(self._wake)
+            elif event & (select.POLLERR | select.POLLNVAL):
+                gone.add(keys[descriptor])
+            else:
+                fired.add(keys[descriptor])
+        return frozenset(fired), frozenset(gone)
+
+    def wake(self) -> None:
+        """End the wait that goes on, or else the next one."""
+        os.eventfd_write(self._wake, 1)
+
+    def close(self) -> None:
+        for key in list(self._held):
+            self.drop(key)
+        os.close(self._wake)

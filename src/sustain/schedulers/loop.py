@@ -4,9 +4,12 @@ Used by the agent, which gives each scheduler a thread with its own loop, and by
 what `Scheduler` says; the guest memory one is in `guest_memory.scheduler`, a small made-up one in `sustain.testing`.
 
 The model: ticks start on a grid of periods; one that takes longer skips what it has missed and counts it, rather than
-running after its time. A tick that fails (a source is gone, or we have a defect) ends there; the next period tries
-again. A scheduler that has been blind for long puts back what it changed, since it can no longer see whom that hurts.
-A loop puts back at its start what a killed predecessor has left, and at its end what it did itself.
+running after its time. A tick comes sooner when the scheduler wants one (`wait_s`), or when tasks stall (`alarms`) or
+somebody else hurries; but not within `least_wait_s` of the end of the last, so that a host under pressure does not
+make a loop spin. The grid then begins anew with it. A tick that fails (a source is gone, or we have a defect) ends
+there; the next period tries again. A scheduler that has been blind for long puts back what it changed, since it can no
+longer see whom that hurts. A loop puts back at its start what a killed predecessor has left, and at its end what it
+did itself.
 
 Rejected: one loop for all schedulers, or asyncio: what hangs in the kernel hangs its thread, and nobody else's.
 """
@@ -20,6 +23,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from sustain.clock import Clock
 from sustain.errors import SustainError
+from sustain.schedulers.alarms import Alarm, Alarms
 from sustain.schedulers.journal import Report
 from sustain.schedulers.measure import Measure
 
@@ -38,6 +42,10 @@ class Scheduler(Protocol[O, S, P, E]):
     @property
     def period_s(self) -> float: ...
 
+    @property
+    def least_wait_s(self) -> float:
+        """Between the end of a tick and one before its time."""
+
     def sense(self) -> O:
         """Look at the host. Raises SustainError or OSError when nothing can be seen; what is unknown of one guest
         alone is in the observation."""
@@ -48,6 +56,12 @@ class Scheduler(Protocol[O, S, P, E]):
 
     def act(self, plan: P) -> Sequence[E]:
         """Carry a plan out; what came of each of its actions. What cannot be done is an effect, not an exception."""
+
+    def wait_s(self, plan: P, effects: Sequence[E]) -> float:
+        """Pure: how soon to be called again after that, `period_s` when there is no hurry."""
+
+    def alarms(self) -> Iterable[Alarm]:
+        """Stalls that end the wait, as things are now. What cannot be watched is left out."""
 
     def restore(self) -> Report:
         """Put back everything that was changed and not put back yet, also by a predecessor."""
@@ -76,6 +90,7 @@ class Tick(Generic[O, S, P, E]):
     sense_s: float | None = None
     decide_s: float | None = None
     act_s: float | None = None
+    wait_s: float | None = None  # how soon the scheduler wants the next one
     problem: str = ""
     hint: str = ""
 
@@ -87,6 +102,7 @@ class Counts:
     ticks: int = 0
     failed: int = 0  # ticks
     skipped: int = 0  # periods, because a tick took longer than one
+    hurried: int = 0  # ticks before their time
     actions: int = 0
     refused: int = 0  # actions that did not come off
     restores: int = 0  # because it was blind
@@ -125,6 +141,8 @@ class Loop(Generic[O, S, P, E]):
         self._listeners = tuple(listeners)
         self._wake = threading.Event()
         self._stop = threading.Event()
+        self._hurried = False  # since the last tick began
+        self.alarms = Alarms(self.hurry, tell)
         self._seen_s = self.beat_s = self._now_s()  # beat: when the loop last came round
         self._put_back = False  # since it has been blind
         self._effects: tuple[E, ...] = ()  # that no decision has heard of yet
@@ -136,13 +154,14 @@ class Loop(Generic[O, S, P, E]):
                 self.restore("left by an agent that was killed")
             start_s = self._now_s()
             while not self._stop.is_set():
-                self.tick()
+                self._hurried = False
+                tick = self.tick()
+                self.alarms.watch(self.scheduler.alarms())
                 start_s, skipped = next_start(start_s, self.scheduler.period_s, self._now_s())
                 self.counts.skipped += skipped
-                if self._wake.wait(max(0.0, start_s - self._now_s())):
-                    self._wake.clear()
-                    start_s = min(start_s, self._now_s())
+                start_s = self._wait(start_s, tick)
         finally:
+            self.alarms.close()
             if self.acts:
                 self.restore("the scheduler stops")
             self.scheduler.close()
@@ -153,7 +172,8 @@ class Loop(Generic[O, S, P, E]):
         self._wake.set()
 
     def hurry(self) -> None:
-        """Tick now rather than at the end of the period. From any thread."""
+        """Tick as soon as may be rather than at the end of the period. From any thread."""
+        self._hurried = True
         self._wake.set()
 
     @property
@@ -179,6 +199,7 @@ class Loop(Generic[O, S, P, E]):
             if self.acts and not self._stop.is_set():
                 found["effects"] = self._effects = tuple(self.scheduler.act(found["plan"]))
                 found["act_s"] = self._since(begun_s)
+                found["wait_s"] = self.scheduler.wait_s(found["plan"], self._effects)
         except Exception as error:  # noqa: BLE001 - whatever it is, the guests must not stay as they are for ever
             found |= self._failed(error)
         tick = Tick(number, now_s, state, **found)
@@ -201,6 +222,20 @@ class Loop(Generic[O, S, P, E]):
         for each in report.failed:
             self._tell(f"{each.entry.key} is not put back: {each.problem}")
         return report
+
+    def _wait(self, next_s: float, tick: Tick[O, S, P, E]) -> float:
+        """Until the next tick is due, which is at `next_s` or sooner; when it begins."""
+        ended_s = self._now_s()
+        while not self._stop.is_set():
+            self._wake.clear()
+            at_s = due(ended_s, next_s, tick.wait_s, self.scheduler.least_wait_s, self._hurried)
+            now_s = self._now_s()
+            if now_s >= at_s:
+                self.counts.hurried += at_s < next_s
+                return next_s if at_s == next_s else now_s
+            if not self._stop.is_set():  # set before the flag was cleared
+                self._wake.wait(at_s - now_s)
+        return next_s
 
     def _account(self, tick: Tick[O, S, P, E]) -> None:
         counts = self.counts
@@ -244,3 +279,11 @@ def next_start(started_s: float, period_s: float, now_s: float) -> tuple[float, 
     """(when the next tick starts, periods that are skipped): the first place on the grid that is not in the past."""
     behind = max(1, math.ceil((now_s - started_s) / period_s))
     return started_s + behind * period_s, behind - 1
+
+
+def due(ended_s: float, next_s: float, wait_s: float | None, least_wait_s: float, hurried: bool) -> float:
+    """When the next tick starts: at `next_s`, the next place on the grid, or sooner, as the scheduler wants (`wait_s`)
+    or since somebody hurries; but then not within `least_wait_s` of the end of the last one."""
+    if hurried:
+        return min(next_s, ended_s + least_wait_s)
+    return next_s if wait_s is None else min(next_s, ended_s + max(wait_s, least_wait_s))

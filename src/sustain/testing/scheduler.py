@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from sustain.errors import SustainError
+from sustain.schedulers.alarms import Alarm
 from sustain.schedulers.journal import Entry, Journal, Outcome, Report, put_back
 from sustain.schedulers.loop import Tick
 from sustain.schedulers.measure import Measure
@@ -75,6 +76,9 @@ class DialScheduler:
         self, directory: Path, journal: Journal, policy: DialPolicy | None = None, period_s: float = 0.01
     ) -> None:
         self.period_s = period_s
+        self.least_wait_s = 0.0
+        self.soon_s: float | None = None  # how soon it wants to be called again while it turns dials
+        self.watched: tuple[Alarm, ...] = ()
         self.fault: Callable[[str], None] = lambda step: None
         self.heard: list[Turned] = []  # the effects that decisions were told of
         self._directory, self._journal, self._policy = directory, journal, policy or DialPolicy()
@@ -93,6 +97,12 @@ class DialScheduler:
     def act(self, plan: TurnPlan) -> Sequence[Turned]:
         self.fault("act")
         return [self._turn(action) for action in plan.actions]
+
+    def wait_s(self, plan: TurnPlan, effects: Sequence[Turned]) -> float:
+        return self.period_s if self.soon_s is None or not plan.actions else self.soon_s
+
+    def alarms(self) -> Iterable[Alarm]:
+        return self.watched
 
     def restore(self) -> Report:
         return self._journal.restore({"dial": self._undo})

@@ -135,7 +135,8 @@ class Actuator:
     def _missing(self, action: Action, started: Sequence[threading.Thread]) -> Effect:
         guest = self._guests[action.guest]
         if guest.thread in started:
-            return _failed(action, f"it has not come back within {self._limit_s:g} s")
+            why = f"it has not come back within {self._limit_s:g} s"
+            return Effect(action=action, done=False, problem=why, under_way=True)
         return _failed(action, "an earlier action on this guest has not come back yet")
 
     def _work(self, guest: _Guest, actions: Sequence[tuple[int, Action]], this: _Round) -> None:
@@ -194,7 +195,13 @@ class Actuator:
             self._forget_what_is_as_it_was(action.guest, now)
             why = "no driver runs in the guest" if now == before else "the guest gives no more"
             return Effect(action=action, done=False, freed_bytes=freed, problem=f"{stopped}: {why}")
-        return Effect(action=action, done=False, freed_bytes=freed, problem=f"{stopped}; it may still move")
+        return Effect(
+            action=action,
+            done=False,
+            freed_bytes=freed,
+            problem=f"{stopped}; it may still move",
+            under_way=True,
+        )
 
     def _set_balloon(
         self, guest: _Guest, handle: GuestHandle, action: Balloon, now: int, goal: int, this: _Round

@@ -171,3 +171,4 @@ class Effect(msgspec.Struct, frozen=True, kw_only=True):
         None  # of the host's memory: resident before, less resident after; negative: given
     )
     problem: str | None = None
+    under_way: bool = False  # it goes on, or may

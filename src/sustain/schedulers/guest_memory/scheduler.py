@@ -12,6 +12,7 @@ import msgspec
 
 from sustain.clock import Clock
 from sustain.errors import ConfigError, UnknownGuest
+from sustain.schedulers.alarms import Alarm
 from sustain.schedulers.guest_memory.act import Actuator
 from sustain.schedulers.guest_memory.admission import admit
 from sustain.schedulers.guest_memory.config import GuestsConfig
@@ -22,6 +23,7 @@ from sustain.schedulers.guest_memory.measures import measures
 from sustain.schedulers.guest_memory.model import Effect, Observation, Policy
 from sustain.schedulers.guest_memory.plan import Plan, State
 from sustain.schedulers.guest_memory.sense import Sensor
+from sustain.schedulers.guest_memory.urgency import Urgency, check, wait_s
 from sustain.schedulers.journal import Journal, Report
 from sustain.schedulers.loop import Tick
 from sustain.schedulers.measure import Measure
@@ -34,10 +36,20 @@ class GuestMemory:
     name = "guest-memory"
 
     def __init__(
-        self, ways: GuestsConfig, policy: Policy, period_s: float, clock: Clock, journal: Journal | None
+        self,
+        ways: GuestsConfig,
+        policy: Policy,
+        period_s: float,
+        clock: Clock,
+        journal: Journal | None,
+        urgency: Urgency | None = None,
     ) -> None:
         """Raises ConfigError."""
+        urgency = urgency or Urgency()
+        check(urgency)
         self.period_s = period_s
+        self.least_wait_s = urgency.period_s
+        self._urgency = urgency
         self.policy = policy
         self._sensor = Sensor(ways, clock=clock, fresh_s=policy.fresh_s)
         self._journal = journal
@@ -55,6 +67,17 @@ class GuestMemory:
     def act(self, plan: Plan) -> Sequence[Effect]:
         assert self._actuator is not None
         return self._actuator.carry_out(plan.actions)
+
+    def wait_s(self, plan: Plan, effects: Sequence[Effect]) -> float:
+        return wait_s(plan, effects, self._urgency, self.period_s)
+
+    def alarms(self) -> Iterator[Alarm]:
+        """Of the host, and of the containers that are there."""
+        if not self._urgency.watch:
+            return
+        stall_s, window_s = self._urgency.stall_s, self._urgency.window_s
+        for of, path, life in self._sensor.pressures():
+            yield Alarm(of, path, stall_s, window_s, life)
 
     def restore(self) -> Report:
         if self._journal is None or self._actuator is None or not self._journal.entries():

@@ -10,7 +10,7 @@ guests, since libvirt's calls and the files of /proc block.
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -20,6 +20,7 @@ import msgspec
 from sustain.clock import Clock, SystemClock
 from sustain.errors import SustainError
 from sustain.host import meminfo, pressure, qemu, swaps, vmstat
+from sustain.host.cgroup import Cgroup
 from sustain.host.meminfo import Meminfo
 from sustain.host.pressure import Pressure
 from sustain.host.swaps import Swaps
@@ -81,6 +82,19 @@ class Sensor:
             host=msgspec.structs.replace(host, problems=(*host.problems, *problems)),
             guests=tuple(guests),
         )
+
+    def pressures(self) -> Iterator[tuple[str, Path, str]]:
+        """Whose stalls the kernel counts, by which file, and the life of that: the host, guests with a cgroup."""
+        yield "the host", pressure.file_of_host(self._root), ""
+        for name, watch in self._watches.items():
+            path = watch.handle.cgroup()
+            if path is None:
+                continue
+            try:
+                group = Cgroup.open(path, self._root)
+            except SustainError:
+                continue  # it is not there now, as its guest's problems say
+            yield f"guest {name}", group.pressure_file, group.life
 
     def close(self) -> None:
         """Raises SustainError when something could not be put back; the rest is."""
