@@ -136,15 +136,15 @@ class _Shown:
 
     def refresh(self) -> None:
         import json
-        import os
+        from pathlib import Path
+
+        from sustain import wholefile
 
         if self._path is None:
             return
         text = json.dumps(self._status()) + "\n"
         if text != self._last:
-            with open(f"{self._path}.tmp", "w", encoding="utf-8") as file:
-                file.write(text)
-            os.replace(f"{self._path}.tmp", self._path)
+            wholefile.replace(Path(self._path), text.encode(), durable=False)
             self._last = text
 
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from sustain import wholefile
 from sustain.clock import Clock
 from sustain.failover.custodian.base import Opened
 from sustain.failover.lease.record import LeaseState, LeaseView
@@ -190,13 +191,7 @@ def write(base: str, data: dict[str, Any], text: str, directory: str) -> str:
         (".json", json.dumps(data, indent=2, ensure_ascii=False) + "\n"),
         (".txt", text),
     ):
-        target = Path(directory, base + suffix)
-        draft = target.with_name(target.name + ".new")
-        with draft.open("w", encoding="utf-8") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, target)
+        wholefile.replace(Path(directory, base + suffix), content.encode(), durable=True)
     return str(Path(directory, base + ".txt"))
 
 

@@ -1,6 +1,6 @@
 """`PATH.run.json`: what the supervisor of a store is doing, for `sustain status` and for its own successor.
 
-Written by `supervise` whole and by rename, at each change. It also names the processes that the supervisor
+Written by `supervise`, whole, at each change. It also names the processes that the supervisor
 has started, by pid *and* start time, so that the next supervisor on this host can end what a killed one
 left behind. Boot id and identities make sure that nobody else is ever hit.
 """
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sustain import wholefile
 from sustain._native import Control
 from sustain.errors import StoreBusy, StoreError
 from sustain.host.processes import Identity, alive, group_of, kill, wait_gone
@@ -25,10 +26,7 @@ def path_of(store: str) -> Path:
 
 def write(store: str, data: dict[str, Any]) -> None:
     """Replace the file. Raises OSError."""
-    target = path_of(store)
-    draft = target.with_name(target.name + ".new")
-    draft.write_text(json.dumps(data) + "\n", encoding="utf-8")
-    os.replace(draft, target)
+    wholefile.replace(path_of(store), json.dumps(data).encode() + b"\n", durable=False)
 
 
 def read(store: str) -> dict[str, Any] | None:

@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from sustain import RegionBusy, RegionCorrupt, RegionError, RegionFull, RegionIOError, RegionUnsealed
+from sustain import (
+    RegionBusy,
+    RegionCorrupt,
+    RegionError,
+    RegionFull,
+    RegionIOError,
+    RegionUnsealed,
+    wholefile,
+)
 from sustain.powerfail.regions import directory
 from sustain.powerfail.regions.directory import DirectorySink, DirectorySource
 from sustain.powerfail.regions.manifest import PAGE_BYTES, Seal, decode
@@ -61,7 +69,7 @@ def test_the_seal_is_broken_durably_before_the_first_byte(
 ) -> None:
     save(tmp_path, content(1))
     steps: list[str] = []
-    real = directory.write_all, directory.replace_file
+    real = directory.write_all, wholefile.replace
 
     def write_all(fd: int, data: memoryview, offset: int) -> None:
         with pytest.raises(RegionUnsealed):
@@ -69,12 +77,13 @@ def test_the_seal_is_broken_durably_before_the_first_byte(
         steps.append("image")
         real[0](fd, data, offset)
 
-    def replace_file(path: Path, data: bytes) -> None:
+    def replace_file(path: Path, data: bytes, *, durable: bool, mode: int) -> None:
+        assert durable
         steps.append(path.name)
-        real[1](path, data)
+        real[1](path, data, durable=durable, mode=mode)
 
     monkeypatch.setattr(directory, "write_all", write_all)
-    monkeypatch.setattr(directory, "replace_file", replace_file)
+    monkeypatch.setattr(wholefile, "replace", replace_file)
     save(tmp_path, content(2), number=2)
     assert steps == ["manifest", "image", "table", "manifest"]
 

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from sustain import wholefile
 from sustain.clock import Clock
 from sustain.errors import RegionError, StoreFenced, StoreIOError, SustainError
 from sustain.failover.custodian.base import Custodian, Opened, budget_words
@@ -213,7 +214,7 @@ class RegionCustodian(Custodian):
                 self._power_path.unlink()
         else:
             data = {"usable_s": power.usable_s, "state": said[0], "at_boottime_ns": now_ns}
-            _replace(self._power_path, data, flush=False)
+            _replace(self._power_path, data, durable=False)
         self._power, self._power_ns = said, now_ns
 
     # opening
@@ -234,7 +235,7 @@ class RegionCustodian(Custodian):
         with open_medium(self._region) as medium:
             size_bytes = medium.size_bytes
         own = _Own(known.uuid, self._options.name, size_bytes, 1, known.number + 1, 1)
-        _replace(self._own_path, asdict(own), flush=True)
+        _replace(self._own_path, asdict(own), durable=True)
 
     def set_aside(self) -> str:
         raise RegionError(
@@ -274,7 +275,7 @@ class RegionCustodian(Custodian):
         opened = _Own(own.uuid, own.name, own.size_bytes, epoch, number, epoch)
         with contextlib.suppress(FileNotFoundError):
             self._status_path.unlink()  # of an earlier epoch
-        _replace(self._own_path, asdict(opened), flush=True)
+        _replace(self._own_path, asdict(opened), durable=True)
         return Opened(held, None, number, None, None)
 
     # children
@@ -355,22 +356,10 @@ def _destination(held: Mapping[str, Any], fresh_bytes: int) -> DestinationView:
     )
 
 
-def _replace(path: Path, data: Mapping[str, Any], *, flush: bool) -> None:
-    """Write it whole, by rename. Raises StoreIOError."""
-    draft = path.with_name(path.name + ".new")
+def _replace(path: Path, data: Mapping[str, Any], *, durable: bool) -> None:
+    """Raises StoreIOError."""
     try:
-        with draft.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(data) + "\n")
-            if flush:
-                file.flush()
-                os.fsync(file.fileno())
-        os.replace(draft, path)
-        if flush:
-            folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+        wholefile.replace(path, json.dumps(data).encode() + b"\n", durable=durable)
     except OSError as error:
         raise StoreIOError(
             f"{path}: {error.strerror}",

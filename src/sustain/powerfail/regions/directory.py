@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from sustain import wholefile
 from sustain.errors import (
     NotARegion,
     PeerRefused,
@@ -29,7 +30,7 @@ from sustain.errors import (
 )
 from sustain.powerfail.regions import manifest as manifests
 from sustain.powerfail.regions.background import EarlySync, Readback
-from sustain.powerfail.regions.durable import os_errors, read_all, replace_file, sync_directory, write_all
+from sustain.powerfail.regions.durable import os_errors, read_all, write_all
 from sustain.powerfail.regions.manifest import (
     DIGEST_BYTES,
     PAGE_BYTES,
@@ -69,7 +70,7 @@ class _Place:
             for each in reversed([self.folder, *self.folder.parents]):
                 if not each.is_dir():
                     each.mkdir(mode=0o700)
-                    sync_directory(each.parent)
+                    wholefile.sync_directory(each.parent)
 
     def lock(self, exclusive: bool) -> None:
         """Hold the lock until `unlock`. Raises RegionBusy, RegionIOError."""
@@ -101,7 +102,7 @@ class _Place:
 
     def write_manifest(self, manifest: Manifest) -> None:
         with os_errors(self.manifest, "cannot be written"):
-            replace_file(self.manifest, manifests.encode(manifest))
+            wholefile.replace(self.manifest, manifests.encode(manifest), durable=True, mode=0o600)
 
     def read_table(self, pages: int) -> bytearray | None:
         """The table, when it is as long as it should be and its own digest fits. Raises RegionIOError."""
@@ -116,7 +117,7 @@ class _Place:
 
     def write_table(self, table: bytearray) -> None:
         with os_errors(self.table, "cannot be written"):
-            replace_file(self.table, bytes(table) + table_digest(table))
+            wholefile.replace(self.table, bytes(table) + table_digest(table), durable=True, mode=0o600)
 
 
 class DirectorySink(Sink):
@@ -255,7 +256,7 @@ class DirectorySink(Sink):
         with os_errors(self._place.image, "cannot be opened"):
             self._fd = os.open(self._place.image, flags, 0o600)
             os.fsync(self._fd)
-            sync_directory(self._place.folder)
+            wholefile.sync_directory(self._place.folder)
 
     def _table_of_image(self, pages: int) -> bytearray:
         """What the medium holds, not what the page cache may say of it after an error."""

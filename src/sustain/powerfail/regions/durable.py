@@ -1,13 +1,9 @@
-"""Files that are written so that a power loss leaves the old or the new, and the system's errors as ours.
-
-Used by the directory sink, by `save` and `restore`, and wherever a small file beside a region must be whole.
-"""
+"""Whole reads and writes at an offset, and the system's errors as ours. Used by all that keep regions in files."""
 
 import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from sustain.errors import RegionFull, RegionIOError
 
@@ -30,28 +26,6 @@ def os_errors(where: str | os.PathLike[str], doing: str, hint: str = "") -> Iter
         raise RegionIOError(
             message, hint=hint or "look at the device and its messages in the kernel log", errno=error.errno
         ) from None
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Make `path` hold `data`, durably; after a crash it holds the old or the new. Raises OSError."""
-    draft = path.with_name(f"{path.name}.new")
-    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        write_all(fd, data, 0)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    os.replace(draft, path)
-    sync_directory(path.parent)
-
-
-def sync_directory(path: Path) -> None:
-    """Make the names in the directory durable. Raises OSError."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def write_all(fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import msgspec
 
+from sustain import wholefile
 from sustain.errors import RegionCorrupt
-from sustain.powerfail.regions.durable import os_errors, replace_file
+from sustain.powerfail.regions.durable import os_errors
 from sustain.powerfail.regions.manifest import RegionIdentity, Seal
 
 
@@ -60,7 +61,7 @@ def store(region: str | os.PathLike[str], known: Known) -> None:
     """Note it, durably. Raises RegionIOError, RegionFull."""
     path = _path(region)
     with os_errors(path, "cannot be written"):
-        replace_file(path, msgspec.json.encode(known) + b"\n")
+        wholefile.replace(path, msgspec.json.encode(known) + b"\n", durable=True, mode=0o600)
 
 
 def new(name: str) -> Known:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import msgspec
 
+from sustain import wholefile
 from sustain.errors import RegionUnsealed
-from sustain.powerfail.regions.durable import os_errors, replace_file, sync_directory
+from sustain.powerfail.regions.durable import os_errors
 
 
 def path_of(region: str | os.PathLike[str]) -> Path:
@@ -21,7 +22,8 @@ def put(region: str | os.PathLike[str], url: str, epoch: int, number: int) -> No
     """Raises RegionIOError, RegionFull."""
     path = path_of(region)
     with os_errors(path, "cannot be written"):
-        replace_file(path, msgspec.json.encode({"from": url, "epoch": epoch, "number": number}) + b"\n")
+        said = msgspec.json.encode({"from": url, "epoch": epoch, "number": number}) + b"\n"
+        wholefile.replace(path, said, durable=True, mode=0o600)
 
 
 def remove(region: str | os.PathLike[str]) -> None:
@@ -29,7 +31,7 @@ def remove(region: str | os.PathLike[str]) -> None:
     path = path_of(region)
     with os_errors(path, "cannot be removed"):
         path.unlink(missing_ok=True)
-        sync_directory(path.absolute().parent)
+        wholefile.sync_directory(path.absolute().parent)
 
 
 def refuse(region: str | os.PathLike[str]) -> None:

@@ -22,10 +22,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from sustain import _native
+from sustain import _native, wholefile
 from sustain.errors import RegionBusy, RegionError, RegionFull, RegionIOError
 from sustain.host import devices
-from sustain.powerfail.regions.durable import os_errors, read_all, sync_directory, write_all
+from sustain.powerfail.regions.durable import os_errors, read_all, write_all
 from sustain.powerfail.regions.manifest import PAGE_BYTES, pages_of
 from sustain.powerfail.regions.scan import Run, slices
 
@@ -277,7 +277,7 @@ def open_target(path: str | os.PathLike[str], size_bytes: int) -> Medium:
             pass
         else:
             os.close(fd)
-            sync_directory(Path(name).absolute().parent)
+            wholefile.sync_directory(Path(name).absolute().parent)
         if stat.S_ISREG(os.stat(name).st_mode):
             _refuse_writers(name)
             if os.stat(name).st_size < size_bytes:

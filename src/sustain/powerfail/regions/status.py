@@ -1,20 +1,20 @@
 """PATH.region.json: what the pre-copier is doing, for the supervisor and for people; PATH.power.json: what the
 supervisor says of the power, for the pre-copier.
 
-Both are replaced whole (a new file renamed over the old one), so a reader sees one state or the next. Neither is
-made durable: after a power cut both tell of a past that is over, and `sustain run` begins anew.
+Both are replaced whole, so a reader sees one state or the next. Neither is made durable: after a power cut both
+tell of a past that is over, and `sustain run` begins anew.
 
 Rejected: control words in shared memory, as stores have them. A region is not our file, and nobody waits for
 these values in microseconds.
 """
 
 import json
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from sustain import wholefile
 from sustain.errors import RegionIOError
 
 _EVERY_S = 0.05
@@ -67,27 +67,21 @@ class StatusFile:
         self._last: dict[str, Any] | None = None
 
     def write(self, status: RegionStatus, *, now: bool = False) -> bool:
-        """Whether it was written. `now`: a change of the phase is not kept back."""
+        """Whether it was written. `now`: a change of the phase is not kept back. Raises RegionIOError."""
         at_s = time.monotonic()
         if not now and at_s < self._next_s:
             return False
         fields = asdict(status)
-        replace_json(self._path, fields)
+        data = json.dumps(fields, ensure_ascii=False).encode() + b"\n"
+        try:
+            wholefile.replace(self._path, data, durable=False)
+        except OSError as error:
+            raise RegionIOError(
+                f"{self._path}: {error.strerror}", hint="the directory must be writable and have room"
+            ) from None
         self._next_s = at_s + _EVERY_S
         self._last = fields
         return True
-
-
-def replace_json(path: Path, value: dict[str, Any]) -> None:
-    """Raises RegionIOError."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        fresh.write_text(json.dumps(value, ensure_ascii=False) + "\n", encoding="utf-8")
-        fresh.rename(path)
-    except OSError as error:
-        raise RegionIOError(
-            f"{path}: {error.strerror}", hint="the directory must be writable and have room"
-        ) from None
 
 
 def read_json(path: str | Path) -> dict[str, Any] | None:
