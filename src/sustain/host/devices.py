@@ -4,6 +4,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from sustain.host import files
+
 
 @dataclass(frozen=True, slots=True)
 class Dax:
@@ -14,19 +16,13 @@ class Dax:
 
 
 def dax(device: int, root: Path = Path("/")) -> Dax | None:
-    """The character device with that number (`st_rdev`); None: it is not a DAX device, or its size is unknown."""
+    """The character device with that number (`st_rdev`); None: it is not a DAX device, or its size is unknown.
+    Raises HostError."""
     folder = root / "sys/dev/char" / f"{os.major(device)}:{os.minor(device)}"
-    size, align = _number(folder / "size"), _number(folder / "align")
+    size, align = files.number(folder / "size"), files.number(folder / "align")
     if not size or _subsystem(folder) not in ("dax", None):
         return None
     return Dax(size, align or 2 << 20)
-
-
-def _number(path: Path) -> int | None:
-    try:
-        return int(path.read_text(encoding="ascii"), 0)
-    except (OSError, ValueError):
-        return None
 
 
 def _subsystem(folder: Path) -> str | None:

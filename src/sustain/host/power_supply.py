@@ -6,7 +6,8 @@ Documentation/ABI/testing/sysfs-class-power. Used by `powerfail.sources`. Suppli
 from dataclasses import dataclass
 from pathlib import Path
 
-from sustain.errors import PowerSourceError
+from sustain.errors import HostError, PowerSourceError
+from sustain.host import files
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +66,8 @@ def _runtime_s(batteries: list[Path]) -> float | None:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
+        return (files.text(path) or "").strip()
+    except HostError:  # a battery that does not answer for once; what the others say counts
         return ""
 
 
