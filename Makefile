@@ -15,6 +15,9 @@ export VIRTUAL_ENV := $(VENV)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONPATH :=
 
+# One process for the lab, one for the rest, until one of them is done: tests/conftest.py. Most tests wait for something.
+TWO := -n 2 --dist loadfile --no-loadscope-reorder
+
 RUST := $(shell find crates -type f \( -name '*.rs' -o -name '*.toml' \) -not -path '*/target/*') Cargo.toml $(wildcard Cargo.lock)
 
 # The requirements in pyproject.toml: what a build and a run need, or the extras named.
@@ -42,7 +45,7 @@ test: build $(VENV)/.dev ## all tests: engine, package, crash loops, lab
 	@if [ -x scripts/setup-debian.sh ]; then scripts/setup-debian.sh test; fi
 	@if pkg-config --exists libvirt 2>/dev/null; then $(MAKE) --no-print-directory $(VENV)/.libvirt; fi
 	cargo test --locked -p sustain-core
-	pytest
+	pytest $(TWO)
 
 lint: build $(VENV)/.dev ## ruff, mypy, rustfmt, clippy
 	ruff check .

@@ -392,7 +392,7 @@ policies = st.builds(
 )
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500)
 @given(observations, states, policies)
 def test_what_holds_for_every_decision(seen: Observation, state: State, policy: Policy) -> None:
     plan = decide(seen, state, policy, NOW)

@@ -236,7 +236,7 @@ def _answer(meter: DrainMeter, at_s: float, duration_s: float) -> None:
         meter.probe_counted(sum(sizes[:number]), at_s + 0.0005 + duration_s * number / len(sizes))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**32), st.floats(5e4, 1e8), st.floats(0.0002, 0.2))
 def test_it_never_promises_much_more_than_the_link_has(seed: int, rate: float, trip_s: float) -> None:
     rng = random.Random(seed)

@@ -111,7 +111,7 @@ operations = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(operations)
 def test_cut_off_anywhere_it_is_what_it_was_at_some_line(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int | None]]

@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -127,6 +127,4 @@ class FileMachine(RuleBasedStateMachine):
 
 
 TestFileAgainstBytes = FileMachine.TestCase
-TestFileAgainstBytes.settings = settings(
-    max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+TestFileAgainstBytes.settings = settings(max_examples=60, stateful_step_count=30)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -224,9 +224,7 @@ class MapMachine(RuleBasedStateMachine):
 
 
 TestMapAgainstDict = MapMachine.TestCase
-TestMapAgainstDict.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+TestMapAgainstDict.settings = settings(max_examples=60, stateful_step_count=40)
 
 _OPEN_AND_READ = """
 import resource, sys

@@ -1,0 +1,43 @@
+"""How all tests run: whether one passes does not hang on how fast this machine is, and two may run at once."""
+
+from typing import Any
+
+import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """No property fails because an example, or making one up, took its time on a busy machine.
+
+    Guests of the lab run without this plugin, whose library takes long to import under emulation.
+    """
+    if config.pluginmanager.has_plugin("hypothesispytest"):
+        from hypothesis import HealthCheck, settings
+
+        settings.register_profile("sustain", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        settings.load_profile("sustain")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The lab begins at once: it takes longest."""
+    items.sort(key=lambda item: not in_lab(item.nodeid))
+
+
+def in_lab(test: str) -> bool:
+    return test.startswith("tests/lab/")
+
+
+@pytest.hookimpl(optionalhook=True)  # unless pytest-xdist is there, as in guests of the lab
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Of two processes (`make test`) one works through the lab, the other through the rest, file by file; who is done
+    first helps with the rest.
+
+    Two guests of the lab would be too much for two processors; the other tests wait most of their time. What is of one
+    file stays together, for the sake of what its tests share.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class LabBesideTheRest(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "lab" if in_lab(nodeid) else nodeid.partition("::")[0]
+
+    return LabBesideTheRest(config, log)
