@@ -182,7 +182,7 @@ class GuestVm:
         self._monitor.settimeout(30)
         self.qmp("qmp_capabilities")
 
-    def wait_ready(self, limit_s: float = 60) -> None:
+    def wait_ready(self, limit_s: float = 120) -> None:
         """Until the workload takes commands; again after `reboot`."""
         if self._line(limit_s) != "ready":
             raise LabError(f"guest {self.name} did not begin anew\n{self.report()}")
@@ -398,7 +398,7 @@ def boot(*guests: GuestVm) -> Iterator[None]:
             guest.kill()
 
 
-def until(condition: Callable[[], bool], limit_s: float = 20) -> None:
+def until(condition: Callable[[], bool], limit_s: float = 60) -> None:
     """Wait for it; LabError when it does not come about."""
     deadline = time.monotonic() + limit_s
     while not condition():

@@ -17,7 +17,7 @@ SCRIPT = """
 set -e
 cd "$TOP"
 "$PYTHON" -c 'from sustain import _native; print("modes:", *_native.capture_modes())'
-"$PYTHON" -m pytest -q -p no:cacheprovider --basetemp=/dev/shm/tests --junitxml=/dev/shm/report.xml \
+pytest --basetemp=/dev/shm/tests --junitxml=/dev/shm/report.xml \
     tests/store/test_arrays.py -k "$CHOSEN" || status=$?
 cp /dev/shm/report.xml /run/lab/
 exit ${status:-0}

@@ -22,7 +22,7 @@ mount /dev/vda /run/mnt  # files in the page cache, which the shared directory's
 mountpoint -q /sys/fs/cgroup || mount -t cgroup2 none /sys/fs/cgroup
 echo +memory > /sys/fs/cgroup/cgroup.subtree_control
 "$PYTHON" -c 'from sustain.host import pagemap; print("scan:", pagemap.has_scan())'
-"$PYTHON" -m pytest -q -p no:cacheprovider --basetemp=/run/mnt/tests --junitxml=/dev/shm/report.xml \
+pytest --basetemp=/run/mnt/tests --junitxml=/dev/shm/report.xml \
     tests/host/test_cgroup.py tests/host/test_madvise.py tests/host/test_pagemap.py tests/host/test_processes.py \
     tests/host/test_meminfo.py tests/host/test_topology.py || status=$?
 cp /dev/shm/report.xml /run/lab/

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.timeout(1200)]
 SCRIPT = """
 cd "$TOP"
 "$PYTHON" -c 'from sustain.host import pagemap; print("soft-dirty", pagemap.has_soft_dirty(), pagemap.has_scan())'
-"$PYTHON" -m pytest -q -p no:cacheprovider --basetemp="$PLACE/tests" --junitxml=/dev/shm/report.xml \
+pytest --basetemp="$PLACE/tests" --junitxml=/dev/shm/report.xml \
     tests/powerfail/regions/test_track.py tests/powerfail/regions/test_precopy.py -k "$CHOSEN" || status=$?
 cp /dev/shm/report.xml /run/lab/
 exit ${status:-0}

@@ -27,6 +27,13 @@ LAB = TOP / ".lab"
 INIT = Path(__file__).with_name("guest-init")
 _BOOTS = 3
 HINT = "run as root: scripts/setup-debian.sh lab"
+# For scripts that run tests in the guest. Of pytest's plugins only what pyproject.toml needs: the others take longer to
+# import under emulation than most tests.
+PYTEST = """
+pytest() {
+    PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 "$PYTHON" -m pytest -p pytest_timeout -p no:cacheprovider -q "$@"
+}
+"""
 
 
 class LabError(Exception):
@@ -194,7 +201,7 @@ class Guest:
             "PYTHON": sys.executable,
             **self.environment,
         }
-        return "".join(f"export {name}='{value}'\n" for name, value in settings.items())
+        return "".join(f"export {name}='{value}'\n" for name, value in settings.items()) + PYTEST
 
     def _command(self) -> list[str]:
         memory = f"{self.memory_mib}M"
