@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from sustain.errors import HostError
-from sustain.host.guest_frames import CHUNK_BYTES, FRAME_BYTES, GuestFrames, inactive_anonymous
+from sustain.host.guest_frames import CHUNK_BYTES, FRAME_BYTES, GuestFrames, free, inactive_anonymous
 
 LRU, ANON, ACTIVE, REFERENCED, BUDDY, HEAD, TAIL, BALLOON = (
     1 << bit for bit in (5, 12, 6, 2, 10, 15, 16, 23)
@@ -40,6 +40,11 @@ def test_pages_of_a_large_one_are_what_its_head_is() -> None:
     assert chosen(COLD | HEAD, COLD | TAIL, COLD | TAIL) == [(0, 3)]
     assert chosen(COLD | HEAD | ACTIVE, TAIL, TAIL, COLD) == [(3, 4)]
     assert chosen(TAIL, TAIL) == []  # without a head nothing is known
+
+
+def test_free_frames_are_those_that_the_buddy_allocator_has() -> None:
+    assert free(np.array([BUDDY, BUDDY, COLD, 0, BALLOON, BUDDY], np.uint64)) == [(0, 2), (5, 6)]
+    assert free(np.array([], np.uint64)) == []
 
 
 class MadeUp:
@@ -92,6 +97,7 @@ def test_frames_are_asked_for_chunk_by_chunk() -> None:
     guest = MadeUp([BUDDY] * count + [0] * 7 + [COLD] * 3)
     frames = GuestFrames(64 << 20, lambda: of(guest), lambda: of(guest))
     assert frames.inactive_anonymous(0) == []
+    assert frames.free(0) == [(0, CHUNK_BYTES)]
     begin = CHUNK_BYTES + 7 * FRAME_BYTES
     assert frames.inactive_anonymous(CHUNK_BYTES) == [(begin, begin + 3 * FRAME_BYTES)]
     assert frames.inactive_anonymous(2 * CHUNK_BYTES) == []  # beyond the end

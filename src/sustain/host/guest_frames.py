@@ -75,12 +75,25 @@ class GuestFrames:
 
     def inactive_anonymous(self, address: int) -> list[Run]:
         """Runs of frames of the chunk at `address`, as guest-physical addresses: anonymous, and not seen used."""
+        return self._runs(address, inactive_anonymous)
+
+    def free(self, address: int) -> list[Run]:
+        """The same of frames that the guest calls free. Those that a CPU of it keeps at hand are not among them."""
+        return self._runs(address, free)
+
+    def _runs(
+        self, address: int, of: Callable[["np.ndarray[Any, np.dtype[np.uint64]]"], list[tuple[int, int]]]
+    ) -> list[Run]:
         with self._agent() as agent:
             flags = _flags(agent, address // FRAME_BYTES, CHUNK_BYTES // FRAME_BYTES)
-        return [
-            (address + begin * FRAME_BYTES, address + end * FRAME_BYTES)
-            for begin, end in inactive_anonymous(flags)
-        ]
+        return [(address + begin * FRAME_BYTES, address + end * FRAME_BYTES) for begin, end in of(flags)]
+
+
+def free(flags: "np.ndarray[Any, np.dtype[np.uint64]]") -> list[tuple[int, int]]:
+    """From the flags of frames: runs (from, to) of free ones."""
+    import numpy as np
+
+    return _true((flags & np.uint64(_BUDDY)) != 0)
 
 
 def inactive_anonymous(flags: "np.ndarray[Any, np.dtype[np.uint64]]") -> list[tuple[int, int]]:
@@ -92,6 +105,12 @@ def inactive_anonymous(flags: "np.ndarray[Any, np.dtype[np.uint64]]") -> list[tu
     heads = np.maximum.accumulate(np.where(tails, 0, np.arange(len(flags))))
     flags = np.where(tails, flags[heads], flags)
     wanted = (flags & np.uint64(_LRU | _ANONYMOUS | _NOT)) == (_LRU | _ANONYMOUS)
+    return _true(wanted)
+
+
+def _true(wanted: "np.ndarray[Any, np.dtype[np.bool_]]") -> list[tuple[int, int]]:
+    import numpy as np
+
     edges = np.flatnonzero(np.diff(np.concatenate(([False], wanted, [False])).astype(np.int8)))
     return [(begin, end) for begin, end in edges.reshape(-1, 2).tolist()]
 
