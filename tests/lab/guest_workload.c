@@ -9,10 +9,13 @@
  *   busy BYTES     write to that much anonymous memory over and over
  *   cache BYTES    read that much of the disk once
  *   hot BYTES      read that much of the disk over and over
+ *   seek BYTES     the same by single pages, far from each other
+ *   pace PAGES     busy, hot and seek go through no more of them a second, each; 0: as fast as they can. Who falls
+ *                  behind catches up on the last second; what is older is work not done
  *   age            let the kernel begin a new generation of pages (MGLRU), as memory pressure would
  *   drop           drop the clean page cache
  *   swapon         use the second disk
- *   work           how many pages busy and hot have gone through
+ *   work           how many pages busy, hot and seek have gone through
  *   agent SIGNAL   send it to the guest agent
  *   read PATH      "ok N", then N bytes
  *   forge PATH N   put the N bytes that follow in the place of PATH, for all readers
@@ -36,6 +39,7 @@
 #include <sys/swap.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { PAGE = 4096, CHUNK = 64 << 10 };
@@ -156,10 +160,13 @@ struct load {
     size_t bytes;
     int stop;
     pthread_t thread;
+    double since_s; /* from when its pace is kept */
+    unsigned long long done;
 };
 
-static struct load anon, busy, hot;
+static struct load anon, busy, hot, seek;
 static _Atomic unsigned long long pages;
+static _Atomic unsigned long pace;
 static unsigned long long noise = 88172645463325252ull;
 
 /* Xorshift (Marsaglia), some of it in each cache line: the host's zram makes it small, but not nothing. */
@@ -188,31 +195,71 @@ static int hold(struct load *load, size_t bytes) {
     return 0;
 }
 
-static int read_disk(size_t bytes, const int *stop, int count) {
+static int stopped(const struct load *load) { return __atomic_load_n(&load->stop, __ATOMIC_RELAXED); }
+
+static double now_s(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec + now.tv_nsec / 1e9;
+}
+
+/* Counts pages gone through, and waits when they were enough for now: in bursts, since each wait costs time, too. */
+static void went_through(struct load *load, unsigned count) {
+    unsigned long most = pace;
+    pages += count;
+    load->done += count;
+    if (!most || load->done % (CHUNK / PAGE))
+        return;
+    double ahead_s = load->since_s + (double)load->done / most - now_s();
+    if (ahead_s > 0.01)
+        usleep(ahead_s * 1e6);
+    else if (ahead_s < -1)
+        load->since_s -= ahead_s + 1;
+}
+
+/* `load`: what it is counted for; NULL: nothing. */
+static int read_disk(size_t bytes, struct load *load) {
     static __thread char chunk[CHUNK];
     int bad = disk < 0;
-    for (size_t at = 0; at < bytes && !bad && !__atomic_load_n(stop, __ATOMIC_RELAXED); at += CHUNK) {
+    for (size_t at = 0; at < bytes && !bad && !(load && stopped(load)); at += CHUNK) {
         bad = pread(disk, chunk, CHUNK, at) != CHUNK;
-        pages += count ? CHUNK / PAGE : 0;
+        if (load)
+            went_through(load, CHUNK / PAGE);
     }
     return bad ? -1 : 0;
 }
 
 static void *run_busy(void *unused) {
     (void)unused;
-    while (!__atomic_load_n(&busy.stop, __ATOMIC_RELAXED))
-        for (size_t at = 0; at < busy.bytes && !__atomic_load_n(&busy.stop, __ATOMIC_RELAXED); at += PAGE) {
+    while (!stopped(&busy))
+        for (size_t at = 0; at < busy.bytes && !stopped(&busy); at += PAGE) {
             ++*(volatile char *)(busy.memory + at);
-            pages++;
+            went_through(&busy, 1);
         }
     return NULL;
 }
 
 static void *run_hot(void *unused) {
     (void)unused;
-    while (!__atomic_load_n(&hot.stop, __ATOMIC_RELAXED))
-        if (read_disk(hot.bytes, &hot.stop, 1))
+    while (!stopped(&hot))
+        if (read_disk(hot.bytes, &hot))
             break;
+    return NULL;
+}
+
+/* All pages of a part of the disk in steps of a prime, so that no read-ahead helps. */
+static void *run_seek(void *unused) {
+    (void)unused;
+    static char page[PAGE];
+    int file = open("/dev/vda", O_RDONLY);
+    posix_fadvise(file, 0, 0, POSIX_FADV_RANDOM);
+    size_t count = seek.bytes / PAGE;
+    for (size_t at = 0; !stopped(&seek); at = (at + 7919) % count) {
+        if (pread(file, page, PAGE, at * PAGE) != PAGE)
+            break;
+        went_through(&seek, 1);
+    }
+    close(file);
     return NULL;
 }
 
@@ -225,6 +272,8 @@ static int loop(struct load *load, void *(*run)(void *), size_t bytes, int in_me
     if (in_memory && hold(load, bytes))
         return -1;
     load->bytes = bytes;
+    load->since_s = now_s();
+    load->done = 0;
     return bytes ? pthread_create(&load->thread, NULL, run, NULL) : 0;
 }
 
@@ -279,15 +328,19 @@ static void work_off(char *line) {
     else
         rest = line + strlen(line);
     size_t bytes = strtoull(rest, NULL, 10);
-    int bad = 0, never = 0;
+    int bad = 0;
     if (!strcmp(line, "anon"))
         bad = hold(&anon, bytes);
     else if (!strcmp(line, "busy"))
         bad = loop(&busy, run_busy, bytes, 1);
     else if (!strcmp(line, "hot"))
         bad = loop(&hot, run_hot, bytes, 0);
+    else if (!strcmp(line, "seek"))
+        bad = loop(&seek, run_seek, bytes, 0);
+    else if (!strcmp(line, "pace"))
+        pace = bytes;
     else if (!strcmp(line, "cache"))
-        bad = read_disk(bytes, &never, 0);
+        bad = read_disk(bytes, NULL);
     else if (!strcmp(line, "age"))
         bad = age();
     else if (!strcmp(line, "drop"))

@@ -6,6 +6,8 @@ balloon, a real guest agent, and a workload inside that does what the test says.
         guest.qmp_path, guest.agent_path         # the sockets, for what is under test
         guest.qmp("query-balloon")               # a monitor of the test's own, to check by
 
+A guest that was saved (`save`) can be started as often as one likes, all of them alike: GuestVm(…, saved=PATH).
+
 Its disk is a device that reads as zeros and costs the host nothing (null-co), so page cache in the guest is memory of
 the host only once. The root is the initial RAM disk: a boot takes a few seconds and leaves nearly all memory free.
 Rejected: the machine's own root over 9p (`vm.py`); its caching would be a part of every figure.
@@ -17,6 +19,7 @@ import fcntl
 import json
 import lzma
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -125,6 +128,9 @@ class GuestVm:
     deflate_on_oom: bool = False
     free_page_reporting: bool = False
     disk_mib: int = 4096
+    disk_latency_us: int = 0
+    cgroup: Path | None = None  # that QEMU runs in, from its first page on
+    saved: Path | None = None  # begin from there, with the same options; the name may be another
     place: Path = field(init=False)
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
     _control: socket.socket = field(init=False)
@@ -184,6 +190,10 @@ class GuestVm:
 
     def wait_ready(self, limit_s: float = 120) -> None:
         """Until the workload takes commands; again after `reboot`."""
+        if self.saved is not None:
+            until(lambda: self.qmp("query-status")["status"] == "paused", limit_s)
+            self.qmp("cont")
+            return
         if self._line(limit_s) != "ready":
             raise LabError(f"guest {self.name} did not begin anew\n{self.report()}")
 
@@ -202,8 +212,18 @@ class GuestVm:
         self.send(command, size)
         return self.answer(limit_s)
 
+    def take_up(self) -> int:
+        """After its workload was killed: go on with the new one, whatever the old one has still to answer; how often
+        that was killed meanwhile."""
+        mark = f"mark-{time.monotonic_ns()}"
+        self._send(f"{mark}\n".encode())
+        killed = 0
+        while (line := self._line(60)) != f"error no command {mark}":
+            killed += line == "killed"
+        return killed
+
     def work(self) -> int:
-        """Pages that `busy` and `hot` have gone through since the workload began."""
+        """Pages that `busy`, `hot` and `seek` have gone through since the workload began."""
         return int(self.do("work"))
 
     def read(self, path: str) -> str:
@@ -239,6 +259,20 @@ class GuestVm:
     def reset(self) -> None:
         """The same without asking the guest."""
         self.qmp("system_reset")
+
+    def save(self, path: Path, limit_s: float = 60) -> None:
+        """All of it as it is now, its disks apart; then it stands still, for `kill`. Nothing may be under way in it."""
+        self.qmp("migrate-set-parameters", **{"max-bandwidth": 10 << 30})
+        self.qmp("stop")
+        self.qmp("migrate", uri=f"exec:cat > {shlex.quote(str(path))}")
+
+        def ended() -> bool:
+            status = self.qmp("query-migrate").get("status")
+            if status in ("failed", "cancelled"):
+                raise LabError(f"guest {self.name} cannot be saved\n{self.report()}")
+            return bool(status == "completed")
+
+        until(ended, limit_s)
 
     def hide_qmp(self) -> None:
         """Nobody can connect to the monitor any more; QEMU and the guest go on."""
@@ -360,7 +394,15 @@ class GuestVm:
                 *("-blockdev", f"driver=file,node-name=swap,cache.direct=off,filename={self.place}/swap"),
                 *("-device", "virtio-blk-pci,drive=swap"),
             ]
+        disk = f"driver=null-co,node-name=disk,size={self.disk_mib << 20},read-zeroes=on"
+        disk += f",latency-ns={self.disk_latency_us * 1000}"
+        if self.saved is not None:
+            extra += ["-incoming", f"exec:cat {shlex.quote(str(self.saved))}"]
+        into: tuple[str, ...] = ()
+        if self.cgroup is not None:
+            into = ("sh", "-c", 'echo $$ > "$0" && exec "$@"', str(self.cgroup / "cgroup.procs"))
         return [
+            *into,
             *("qemu-system-x86_64", "-name", self.name, "-machine", "q35", "-cpu", "max", "-smp", "1"),
             *("-accel", "tcg,tb-size=64"),
             *(
@@ -378,7 +420,7 @@ class GuestVm:
             *("-device", "virtserialport,chardev=control,name=lab.control"),
             *("-chardev", f"socket,id=agent,path={self.agent_path},server=on,wait=off"),
             *("-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0"),
-            *("-blockdev", f"driver=null-co,node-name=disk,size={self.disk_mib << 20},read-zeroes=on"),
+            *("-blockdev", disk),
             *("-device", "virtio-blk-pci,drive=disk", *extra, "-device", "virtio-rng-pci"),
             *("-kernel", str(self.images.kernel), "-initrd", str(self.images.initrd), "-append", words),
         ]

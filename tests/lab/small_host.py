@@ -31,12 +31,18 @@ class SmallHost:
     """A scheduler as `Loop` runs it. `plans` and `effects` are all that it made."""
 
     name = "guest-memory"
-    period_s = 0.5
     least_wait_s = 0.5
 
     def __init__(
-        self, place: Path, guests: Sequence[GuestVm], ways: GuestsConfig, total_bytes: int, policy: Policy
+        self,
+        place: Path,
+        guests: Sequence[GuestVm],
+        ways: GuestsConfig,
+        total_bytes: int,
+        policy: Policy,
+        period_s: float = 0.5,
     ) -> None:
+        self.period_s = period_s
         self.total_bytes = total_bytes
         self.least_available_bytes = total_bytes
         self.policy = policy
@@ -66,13 +72,17 @@ class SmallHost:
 
     def available_bytes(self) -> int:
         """What the guests have left of the host; /proc/meminfo says so from now on."""
-        left = max(0, self.total_bytes - sum(guest.resident_bytes() for guest in self._guests))
+        left = max(0, self.total_bytes - self.taken_bytes())
         self.least_available_bytes = min(self.least_available_bytes, left)
         sizes = {"MemTotal": self.total_bytes, "MemFree": left, "MemAvailable": left}
         draft = self._root / "proc/meminfo.new"
         draft.write_text("".join(f"{name}: {size >> 10} kB\n" for name, size in sizes.items()))
         draft.replace(self._root / "proc/meminfo")
         return left
+
+    def taken_bytes(self) -> int:
+        """Of the host's memory, by the guests."""
+        return sum(guest.resident_bytes() for guest in self._guests)
 
     def sense(self) -> Observation:
         self.available_bytes()
