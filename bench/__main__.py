@@ -38,6 +38,7 @@ QUESTIONS = (
     "guest_census",
     "guest_memory_plan",
     "guest_memory_policies",
+    "guest_memory_guests",
 )
 
 

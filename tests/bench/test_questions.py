@@ -39,6 +39,7 @@ PEERS = {
     "guest_census": {"smaps_rollup", "entries of pagemap"},
     "guest_memory_plan": set(),
     "guest_memory_policies": {"MOM", "Proxmox", "nothing"},
+    "guest_memory_guests": {"MOM", "Proxmox", "nothing"},
 }
 MAY_MISS = {
     "libpmemobj": Path("/usr/include/libpmemobj.h").exists,

@@ -1,0 +1,227 @@
+"""Four real guests on a small host under our policy, MOM's, Proxmox's and none: memory freed, and what it costs.
+
+Real: guests, kernels, balloons, guest agents, swap, pages, stalls, kills (`bench/guests.py`). Made: the host's size, to
+which its kernel holds the guests; and time, which runs five times as fast: policies look every 2 s, not 10, and for our
+decision a second is five. The same for each: guests begun from one saved state, loads, goal (a fifth of the host free),
+period, actuators. MOM and Proxmox know of guests what the balloon tells; ours asks their agents as well. Only the
+host's kernel and ours swap on the host.
+
+Loads, each at a bounded rate: `cache` reads parts of a disk at random and once much that it needs no more, `cold` wrote
+much anonymous memory that it does not use again, `turns` uses much, little and much again, `idle` used much once.
+`work` is the mean of the guests' shares of what they do on a host without end, `freed` how much less of the host's
+memory they hold than there, with what the host's swap takes. Emulation is slow: a page that is not there costs a guest
+about half a millisecond, as a fast disk would.
+"""
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from tests.lab import guests as lab
+from tests.lab import vm
+
+from bench.guests import MIB, Case, Controller, Ran, Script, run, saved_guest
+from bench.harness import Answer, interleave, memory_dir, say
+from bench.peers.ballooning import Mom, Proxmox
+from sustain.schedulers.guest_memory.model import Action, Effect, Observation, Policy
+
+QUESTION = "memory freed and work done under three policies for guests' memory, real guests"
+_GOAL = 0.20
+_FASTER = 5.0
+_PERIOD_S = 10.0 / _FASTER
+_ENDLESS = "a host without end"
+_PEERS = ("MOM", "Proxmox")
+
+
+class Nothing:
+    """No policy: the host's kernel alone."""
+
+    def plan(self, seen: Observation, effects: Sequence[Effect]) -> Sequence[Action]:
+        return ()
+
+
+def case(seconds: float, names: Sequence[str], total_mib: int) -> Case:
+    """The loads of those guests, spread over so many seconds."""
+    scripts = {
+        "cache": Script(4000, (
+            (0.04, "cache", 64 * MIB), (0.04, "seek", 64 * MIB), (0.2, "cache", 180 * MIB), (0.7, "cache", 180 * MIB),
+        )),
+        "cold": Script(8000, ((0.02, "busy", 24 * MIB), (0.28, "anon", 60 * MIB), (0.36, "anon", 120 * MIB))),
+        "turns": Script(8000, ((0.12, "busy", 96 * MIB), (0.44, "busy", 12 * MIB), (0.76, "busy", 96 * MIB))),
+        "idle": Script(2000, ((0.01, "busy", 8 * MIB), (0.01, "anon", 110 * MIB), (0.06, "anon", 0))),
+    }  # fmt: skip
+    chosen = {
+        name: Script(each.pace, tuple((at * seconds, *what) for at, *what in each.steps))
+        for name, each in scripts.items()
+        if name in names
+    }
+    total = total_mib * MIB
+    return Case(
+        scripts=chosen,
+        total_bytes=total,
+        goal_bytes=int(_GOAL * total),
+        seconds=seconds,
+        period_s=_PERIOD_S,
+        faster=_FASTER,
+    )
+
+
+class _Runs:
+    """All runs, by policy."""
+
+    def __init__(self, what: Case, place: Path) -> None:
+        self.found: dict[str, list[Ran]] = {}
+        self._case = what
+        self._place = place
+        self._images = lab.images(vm.kernel("6.12", place), place)
+
+    def one(self, name: str, saved: Path) -> float:
+        """A run of that policy; seconds."""
+        begun_s = time.monotonic()
+        what = self._case
+        if name == _ENDLESS:
+            what = replace(what, total_bytes=64 << 30, goal_bytes=1)
+        # Guests are a sixteenth of usual ones.
+        policy = Policy(goal_free_bytes=what.goal_bytes, least_change_bytes=4 * MIB)
+        folder = self._place / f"run{sum(map(len, self.found.values()))}"
+        folder.mkdir()
+        ran = run(what, self._images, saved, folder, policy, _controller(name))
+        self.found.setdefault(name, []).append(ran)
+        say(f"{name}: {asdict(ran)}")
+        return time.monotonic() - begun_s
+
+    def answer(self, rounds: int, names: Sequence[str]) -> None:
+        with saved_guest(self._images, self._place) as saved:
+            interleave(rounds, {name: lambda name=name: self.one(name, saved) for name in names})
+
+
+def _controller(name: str) -> Controller | None:
+    if name == "MOM":
+        return Mom(threshold=_GOAL)
+    if name == "Proxmox":
+        return Proxmox(used_goal=1 - _GOAL)
+    return None if name == "sustain" else Nothing()
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What guests do and hold on a host without end."""
+
+    pages: dict[str, float]
+    held_bytes: float
+
+
+def figures(ran: Ran, reference: Reference) -> dict[str, float | None]:
+    """Of one run, beside one on a host without end."""
+    return {
+        "work": statistics.fmean(ran.pages[name] / reference.pages[name] for name in ran.pages),
+        "freed MiB": (reference.held_bytes - ran.held_bytes) / MIB,
+        "stall": ran.stall,
+        "free swapped MiB": ran.free_swapped_bytes / MIB,
+        "host swapped MiB": ran.host_swapped_bytes / MIB,
+        "swings/h": ran.swings * 3600 / (ran.ticks * _PERIOD_S * _FASTER),
+        "time at goal": ran.goal_share,
+        "to the goal s": ran.goal_after_s,
+        "killed": ran.killed,
+    }
+
+
+def _median(rows: Sequence[dict[str, float | None]]) -> dict[str, float | None]:
+    known = {name: [value for row in rows if (value := row[name]) is not None] for name in rows[0]}
+    return {name: statistics.median(values) if values else None for name, values in known.items()}
+
+
+def answer(quick: bool = False) -> Answer:
+    """Work done, as a share of what a host without end lets them do."""
+    rounds, what = 2, case(50.0, ("cache", "cold", "turns", "idle"), 720)
+    if quick:
+        rounds, what = 1, case(4.0, ("turns", "idle"), 320)
+    names = (_ENDLESS, "sustain", *_PEERS, "nothing")
+    with memory_dir() as place:
+        runs = _Runs(what, place)
+        runs.answer(rounds, names)
+    found = Answer(
+        question=QUESTION, unit="share of work", ours=None, peers={}, limit={_ENDLESS: 1.0}, runs=rounds, quick=quick
+    )  # fmt: skip
+    judge(found, runs.found)
+    return found
+
+
+def judge(found: Answer, runs: Mapping[str, Sequence[Ran]]) -> None:
+    """Tables and what is asked, from all runs by policy."""
+    reference = _reference(runs[_ENDLESS])
+    rows = {name: [figures(ran, reference) for ran in runs[name]] for name in ("sustain", *_PEERS, "nothing")}
+    table = {name: _median(each) for name, each in rows.items()}
+    work = {name: table[name]["work"] or 0.0 for name in table}
+    freed = {name: table[name]["freed MiB"] or 0.0 for name in table}
+    found.ours = work["sustain"]
+    found.peers = {name: work[name] for name in (*_PEERS, "nothing")}
+    endless = [figures(ran, reference)["work"] or 0.0 for ran in runs[_ENDLESS]]
+    spread = {name: _spread([each["work"] or 0.0 for each in rows[name]]) for name in rows}
+    spread[_ENDLESS] = _spread(endless)
+    found.details["by policy, medians"] = table
+    found.details["work by guest, medians"] = {
+        name: {
+            guest: statistics.median(ran.pages[guest] / reference.pages[guest] for ran in runs[name])
+            for guest in reference.pages
+        }
+        for name in table
+    }
+    found.details["work, spread between runs of a policy"] = spread
+    every = [ran for each in runs.values() for ran in each]
+    found.details["the scheduler itself"] = {
+        f"{name}: processor ms a tick and guest": statistics.median(ran.tick_s for ran in runs[name]) * 1e3
+        for name in ("sustain", *_PEERS)
+    }
+    found.details["this machine"] = {
+        "processors idle, least": min(ran.idle for ran in every),
+        "ticks skipped, most": max(ran.skipped for ran in every),
+        "host over its size": sum(ran.pressed_limit for ran in every),
+    }
+    for name, each in rows.items():
+        for number, row in enumerate(each):
+            found.details[f"run {number + 1}: {name}"] = {**row, "balloons": runs[name][number].balloons}
+    _ask(found, work, freed, max(spread.values()))
+    free = table["sustain"]["free swapped MiB"]
+    found.ask("free memory of guests that the host swapped, MiB", free, lambda value: value == 0)
+    found.notes += [
+        "emulated guests: shares of work say what memory costs, not what processors do",
+        "the guests' disk reads as zeros, which the host's swap keeps for nothing: that flatters swapping caches",
+    ]
+    if not any(ran.limited for ran in every):
+        found.notes.append("no cgroup or swap here: nothing holds guests to the host's size")
+
+
+def _ask(found: Answer, work: Mapping[str, float], freed: Mapping[str, float], spread: float) -> None:
+    best = max(work[name] for name in _PEERS)
+    found.ask(
+        f"work, never less than the better peer's (spread between runs: {spread:.3f})",
+        work["sustain"] - best,
+        lambda value: value >= -spread,
+    )
+    found.ask("work lost", 1 - work["sustain"], lambda value: value <= 0.01)
+    found.ask(
+        "freed, beside the better peer whatever it loses",
+        freed["sustain"] / max(1.0, *(freed[name] for name in _PEERS)),
+        lambda value: value >= 1.2,
+    )
+    # None where both peers lose more, or free nothing.
+    cheap = [freed[name] for name in _PEERS if work[name] >= 0.99 and freed[name] > 0]
+    found.ask(
+        "freed, beside the better peer that loses a hundredth at most",
+        freed["sustain"] / max(cheap) if cheap else None,
+        lambda value: value >= 1.2,
+    )
+
+
+def _reference(runs: Sequence[Ran]) -> Reference:
+    return Reference(
+        pages={name: statistics.median(ran.pages[name] for ran in runs) for name in runs[0].pages},
+        held_bytes=statistics.median(ran.held_bytes for ran in runs),
+    )
+
+
+def _spread(values: Sequence[float]) -> float:
+    return max(values) - min(values)
