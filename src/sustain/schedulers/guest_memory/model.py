@@ -128,7 +128,6 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     rise_s: float = 10.0  # time constants of the working-set estimate
     fall_s: float = 300.0
     stall_limit: float = 0.01  # of time; a guest above it gets memory back at once
-    act: bool = True
 
 
 class Balloon(msgspec.Struct, frozen=True, kw_only=True, tag="balloon"):
