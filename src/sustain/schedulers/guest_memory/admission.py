@@ -8,10 +8,11 @@ hold above their working sets without saying that they may want it back; the ris
 
 import numpy as np
 
-from sustain.schedulers.guest_memory.decide import Situation, situation, steps
+from sustain.schedulers.guest_memory.decide import steps
 from sustain.schedulers.guest_memory.entitlement import fill
 from sustain.schedulers.guest_memory.model import Observation, Policy
 from sustain.schedulers.guest_memory.plan import MECHANISMS, Admission, Column, Share, State
+from sustain.schedulers.guest_memory.situation import Situation, situation
 from sustain.schedulers.guest_memory.ways import BALLOON
 from sustain.units import format_size
 
@@ -62,7 +63,7 @@ def admit(
 def _takes(it: Situation, policy: Policy, size_bytes: float, shares: float) -> Column:
     """What each guest would give, so that the newcomer has its size and the host its goal."""
     held = it.held_bytes
-    least = np.append(np.minimum(held - it.ways.most, held), 0.0)
+    least = np.append(np.minimum(it.gentle_bytes, held), 0.0)
     most = np.append(held, size_bytes)
     working = np.append(np.nan_to_num(it.use.working_set_bytes, nan=0.0), size_bytes)
     capacity = float(held.sum()) + it.available_bytes - it.goal_bytes
@@ -102,7 +103,7 @@ def _sources(
 
 def _risk(it: Situation, size_bytes: float) -> tuple[str, ...]:
     found = []
-    held, needs = it.held_bytes, np.nan_to_num(it.needs_bytes, nan=0.0)
+    held, needs = it.held_bytes, np.nan_to_num(it.use.needs_bytes, nan=0.0)
     capacity = float(held.sum()) + it.available_bytes - it.goal_bytes
     used = float(np.where(it.ready, needs, held).sum()) + size_bytes
     if used > capacity:

@@ -55,7 +55,7 @@ def learn(
     kept = {name: before[name].copy() for name in REMEMBERED}
     fade = float(np.exp(-elapsed_s / _MEMORY_S))
     usual = kept["back_rate"] * elapsed_s
-    kept["taken_bytes"] *= fade
+    kept["taken_bytes"] = np.where(kept["did"] > 0, kept["taken_bytes"] * fade, 0)
     idle = kept["taken_bytes"] < least_bytes
     kept["back_bytes"] = np.where(
         idle, 0.0, kept["back_bytes"] * fade + np.maximum(came_back_bytes - usual, 0)
@@ -80,7 +80,7 @@ def learn(
                 continue
             if isinstance(effect.action, Balloon) and effect.action.to_bytes >= effect.action.from_bytes:
                 continue
-            _weigh(kept, found, effect, least_bytes, fail)
+            _weigh(kept, found, effect, float(came_back_bytes[found]), least_bytes, fail)
     back = (kept["back_bytes"] > _MOST_BACK * kept["taken_bytes"]) & (kept["taken_bytes"] >= least_bytes)
     for each in np.flatnonzero(back & (kept["did"] > 0)):
         row = int(each)
@@ -102,6 +102,7 @@ def _weigh(
     kept: dict[str, Column],
     row: int,
     effect: Effect,
+    came_back: float,
     least_bytes: float,
     fail: Callable[[int, int, str], None],
 ) -> None:
@@ -109,7 +110,9 @@ def _weigh(
     way = MECHANISMS.index(mechanism)
     freed, expected = effect.freed_bytes, float(kept["expected_bytes"][row])
     kept["taken_bytes"][row] += max(0.0, freed or 0.0)
-    enough = freed is not None and freed > 0 and freed >= _LEAST_YIELD * expected
+    # What was read back meanwhile had been freed before.
+    yielded = None if freed is None else freed + came_back
+    enough = yielded is not None and yielded > 0 and yielded >= _LEAST_YIELD * expected
     if not effect.done and not (enough and expected >= least_bytes):
         fail(row, way, effect.problem or "it was not done")
     elif freed is not None and expected >= least_bytes and not enough:

@@ -71,13 +71,14 @@ def _policies(guests: Sequence[Guest], policy: Policy) -> tuple[Column, Column, 
 
 
 def _can(guests: Sequence[Guest], policy: Policy) -> tuple[Mask, ...]:
-    known: dict[tuple[object, object], tuple[bool, ...]] = {}
-    rows = []
-    for guest in guests:
-        allowed = policy.guests.get(guest.name, policy.default).mechanisms
-        key = (guest.can, allowed)
-        if key not in known:
-            known[key] = tuple(each in guest.can and each in allowed for each in MECHANISMS)
-        rows.append(known[key])
-    masks = np.array(rows, dtype=bool).reshape(len(guests), len(MECHANISMS))
+    """Few combinations are different: each is looked at once."""
+    kinds: dict[object, int] = {}
+    default, own = policy.default.mechanisms, policy.guests
+    if own:
+        keys = [(guest.can, own.get(guest.name, policy.default).mechanisms) for guest in guests]
+    else:
+        keys = [(guest.can, default) for guest in guests]
+    rows = np.fromiter((kinds.setdefault(key, len(kinds)) for key in keys), dtype=np.intp, count=len(keys))
+    table = [[each in can and each in allowed for each in MECHANISMS] for can, allowed in dict.fromkeys(keys)]
+    masks = np.array(table, dtype=bool).reshape(len(table), len(MECHANISMS))[rows]
     return tuple(np.ascontiguousarray(column) for column in masks.T)

@@ -5,12 +5,12 @@ Used by the scheduler's loop, by `sustain memory plan`, by replays and by simula
 guests:
 
 1. Working sets and pressure (`working_set`); what earlier actions taught (`backoff`); the host's state (`host_state`).
-2. What can be taken from each guest in this state, by which way (`ways`). Outside the hard states a guest keeps its
-   working set and some headroom.
-3. What each guest wants: what it has, and what it lacks beyond that when it is pressed.
-4. Targets: what there is, shared out between what cannot be taken and what is wanted (`entitlement`); what guests call
-   free goes before anything else. What all guests hold and what the host has available, less its goal, is the same
-   before and after a page moves; so a plan that was carried out makes the next one empty.
+2. What each guest wants: what it has, and what it lacks beyond that; what can be taken from each for the host and for
+   others (`situation`), by which way (`ways`).
+3. What each has a claim to, by shares and idle tax (`entitlement`).
+4. Targets: what there is, shared out between what cannot be taken and what is wanted (`targets`). What all guests hold
+   and what the host has available, less its goal, is the same before and after a page moves; so a plan that was carried
+   out makes the next one empty.
 5. Actions of one step at most: down, by the cheapest way; up, at once, for who is pressed; and up where the host has
    plenty, as far as all of it could be used without missing the goal.
 
@@ -19,82 +19,30 @@ memory, guest by guest, as MOM does it: it swings, and takes free memory and use
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from sustain.schedulers.guest_memory import backoff, reclaim_cost, working_set
-from sustain.schedulers.guest_memory.backoff import Experience
-from sustain.schedulers.guest_memory.columns import Table, table
+from sustain.schedulers.guest_memory import reclaim_cost, working_set
 from sustain.schedulers.guest_memory.entitlement import fill
-from sustain.schedulers.guest_memory.host_state import bounds, next_state
 from sustain.schedulers.guest_memory.model import (
     Action,
     Balloon,
-    Bounds,
     Effect,
     Observation,
     PageOut,
     Policy,
     Reclaim,
 )
-from sustain.schedulers.guest_memory.plan import (
-    MECHANISMS,
-    Column,
-    Decision,
-    HostPlan,
-    HostState,
-    Mask,
-    Plan,
-    State,
-)
-from sustain.schedulers.guest_memory.ways import BALLOON, PAGEOUT, Ways, ways
-from sustain.schedulers.guest_memory.working_set import Use
+from sustain.schedulers.guest_memory.plan import MECHANISMS, Column, Decision, HostPlan, Plan, State
+from sustain.schedulers.guest_memory.situation import Situation, situation
+from sustain.schedulers.guest_memory.targets import Claims, share_out
+from sustain.schedulers.guest_memory.ways import BALLOON, PAGEOUT
+from sustain.units import format_duration
 
 _FASTER = {"hard": 2.0, "low": 4.0}  # than one step
 _FREE = 3.0  # steps more, since what is free costs the guest nothing
-_UP = 4.0  # steps, since who lacks memory waits now
-_RESERVE = 0.25  # of the goal
 _PLENTY = 1.25  # of the goal
 _PAGE_BYTES = 4096
-
-
-@dataclass(frozen=True)
-class Situation:
-    """All that targets are made of; also what `admission` starts from."""
-
-    of: Table
-    use: Use
-    experience: Experience
-    state: HostState
-    available_bytes: float  # NaN where unknown
-    goal_bytes: float
-    at: Bounds | None
-    ready: Mask  # guests that may be acted upon
-    ceiling_bytes: Column
-    needs_bytes: Column  # working set and headroom
-    floor_bytes: Column
-    ways: Ways
-    reasons: tuple[str, ...]  # why nothing can be decided
-
-    @property
-    def held_bytes(self) -> Column:
-        return self.of.known("resident_bytes")
-
-    @property
-    def reserve_bytes(self) -> float:
-        """What the host keeps though guests lack memory; less than its goal."""
-        if self.at is None:
-            return np.nan
-        return min(self.at.soft_bytes, max(2 * self.at.hard_bytes, _RESERVE * self.goal_bytes))
-
-    @property
-    def short(self) -> bool:
-        return self.state in ("soft", "hard", "low")
-
-    @property
-    def hard(self) -> bool:
-        return self.state in ("hard", "low")
 
 
 def decide(
@@ -106,8 +54,7 @@ def decide(
 ) -> Decision:
     """One plan, and what to remember. `state` None: the beginning. `effects`: of the plan before."""
     it = situation(observation, state, policy, now_s, effects)
-    wanted = _wanted(it, policy)
-    target, entitlement, capacity = _targets(it, policy, wanted)
+    target, entitlement, capacity = _targets(it, policy)
     take, way, cost, expected = _take(it, policy, target)
     give = _give(it, policy, target, take)
     actions, change = _actions(it, target, take, way, cost, give)
@@ -128,10 +75,11 @@ def decide(
             "age_s": now_s - of["classes_at_s"],
             "active_bytes": use.active_bytes,
             "working_set_bytes": use.working_set_bytes,
+            "needs_bytes": use.needs_bytes,
             "shares": of.shares,
             "floor_bytes": it.floor_bytes,
             "most_bytes": of.most_bytes,
-            "wanted_bytes": np.where(lacks, np.nan, wanted),
+            "wanted_bytes": np.where(lacks, np.nan, it.wanted_bytes),
             "entitlement_bytes": np.where(lacks, np.nan, entitlement),
             "target_bytes": np.where(lacks, np.nan, target),
             "stall": use.stall,
@@ -144,132 +92,36 @@ def decide(
         notes=_notes(it, policy, now_s),
     )
     remembered = dict(it.experience.columns)
-    remembered["did"] = np.where(way >= 0, way + 1.0, remembered["did"])
+    # What is taken beyond its share from a guest that uses it comes back, whatever the way: nothing is learned of it.
+    remembered["did"] = np.where(way < 0, remembered["did"], np.where(it.squeezed, 0.0, way + 1.0))
     remembered["expected_bytes"] = expected
     remembered |= {name: of[name] for name in (*working_set.COUNTERS, "host_swap_in_bytes", "classes_at_s")}
-    remembered |= {"stall": use.stall, "swap_in": use.swap_in, "working_set_bytes": use.working_set_bytes}
+    remembered |= {name: getattr(use, name) for name in working_set.ESTIMATES}
     keys = tuple((guest.name, guest.life) for guest in of.guests)
     return Decision(plan, State(now_s, it.state, keys, remembered, it.experience.reasons))
 
 
-def situation(
-    observation: Observation,
-    state: State | None,
-    policy: Policy,
-    now_s: float,
-    effects: Sequence[Effect] = (),
-) -> Situation:
-    """What is known, and what could be done, before anything is decided."""
-    of = table(observation, policy)
-    elapsed_s = max(0.0, now_s - state.at_s) if state else 0.0
-    before = _aligned(of, state)
-    use = working_set.use(of, before, now_s, elapsed_s, policy)
-    experience = backoff.learn(
-        of,
-        before,
-        state.backoff_reasons if state else {},
-        use.came_back_bytes,
-        effects,
-        now_s,
-        elapsed_s,
-        policy.least_change_bytes,
-    )
-    host, reasons = observation.host, []
-    found = bounds(host, policy)
-    available, goal, name = np.nan, np.nan, state.host_state if state else "unknown"
-    if now_s - observation.at_s > policy.fresh_s:
-        reasons.append(f"the host was looked at {now_s - observation.at_s:.0f} s ago")
-    elif host.available_bytes is None or found is None:
-        reasons.append("how much memory the host has available is unknown")
-    else:
-        available, goal = host.available_bytes, found[0]
-        name = next_state(name, available, goal, found[1])
-    held, balloon = of["resident_bytes"], of["balloon_bytes"]
-    ceiling = np.where(np.isnan(balloon), of["size_bytes"], np.fmin(balloon, of["size_bytes"]))
-    needs = use.working_set_bytes * (1 + policy.headroom)
-    ready = use.fresh & ~np.isnan(held + ceiling + needs + of["size_bytes"])
-    if reasons:
-        ready = np.zeros_like(ready)
-    kernel = of.known("unreclaimable_bytes") + reclaim_cost.KEPT_FREE * of.known("size_bytes")
-    # Of buffers that it does not tell apart, a guest that tells no more than that may lose those that it can drop.
-    told = np.maximum(of["total_bytes"] - of["available_bytes"], 0)
-    kernel = np.where(np.isnan(of["unreclaimable_bytes"]) & ~np.isnan(told), told, kernel)
-    floor = np.fmin(np.fmax(of.reservation_bytes, kernel), of.most_bytes)
-    hard = name in ("hard", "low")
-    can = ways(
-        of,
-        host,
-        experience.usable,
-        ready,
-        ceiling,
-        floor if hard else np.fmax(floor, needs),
-        hard=hard,
-        least_bytes=policy.least_change_bytes,
-    )
-    return Situation(
-        of=of,
-        use=use,
-        experience=experience,
-        state=name,
-        available_bytes=available,
-        goal_bytes=goal,
-        at=found[1] if found else None,
-        ready=ready,
-        ceiling_bytes=ceiling,
-        needs_bytes=needs,
-        floor_bytes=floor,
-        ways=can,
-        reasons=tuple(reasons),
-    )
-
-
-def _aligned(of: Table, state: State | None) -> dict[str, Column]:
-    """The state's columns in the order of this observation's guests; NaN, or 0, for those that are new."""
-    count = len(of.guests)
-    keys = tuple((guest.name, guest.life) for guest in of.guests)
-    empty = dict.fromkeys(working_set.REMEMBERED, np.nan) | dict.fromkeys(backoff.REMEMBERED, 0.0)
-    if state is None:
-        return {name: np.full(count, value) for name, value in empty.items()}
-    if keys == state.keys:
-        return dict(state.columns)
-    rows = {key: row for row, key in enumerate(state.keys)}
-    index = np.array([rows.get(key, len(rows)) for key in keys], dtype=int)
-    return {name: np.append(state.columns[name], value)[index] for name, value in empty.items()}
-
-
-def _wanted(it: Situation, policy: Policy) -> Column:
-    """What each guest would hold if there were enough. No more than its limit, and than it can be given."""
-    held, most = it.held_bytes, it.of.most_bytes
-    lacks = np.maximum(it.needs_bytes - it.ceiling_bytes, 0)
-    lacks = np.where(lacks >= policy.least_change_bytes, lacks, 0)
-    if it.hard:
-        lacks = np.zeros_like(lacks)
-    rise = np.where(it.use.pressed, np.maximum(_UP * policy.step * it.of["size_bytes"], lacks), lacks)
-    rise = np.where(
-        it.ready & it.of.can[BALLOON], np.minimum(rise, np.maximum(most - it.ceiling_bytes, 0)), 0
-    )
-    return np.where(it.ready, np.minimum(held, most) + np.nan_to_num(rise, nan=0.0), held)
-
-
-def _targets(it: Situation, policy: Policy, wanted: Column) -> tuple[Column, Column, float]:
+def _targets(it: Situation, policy: Policy) -> tuple[Column, Column, float]:
     """(target, entitlement, what all guests together may have)."""
-    held, of = it.held_bytes, it.of
+    held, of, wanted = it.held_bytes, it.of, it.wanted_bytes
     if it.reasons:
         return held, np.full(len(held), np.nan), np.nan
     working = np.nan_to_num(it.use.working_set_bytes, nan=0.0)
     total = float(held.sum()) + it.available_bytes
     goal = it.goal_bytes if it.short else min(it.goal_bytes, it.available_bytes)
-    # What guests call free costs nobody anything: all of it goes before anything else does.
-    least, in_use = np.minimum(held - it.ways.most, wanted), np.minimum(held - it.ways.costless, wanted)
-    # Who lacks memory gets it before the host gets its goal, as far as the host can do without.
-    rise = np.maximum(wanted - held, 0)
-    least = fill(total - it.reserve_bytes, working, of.shares, least, least + rise, policy.idle_tax)
-    in_use = np.maximum(in_use, least)
-    low, high = (in_use, wanted) if total - goal >= float(in_use.sum()) else (least, in_use)
-    target = fill(total - goal, working, of.shares, low, high, policy.idle_tax)
-    reserved = np.where(it.ready, np.nan_to_num(of.reservation_bytes), held)
-    most = np.where(it.ready, of.most_bytes, held)
-    entitlement = fill(total - it.goal_bytes, working, of.shares, reserved, most, policy.idle_tax)
+    claims = Claims(
+        held=held,
+        wanted=wanted,
+        in_use=np.minimum(held - it.ways.costless, wanted),
+        gentle=np.minimum(it.gentle_bytes, wanted),
+        least=np.minimum(held - it.ways.most, wanted),
+        share=it.share_bytes,
+        used=it.used_bytes,
+        working=working,
+        weight=of.shares,
+    )
+    target = share_out(claims, total, goal, it.reserve_bytes, policy.idle_tax)
+    entitlement = fill(total - it.goal_bytes, working, of.shares, *it.limits, policy.idle_tax)
     return target, entitlement, total - it.goal_bytes
 
 
@@ -323,7 +175,7 @@ def _give(it: Situation, policy: Policy, target: Column, take: Column) -> Column
     # All that guests with a shrunken balloon may take without asking.
     left -= float(np.maximum(it.ceiling_bytes - held, 0)[can & (room > 0)].sum())
     if not it.short and left >= least:
-        step = np.maximum(_UP * policy.step * of.known("size_bytes"), least)
+        step = np.maximum(working_set.GIVEN_AT_ONCE * policy.step * of.known("size_bytes"), least)
         none = np.zeros(len(give))
         give += fill(left, none, of.shares, none, np.minimum(room - give, step), 0.0)
     return np.where((give >= least) | ((give >= room) & (give >= _PAGE_BYTES)), give, 0.0)
@@ -390,6 +242,13 @@ def _notes(it: Situation, policy: Policy, now_s: float) -> dict[str, tuple[str, 
         name = of.guests[row].name
         notes[name] = (*notes.get(name, ()), text)
 
+    if it.short:
+        for row in np.flatnonzero(it.spared & it.ready & ~it.use.pressed).tolist():
+            ago = format_duration(float(it.use.calm_s[row]))
+            note(
+                row,
+                f"it waited for memory {ago} ago: for {policy.fall_s:.0f} s the host's goal takes nothing from it",
+            )
     for (name, _), why in it.experience.reasons.items():
         notes[name] = (*notes.get(name, ()), why)
     for row in np.flatnonzero(~it.ready).tolist() if not it.reasons else ():

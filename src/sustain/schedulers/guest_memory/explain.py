@@ -54,6 +54,8 @@ def _guest(one: GuestPlan, policy: Policy) -> list[str]:
         "that is not free",
         f"  working set   {_size(one.working_set_bytes)}: that over time, up within {policy.rise_s:g} s, down within "
         f"{policy.fall_s:g} s" + (", and all that it has, since it is pressed" if one.pressed else ""),
+        f"  needs         {_size(one.needs_bytes)}: {policy.headroom:.0%} of headroom more, or room for a rise like "
+        "its largest of late",
         f"  waits         {_share(one.stall)} of the time for memory (limit {policy.stall_limit:.1%}); "
         f"reads back {_size(one.swap_in_bytes_per_s)}/s",
         f"  least         {_size(one.floor_bytes)}: the greater of its reservation {_size(own.reservation_bytes)} and "
@@ -62,7 +64,8 @@ def _guest(one: GuestPlan, policy: Policy) -> list[str]:
         f"  wants         {_size(one.wanted_bytes)} = holds + what it lacks",
         f"  entitled to   {_size(one.entitlement_bytes)}: {one.shares:g} shares, idle memory charged "
         f"{1 / (1 - policy.idle_tax):.3g} times, if all guests wanted all they may have",
-        f"  target        {_size(one.target_bytes)}: the same between what cannot be taken now and what is wanted",
+        f"  target        {_size(one.target_bytes)}: its part of what there is, between what cannot be taken now and "
+        "what it wants",
     ]
     if one.held_bytes is not None and one.target_bytes is not None and one.held_bytes > one.target_bytes:
         costs = ", ".join(f"{name} {_cost(getattr(one, f'{name}_cost_s'))}" for name in MECHANISMS)

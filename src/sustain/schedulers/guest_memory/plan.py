@@ -51,6 +51,7 @@ class GuestPlan(msgspec.Struct, frozen=True, kw_only=True):
     age_s: float | None  # of its page classes
     active_bytes: float | None  # now
     working_set_bytes: float | None  # the estimate over time
+    needs_bytes: float | None  # with headroom, and with room for a rise like those of late
     shares: float
     floor_bytes: float | None
     most_bytes: float | None

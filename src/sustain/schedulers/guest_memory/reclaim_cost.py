@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sustain.schedulers.guest_memory.columns import Table
-from sustain.schedulers.guest_memory.plan import Column
+from sustain.schedulers.guest_memory.plan import Column, Mask
 
 PAGE_BYTES = 4096
 READ_S = 150e-6
@@ -41,9 +41,11 @@ class Layers:
     prices: tuple[Column | float, ...]
     cold: int
 
-    def amount(self, *, deep: bool) -> Column:
-        """What can be taken."""
-        found: Column = np.sum(self.sizes if deep else self.sizes[: self.cold], axis=0)
+    def amount(self, *, deep: Mask) -> Column:
+        """What can be taken; of those that are `deep` all."""
+        found: Column = np.sum(self.sizes[: self.cold], axis=0)
+        if deep.any():
+            found = np.where(deep, np.sum(self.sizes, axis=0), found)
         return found
 
     def cost_s(self, amount: Column) -> Column:

@@ -67,11 +67,12 @@ def ways(
     ceiling_bytes: Column,
     kept_bytes: Column,
     *,
+    deep: Mask,
     hard: bool,
     least_bytes: float,
 ) -> Ways:
-    """`ceiling_bytes`: what a guest may use now; `kept_bytes`: what it is left with at least; `hard`: active memory may
-    go, too."""
+    """`ceiling_bytes`: what a guest may use now; `kept_bytes`: what it is left with at least; `deep`: active memory
+    may go, too; `hard`: the host's swap is used beside the balloon."""
     swap = max(0.0, (host.swap_free_bytes or 0.0) - _SPARED_SWAP * (host.swap_total_bytes or 0.0))
     held = of.known("resident_bytes")
     can = tuple(a & b & ready for a, b in zip(of.can, usable, strict=True))
@@ -81,7 +82,7 @@ def ways(
     layers = (reclaim_cost.balloon(of), reclaim_cost.pageout(of), reclaim_cost.reclaim(of, swap))
     room = np.maximum(np.nan_to_num(held - kept_bytes, nan=0.0), 0)
     deflated = np.minimum(
-        layers[BALLOON].amount(deep=hard), np.nan_to_num(ceiling_bytes - kept_bytes, nan=0.0)
+        layers[BALLOON].amount(deep=deep), np.nan_to_num(ceiling_bytes - kept_bytes, nan=0.0)
     )
     by_balloon = np.where(can[BALLOON], np.maximum(deflated - untouched, 0), 0.0)
     free_first = reclaim_cost.spare_free(of) - untouched >= least_bytes
@@ -90,10 +91,10 @@ def ways(
     swaps = np.where(can[BALLOON], ~free_first & (hard | (by_balloon < least_bytes)), True)
     if swap < least_bytes:
         swaps = np.zeros_like(swaps)
-    by_pageout = np.where(can[PAGEOUT] & swaps, np.minimum(layers[PAGEOUT].amount(deep=hard), room), 0.0)
+    by_pageout = np.where(can[PAGEOUT] & swaps, np.minimum(layers[PAGEOUT].amount(deep=deep), room), 0.0)
     by_reclaim = np.where(
         can[RECLAIM] & (of.is_cgroup | (swaps & ~free_at_all)),
-        np.minimum(layers[RECLAIM].amount(deep=hard), room),
+        np.minimum(layers[RECLAIM].amount(deep=deep), room),
         0.0,
     )
     costless = np.minimum(by_balloon, np.maximum(reclaim_cost.spare_free(of) - untouched, 0))

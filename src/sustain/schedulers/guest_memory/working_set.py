@@ -6,6 +6,9 @@ a rise within `rise_s` and a fall within `fall_s`, so that a pause does not cost
 A guest that waits for memory, or reads back what was taken from it, is pressed: then all that it has is in use,
 whatever its lists say, since these were wrong.
 
+A guest whose use has risen may rise as much again: it is left, and given, room for the largest rise of late, which is
+forgotten within `fall_s`, but no more room than it would be given at once if it waited.
+
 Rates are made of two answers of the guest at its own times. Counters that go back belong to another boot.
 """
 
@@ -18,8 +21,10 @@ from sustain.schedulers.guest_memory.model import Policy
 from sustain.schedulers.guest_memory.plan import Column, Mask
 
 _SWAP_IN_SHARE_PER_S = 0.001  # of its size: a guest that reads back more than that lacks memory
+GIVEN_AT_ONCE = 4.0  # steps, since who lacks memory waits now
 COUNTERS = ("stall_us", "swap_in_bytes", "refault_bytes")  # at the guest's time; the host's own beside them
-REMEMBERED = (*COUNTERS, "host_swap_in_bytes", "classes_at_s", "stall", "swap_in", "working_set_bytes")
+ESTIMATES = ("stall", "swap_in", "working_set_bytes", "active_bytes", "surge_bytes", "calm_s")
+REMEMBERED = (*COUNTERS, "host_swap_in_bytes", "classes_at_s", *ESTIMATES)
 
 
 @dataclass(frozen=True)
@@ -28,10 +33,14 @@ class Use:
 
     active_bytes: Column
     working_set_bytes: Column
+    surge_bytes: Column  # the largest rise of its use lately
+    soon_bytes: Column  # what it may use soon, if its use rises as it did lately
+    needs_bytes: Column  # what it is left, and given, outside the hard states
     stall: Column  # share of time
     swap_in: Column  # bytes per second, read back by the guest or for it
     came_back_bytes: Column  # since the decision before
     pressed: Mask
+    calm_s: Column  # since it was pressed last
     fresh: Mask
 
 
@@ -69,13 +78,20 @@ def use(of: Table, before: dict[str, Column], now_s: float, elapsed_s: float, po
     moved = old + (now - old) * -np.expm1(-elapsed_s / time_s)
     moved = np.where(pressed, np.fmax(moved, now), moved)
     estimate = np.where(np.isnan(old), now, np.where(fresh & ~np.isnan(now), moved, old))
+    rise = np.where(news & fresh, _zero(active - before["active_bytes"]), 0)
+    surge = np.fmax(_zero(before["surge_bytes"]) * np.exp(-elapsed_s / policy.fall_s), rise)
+    room = np.fmin(surge, GIVEN_AT_ONCE * policy.step * of["size_bytes"])
     return Use(
         active_bytes=active,
         working_set_bytes=estimate,
+        surge_bytes=surge,
+        soon_bytes=np.fmax(active * (1 + policy.headroom), active + room),
+        needs_bytes=np.fmax(np.fmax(estimate, active) * (1 + policy.headroom), active + room),
         stall=stall,
         swap_in=swap_in,
         came_back_bytes=_zero(grown["swap_in_bytes"]) + _zero(grown["refault_bytes"]) + _zero(host_grown),
         pressed=pressed,
+        calm_s=np.where(pressed, 0.0, before["calm_s"] + elapsed_s),
         fresh=fresh,
     )
 

@@ -1,0 +1,201 @@
+"""What is known of host and guests, who wants what, and what could be taken from whom, before anything is decided.
+Pure.
+
+Used by `decide` and `admission`. What may be taken from a guest depends on for whom:
+
+- For the host's goal a guest keeps its working set and some headroom, unless the state is hard; who has waited for
+  memory lately (`fall_s`) is left alone.
+- For others that wait, when the host has no more to give, it keeps what it uses now and may use soon.
+- Beyond its share (`entitlement`) nobody keeps anything from those who are within theirs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sustain.schedulers.guest_memory import backoff, reclaim_cost, working_set
+from sustain.schedulers.guest_memory.backoff import Experience
+from sustain.schedulers.guest_memory.columns import Table, table
+from sustain.schedulers.guest_memory.entitlement import fill
+from sustain.schedulers.guest_memory.host_state import bounds, next_state
+from sustain.schedulers.guest_memory.model import Bounds, Effect, Observation, Policy
+from sustain.schedulers.guest_memory.plan import Column, HostState, Mask, State
+from sustain.schedulers.guest_memory.ways import BALLOON, Ways, ways
+from sustain.schedulers.guest_memory.working_set import Use
+
+_RESERVE = 0.25  # of the goal
+
+
+@dataclass(frozen=True)
+class Situation:
+    """All that targets are made of; also what `admission` starts from."""
+
+    of: Table
+    use: Use
+    experience: Experience
+    state: HostState
+    available_bytes: float  # NaN where unknown
+    goal_bytes: float
+    at: Bounds | None
+    ready: Mask  # guests that may be acted upon
+    ceiling_bytes: Column
+    floor_bytes: Column
+    reserve_bytes: float  # what the host keeps though guests lack memory; less than its goal
+    wanted_bytes: Column  # what each guest would hold if there were enough
+    limits: tuple[Column, Column]  # the least and the most that the operator lets each have
+    share_bytes: (
+        Column  # what each would get if all wanted all they may have, and the host kept its reserve only
+    )
+    used_bytes: Column  # now: what is charged without the idle tax
+    gentle_bytes: Column  # what each is left with for the host's goal
+    spared: Mask  # have waited lately: nothing is taken from them for the host's goal
+    squeezed: Mask  # uses more than its share, and may lose some of that to others
+    ways: Ways  # for the host or for others
+    reasons: tuple[str, ...]  # why nothing can be decided
+
+    @property
+    def held_bytes(self) -> Column:
+        return self.of.known("resident_bytes")
+
+    @property
+    def short(self) -> bool:
+        return self.state in ("soft", "hard", "low")
+
+    @property
+    def hard(self) -> bool:
+        return self.state in ("hard", "low")
+
+
+def situation(
+    observation: Observation,
+    state: State | None,
+    policy: Policy,
+    now_s: float,
+    effects: Sequence[Effect] = (),
+) -> Situation:
+    """What is known, and what could be done, before anything is decided."""
+    of = table(observation, policy)
+    elapsed_s = max(0.0, now_s - state.at_s) if state else 0.0
+    before = _aligned(of, state)
+    use = working_set.use(of, before, now_s, elapsed_s, policy)
+    experience = backoff.learn(
+        of,
+        before,
+        state.backoff_reasons if state else {},
+        use.came_back_bytes,
+        effects,
+        now_s,
+        elapsed_s,
+        policy.least_change_bytes,
+    )
+    host, reasons = observation.host, []
+    found = bounds(host, policy)
+    available, goal, name = np.nan, np.nan, state.host_state if state else "unknown"
+    if now_s - observation.at_s > policy.fresh_s:
+        reasons.append(f"the host was looked at {now_s - observation.at_s:.0f} s ago")
+    elif host.available_bytes is None or found is None:
+        reasons.append("how much memory the host has available is unknown")
+    else:
+        available, goal = host.available_bytes, found[0]
+        name = next_state(name, available, goal, found[1])
+    ceiling = np.where(np.isnan(of["balloon_bytes"]), np.inf, of["balloon_bytes"])
+    ceiling = np.fmin(ceiling, of["size_bytes"])
+    held = of.known("resident_bytes")
+    ready = use.fresh & ~np.isnan(of["resident_bytes"] + ceiling + use.needs_bytes + of["size_bytes"])
+    if reasons:
+        ready = np.zeros_like(ready)
+    at = found[1] if found else None
+    reserve = np.nan if at is None else min(at.soft_bytes, max(2 * at.hard_bytes, _RESERVE * goal))
+    hard = name in ("hard", "low")
+    rise = _rise(of, use, ready, ceiling, policy, hard=hard)
+    waiting = np.where(use.pressed, rise, 0)
+    scarce = bool(waiting.any()) and float(waiting.sum()) > available - reserve
+    if scarce:
+        rise = waiting
+    used = np.nan_to_num(np.where(use.pressed, use.working_set_bytes, use.active_bytes), nan=0.0)
+    limits = np.where(ready, np.nan_to_num(of.reservation_bytes), held), np.where(ready, of.most_bytes, held)
+    share = np.full(len(held), np.nan)
+    if not reasons:
+        total = float(held.sum()) + available
+        share = fill(total - reserve, used, of.shares, *limits, policy.idle_tax)
+    floor = _floor(of)
+    kept = floor if hard else np.fmax(floor, use.needs_bytes)
+
+    def can(left: Column, from_whom: Mask, deep: Mask) -> Ways:
+        return ways(
+            of,
+            host,
+            experience.usable,
+            from_whom,
+            ceiling,
+            left,
+            deep=deep,
+            hard=hard,
+            least_bytes=policy.least_change_bytes,
+        )
+
+    spared = (use.calm_s < policy.fall_s) & (not hard)
+    gentle = deepest = can(kept, ready & ~spared, np.full(len(held), hard))
+    over = ready & (use.needs_bytes > share) & (held > share)
+    if not hard and (scarce or over.any()):
+        left = np.fmin(kept, use.soon_bytes) if scarce else kept
+        left = np.fmax(floor, np.where(over, np.fmin(kept, share), left))
+        deepest = can(left, ready & (~spared | over | scarce), over)
+    return Situation(
+        of=of,
+        use=use,
+        experience=experience,
+        state=name,
+        available_bytes=available,
+        goal_bytes=goal,
+        at=at,
+        ready=ready,
+        ceiling_bytes=ceiling,
+        floor_bytes=floor,
+        reserve_bytes=reserve,
+        wanted_bytes=np.where(ready, np.minimum(held, of.most_bytes) + rise, held),
+        limits=limits,
+        share_bytes=share,
+        used_bytes=used,
+        gentle_bytes=held - gentle.most,
+        spared=spared,
+        squeezed=over,
+        ways=deepest,
+        reasons=tuple(reasons),
+    )
+
+
+def _floor(of: Table) -> Column:
+    """What each guest is left with whatever happens."""
+    kernel = of.known("unreclaimable_bytes") + reclaim_cost.KEPT_FREE * of.known("size_bytes")
+    # Of buffers that it does not tell apart, a guest that tells no more than that may lose those that it can drop.
+    told = np.maximum(of["total_bytes"] - of["available_bytes"], 0)
+    kernel = np.where(np.isnan(of["unreclaimable_bytes"]) & ~np.isnan(told), told, kernel)
+    return np.fmin(np.fmax(of.reservation_bytes, kernel), of.most_bytes)
+
+
+def _aligned(of: Table, state: State | None) -> dict[str, Column]:
+    """The state's columns in the order of this observation's guests; NaN, or 0, for those that are new."""
+    count = len(of.guests)
+    keys = tuple((guest.name, guest.life) for guest in of.guests)
+    empty = dict.fromkeys(working_set.REMEMBERED, np.nan) | dict.fromkeys(backoff.REMEMBERED, 0.0)
+    if state is None:
+        return {name: np.full(count, value) for name, value in empty.items()}
+    if keys == state.keys:
+        return dict(state.columns)
+    rows = {key: row for row, key in enumerate(state.keys)}
+    index = np.array([rows.get(key, len(rows)) for key in keys], dtype=int)
+    return {name: np.append(state.columns[name], value)[index] for name, value in empty.items()}
+
+
+def _rise(of: Table, use: Use, ready: Mask, ceiling: Column, policy: Policy, *, hard: bool) -> Column:
+    """What each guest lacks. No more than its limit, and than it can be given."""
+    lacks = np.maximum(use.soon_bytes - ceiling, 0)
+    lacks = np.where((lacks >= policy.least_change_bytes) & (not hard), lacks, 0)
+    at_once = working_set.GIVEN_AT_ONCE * policy.step * of["size_bytes"]
+    rise = np.where(use.pressed, np.maximum(at_once, lacks), lacks)
+    can = ready & of.can[BALLOON]
+    room = np.maximum(np.where(can, of.most_bytes, 0) - np.where(can, ceiling, 0), 0)
+    found: Column = np.nan_to_num(np.where(can, np.minimum(rise, room), 0), nan=0.0)
+    return found

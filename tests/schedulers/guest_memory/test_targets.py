@@ -1,0 +1,129 @@
+"""Sharing out what there is, by properties."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sustain.schedulers.guest_memory.entitlement import fill
+from sustain.schedulers.guest_memory.targets import Claims, share_out
+from tests.schedulers.guest_memory.plans import GIB, MIB
+
+TAX = st.floats(0, 0.9)
+
+
+@st.composite
+def claims(draw: st.DrawFn) -> tuple[Claims, float, float, float, float]:
+    """(claims, all there is, the goal, the reserve, the tax)"""
+    count = draw(st.integers(1, 6))
+
+    def column(low: float, high: float) -> np.ndarray:
+        return np.array([draw(st.floats(low, high)) for _ in range(count)])
+
+    held = column(0.1, 4) * GIB
+    in_use = held * column(0.3, 1)
+    gentle = in_use * column(0.2, 1)
+    rises = np.array([draw(st.booleans()) for _ in range(count)])
+    wanted = held + np.where(rises, column(0.1, 2) * GIB, 0)
+    weight = column(100, 4000)
+    used = held * column(0, 1)
+    goal = draw(st.floats(0.1, 3)) * GIB
+    reserve = goal * draw(st.floats(0.1, 0.9))
+    total = float(held.sum()) + draw(st.floats(0, 3)) * GIB
+    tax = draw(TAX)
+    share = fill(total - reserve, used, weight, np.zeros(count), np.full(count, 6 * GIB), tax)
+    made = Claims(
+        held=held,
+        wanted=wanted,
+        in_use=np.where(rises, held, in_use),
+        gentle=np.where(rises, held, gentle),
+        least=np.where(rises, held, gentle * column(0.2, 1)),
+        share=share,
+        used=used,
+        working=np.maximum(used, gentle),
+        weight=weight,
+    )
+    return made, total, goal, reserve, tax
+
+
+@settings(max_examples=300, deadline=None)
+@given(claims())
+def test_what_there_is_is_shared_out(given_: tuple[Claims, float, float, float, float]) -> None:
+    of, total, goal, reserve, tax = given_
+    target = share_out(of, total, goal, reserve, tax)
+    eps = 1e-6 * total + 1
+    assert (target >= of.least - eps).all()
+    assert (target <= np.maximum(of.wanted, of.held) + eps).all()
+    # The goal is missed only for what cannot be taken, and for who lacks memory within its share.
+    assert target.sum() >= min(total - goal, float(of.wanted.sum())) - eps
+    lacks = np.where(of.wanted > of.held, np.minimum(of.wanted, np.maximum(of.share, of.held)), of.gentle)
+    assert target.sum() <= max(total - goal, float(np.maximum(lacks, of.least).sum())) + eps
+
+
+@settings(max_examples=300, deadline=None)
+@given(claims())
+def test_nobody_rises_beyond_its_share_by_what_is_within_anothers(
+    given_: tuple[Claims, float, float, float, float],
+) -> None:
+    """Where the host needs nothing for itself, only who is within its own share gets what is within another's."""
+    of, total, _, reserve, tax = given_
+    goal = total - float(of.held.sum())
+    target = share_out(of, total, goal, min(reserve, goal), tax)
+    eps = 1e-6 * total + 1
+    beyond = (of.wanted > of.held) & (target > np.maximum(of.held, of.share) + eps)
+    robbed = (of.wanted <= of.held) & (target < np.minimum(of.in_use, of.share) - eps)
+    assert not (beyond.any() and robbed.any())
+
+
+@settings(max_examples=300, deadline=None)
+@given(claims(), st.floats(1.05, 10))
+def test_more_weight_never_gets_less(
+    given_: tuple[Claims, float, float, float, float], factor: float
+) -> None:
+    of, total, goal, reserve, tax = given_
+    before = share_out(of, total, goal, reserve, tax)
+    weight = of.weight.copy()
+    weight[0] *= factor
+    none = np.zeros(len(weight))
+    share = fill(total - reserve, of.used, weight, none, np.full(len(weight), 6 * GIB), tax)
+    changed = Claims(**{**of.__dict__, "weight": weight, "share": share})
+    after = share_out(changed, total, goal, reserve, tax)
+    assert after[0] >= before[0] - max(1.0, 1e-6 * before[0])
+
+
+def idle_and_busy(tax: float, *, in_use: float = 3 * GIB) -> tuple[float, float]:
+    """Targets of two with equal weight: one holds 3 GiB and uses 256 MiB, the other waits with 2.5 GiB; 6 in all."""
+    used = np.array([256 * MIB, 2.5 * GIB])
+    weight = np.array([1000.0, 1000.0])
+    share = fill(5.75 * GIB, used, weight, np.zeros(2), np.full(2, 4 * GIB), tax)
+    of = Claims(
+        held=np.array([3 * GIB, 2.5 * GIB]),
+        wanted=np.array([3 * GIB, 3.5 * GIB]),
+        in_use=np.array([in_use, 2.5 * GIB]),
+        gentle=np.array([0.3 * GIB, 2.5 * GIB]),
+        least=np.array([0.3 * GIB, 2.5 * GIB]),
+        share=share,
+        used=used,
+        working=used,
+        weight=weight,
+    )
+    idle, busy = share_out(of, 6 * GIB, 0.5 * GIB, 0.25 * GIB, tax)
+    return float(idle), float(busy)
+
+
+def test_without_a_tax_an_idle_guest_keeps_its_share() -> None:
+    idle, busy = idle_and_busy(0.0)
+    assert busy == (6 - 0.25) / 2 * GIB  # its share, for which the host gives up some of its goal
+    assert idle == 6 * GIB - 0.5 * GIB - busy  # which it takes back from what is idle
+
+
+def test_with_a_tax_idle_memory_goes_to_who_uses_it() -> None:
+    idle, busy = idle_and_busy(0.75)
+    assert busy == pytest.approx(3.5 * GIB)
+    assert idle == pytest.approx(2 * GIB)
+
+
+def test_what_is_called_free_is_nobodys_share() -> None:
+    idle, busy = idle_and_busy(0.0, in_use=GIB)
+    assert busy == pytest.approx(3.5 * GIB)
+    assert idle == pytest.approx(2 * GIB)
