@@ -5,15 +5,11 @@ waits for all of them for a limited time, and goes on without the one that hangs
 back. Nothing is believed: an action is done when the balloon has come to its target, pages are in swap, or the cgroup
 uses less; `freed_bytes` is what the host's memory really gained.
 
-Before a balloon or a limit is changed, the journal holds what it was. `restore` puts that back unless somebody else
-has set it since. Of a balloon only where it stands can be read, not what was asked of it: so what stands where we left
-it (up to 16 MiB more, which a guest takes back by itself when it runs out), or, while one of our changes is on its
-way, between there and where it began, is ours. Pages in swap need no putting back: they come when they are used.
+Before a balloon or a limit is changed, the journal holds what it was: `undo` puts it back.
 
 Rejected: one pool for all guests (hung ones fill it), and taking the answer of `balloon` for the deed.
 """
 
-import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,21 +18,24 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from sustain.errors import HostError, SustainError
-from sustain.host import processes
+from sustain.errors import SustainError
 from sustain.host.cgroup import Cgroup
-from sustain.host.processes import Identity
 from sustain.schedulers.guest_memory.handles import GuestHandle
 from sustain.schedulers.guest_memory.model import Action, Balloon, Effect, PageOut, Reclaim
 from sustain.schedulers.guest_memory.pageout import Frames, Pager
-from sustain.schedulers.journal import Entry, Journal, Outcome, Report, put_back
+from sustain.schedulers.guest_memory.undo import (
+    NEAR_BYTES,
+    OWN_BYTES,
+    Undo,
+    balloon_key,
+    limit_key,
+    moving_key,
+)
+from sustain.schedulers.journal import Journal, Report
 
 _POLL_S = 0.05  # at first
 _STILL_S = 2.0  # a balloon that has not moved for so long has stopped
-_NEAR_BYTES = 1 << 20  # balloons move in pages, sizes are said in MiB
-_OWN_BYTES = 16 << 20
 _CHUNK_BYTES = 64 << 20
-_NO_LIMIT = -1
 
 
 @runtime_checkable
@@ -117,16 +116,14 @@ class Actuator:
     def restore(self) -> Report:
         """Put back all that was changed, here or by a predecessor, and not by somebody else since."""
         self._round.end.set()
-        moving = {
-            entry.target.get("guest") for entry in self._journal.entries() if entry.kind == "balloon-moving"
-        }
-        return self._journal.restore(
-            {
-                "balloon": partial(self._undo_balloon, moving),
-                "balloon-moving": lambda _: "restored",
-                "cgroup-limit": self._undo_limit,
-            }
+        undo = Undo(
+            self._handles,
+            self._journal,
+            lambda name: self._guests.setdefault(name, _Guest()).gate,
+            root=self._root,
+            limit_s=self._limit_s,
         )
+        return undo.restore()
 
     def close(self) -> None:
         """Start nothing more; what is under way ends at its next step. Changes stay."""
@@ -181,8 +178,8 @@ class Actuator:
             return _failed(action, "the guest or its balloon has gone meanwhile")
         after = handle.resident()
         freed = None if resident is None or after is None else resident - after
-        if abs(now - goal) <= _NEAR_BYTES:
-            self._journal.forget(_moving(action.guest))
+        if abs(now - goal) <= NEAR_BYTES:
+            self._journal.forget(moving_key(action.guest))
             self._forget_what_is_as_it_was(action.guest, now)
             return Effect(
                 action=action, done=True, freed_bytes=freed, problem=_yield_problem(before - now, freed)
@@ -191,7 +188,7 @@ class Actuator:
         if this.goes_on() and now > goal:
             # It has stopped: what the guest cannot give is not asked of it any longer.
             self._set_balloon(guest, handle, action, now, now, this)
-            self._journal.forget(_moving(action.guest))
+            self._journal.forget(moving_key(action.guest))
             self._forget_what_is_as_it_was(action.guest, now)
             why = "no driver runs in the guest" if now == before else "the guest gives no more"
             return Effect(action=action, done=False, freed_bytes=freed, problem=f"{stopped}: {why}")
@@ -210,8 +207,8 @@ class Actuator:
         with guest.gate:
             if this.ended:
                 return False
-            self._journal.note(_balloon(action.guest), "balloon", target, now, goal)
-            self._journal.note(_moving(action.guest), "balloon-moving", target, now, goal)
+            self._journal.note(balloon_key(action.guest), "balloon", target, now, goal)
+            self._journal.note(moving_key(action.guest), "balloon-moving", target, now, goal)
             handle.set_balloon(goal)
         return True
 
@@ -221,7 +218,7 @@ class Actuator:
         pause_s = _POLL_S
         while True:
             now = handle.balloon()
-            if now is None or abs(now - goal) <= _NEAR_BYTES or not this.goes_on():
+            if now is None or abs(now - goal) <= NEAR_BYTES or not this.goes_on():
                 return now
             if now != last:
                 last, since_s = now, time.monotonic()
@@ -232,47 +229,8 @@ class Actuator:
 
     def _forget_what_is_as_it_was(self, name: str, now: int) -> None:
         for entry in self._journal.entries():
-            if entry.key == _balloon(name) and abs(now - float(entry.prior)) <= _NEAR_BYTES:
+            if entry.key == balloon_key(name) and abs(now - float(entry.prior)) <= NEAR_BYTES:
                 self._journal.forget(entry.key)
-
-    def _undo_balloon(self, moving: set[int | float | str | None], entry: Entry) -> Outcome:
-        name = str(entry.target["guest"])
-        handle = self._handles.get(name)
-        life = None if handle is None else handle.life()
-        if handle is None or life is None:
-            if self._still_runs(entry):
-                raise HostError(
-                    f"{name}: it runs, and cannot be reached to give it back {entry.prior} bytes",
-                    hint="is its QMP socket configured, or held by another client?",
-                )
-            return "gone"
-        if life != entry.target["life"]:
-            return "gone"
-        guest = self._guests.setdefault(name, _Guest())
-        if not guest.gate.acquire(timeout=self._limit_s):
-            raise HostError(f"{name}: an action on it is still under way", hint="put back again later")
-        try:
-            now = handle.balloon()
-            if now is None:
-                return "gone"
-            prior, *sets = (float(each) for each in (entry.prior, *entry.sets))
-            if abs(now - prior) > _NEAR_BYTES and not (
-                any(-_NEAR_BYTES <= now - each <= _OWN_BYTES for each in sets)
-                or (name in moving and min(prior, *sets) <= now <= max(prior, *sets))
-            ):
-                return "changed"
-            handle.set_balloon(
-                int(prior)
-            )  # also where it stands there already: it may be on its way elsewhere
-            return "restored"
-        finally:
-            guest.gate.release()
-
-    def _still_runs(self, entry: Entry) -> bool:
-        pid, _, ticks = str(entry.target["life"]).partition(":")  # of a guest that is a process: handles
-        if not pid.isdecimal() or not ticks.isdecimal():
-            return str(entry.target["guest"]) in self._handles
-        return processes.alive(Identity(int(pid), int(ticks)), str(self._root))
 
     # pages to swap
 
@@ -295,7 +253,7 @@ class Actuator:
         if directory is None:
             return _failed(action, "the guest has no cgroup of its own")
         group = Cgroup.open(directory, self._root)
-        key = f"cgroup-limit:{group.directory}"
+        key = limit_key(group)
         left, freed = int(action.amount_bytes), 0
         problem: str | None = None
         while left > 0 and this.goes_on() and problem is None:
@@ -319,23 +277,6 @@ class Actuator:
         }
         return lambda old, new: self._journal.note(key, "cgroup-limit", target, old, new)
 
-    def _undo_limit(self, entry: Entry) -> Outcome:
-        directory = Path(str(entry.target["directory"]))
-        group = Cgroup(directory, 1, int(entry.target["inode"]))
-        if not group.alive():
-            return "gone"
-
-        def read() -> int | None:
-            limit = group.own_limit_bytes()
-            return None if limit is None else _NO_LIMIT if math.isinf(limit) else int(limit)
-
-        outcome = put_back(
-            entry, read, lambda value: group.set_limit(math.inf if value == _NO_LIMIT else float(value))
-        )
-        if entry.target["kills"] and not group.kills():
-            group.set_kills(True)
-        return outcome
-
 
 def _failed(action: Action, problem: str) -> Effect:
     return Effect(action=action, done=False, problem=problem)
@@ -345,17 +286,9 @@ def _yield_problem(taken: int, freed: int | None) -> str | None:
     """What the balloon took, against what the host gained."""
     if freed is None:
         return "what the host gained is not known: the guest's resident memory cannot be read"
-    if taken >= _OWN_BYTES and freed < taken / 4:
+    if taken >= OWN_BYTES and freed < taken / 4:
         return (
             f"the balloon took {taken} bytes and the host gained {freed}: the guest had not touched them, has used "
             "others meanwhile, or its memory is pinned (VFIO)"
         )
     return None
-
-
-def _balloon(name: str) -> str:
-    return f"balloon:{name}"
-
-
-def _moving(name: str) -> str:
-    return f"balloon-moving:{name}"

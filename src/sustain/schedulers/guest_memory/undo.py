@@ -1,0 +1,128 @@
+"""Putting back what the actuator has changed, here or a predecessor that was killed, from what the journal holds.
+
+A balloon, or a limit of a cgroup, goes back to what it was unless somebody else has set it since. Of a balloon only
+where it stands can be read, not what was asked of it: so what stands where we left it (up to 16 MiB more, which a guest
+takes back by itself when it runs out), or, while one of our changes is on its way, between there and where it began,
+is ours. Pages in swap need no putting back: they come when they are used.
+"""
+
+import math
+import threading
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+from sustain.errors import HostError
+from sustain.host import processes
+from sustain.host.cgroup import Cgroup
+from sustain.host.processes import Identity
+from sustain.schedulers.guest_memory.handles import GuestHandle
+from sustain.schedulers.journal import Entry, Journal, Outcome, Report, put_back
+
+NEAR_BYTES = 1 << 20  # balloons move in pages, sizes are said in MiB
+OWN_BYTES = 16 << 20
+_NO_LIMIT = -1
+
+
+def balloon_key(name: str) -> str:
+    """The journal's key of what a guest's balloon was."""
+    return f"balloon:{name}"
+
+
+def moving_key(name: str) -> str:
+    """And of a change of it that is on its way."""
+    return f"balloon-moving:{name}"
+
+
+def limit_key(group: Cgroup) -> str:
+    return f"cgroup-limit:{group.directory}"
+
+
+class Undo:
+    """Of one journal. `gate`: the lock that is held while something of the guest is noted and set."""
+
+    def __init__(
+        self,
+        handles: Mapping[str, GuestHandle],
+        journal: Journal,
+        gate: Callable[[str], threading.Lock],
+        *,
+        root: Path,
+        limit_s: float,
+    ) -> None:
+        """`limit_s`: how long an action that is under way is waited for."""
+        self._handles = handles
+        self._journal = journal
+        self._gate = gate
+        self._root = root
+        self._limit_s = limit_s
+
+    def restore(self) -> Report:
+        """Everything that the journal holds."""
+        moving = {
+            entry.target.get("guest") for entry in self._journal.entries() if entry.kind == "balloon-moving"
+        }
+        return self._journal.restore(
+            {
+                "balloon": partial(self._balloon, moving),
+                "balloon-moving": lambda _: "restored",
+                "cgroup-limit": _limit,
+            }
+        )
+
+    def _balloon(self, moving: set[int | float | str | None], entry: Entry) -> Outcome:
+        name = str(entry.target["guest"])
+        handle = self._handles.get(name)
+        life = None if handle is None else handle.life()
+        if handle is None or life is None:
+            if self._still_runs(entry):
+                raise HostError(
+                    f"{name}: it runs, and cannot be reached to give it back {entry.prior} bytes",
+                    hint="is its QMP socket configured, or held by another client?",
+                )
+            return "gone"
+        if life != entry.target["life"]:
+            return "gone"
+        gate = self._gate(name)
+        if not gate.acquire(timeout=self._limit_s):
+            raise HostError(f"{name}: an action on it is still under way", hint="put back again later")
+        try:
+            now = handle.balloon()
+            if now is None:
+                return "gone"
+            prior, *sets = (float(each) for each in (entry.prior, *entry.sets))
+            if abs(now - prior) > NEAR_BYTES and not (
+                any(-NEAR_BYTES <= now - each <= OWN_BYTES for each in sets)
+                or (name in moving and min(prior, *sets) <= now <= max(prior, *sets))
+            ):
+                return "changed"
+            handle.set_balloon(
+                int(prior)
+            )  # also where it stands there already: it may be on its way elsewhere
+            return "restored"
+        finally:
+            gate.release()
+
+    def _still_runs(self, entry: Entry) -> bool:
+        pid, _, ticks = str(entry.target["life"]).partition(":")  # of a guest that is a process: handles
+        if not pid.isdecimal() or not ticks.isdecimal():
+            return str(entry.target["guest"]) in self._handles
+        return processes.alive(Identity(int(pid), int(ticks)), str(self._root))
+
+
+def _limit(entry: Entry) -> Outcome:
+    directory = Path(str(entry.target["directory"]))
+    group = Cgroup(directory, 1, int(entry.target["inode"]))
+    if not group.alive():
+        return "gone"
+
+    def read() -> int | None:
+        limit = group.own_limit_bytes()
+        return None if limit is None else _NO_LIMIT if math.isinf(limit) else int(limit)
+
+    outcome = put_back(
+        entry, read, lambda value: group.set_limit(math.inf if value == _NO_LIMIT else float(value))
+    )
+    if entry.target["kills"] and not group.kills():
+        group.set_kills(True)
+    return outcome
