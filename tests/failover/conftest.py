@@ -19,8 +19,8 @@ from sustain.host.maps import all_pids
 from sustain.host.processes import parents
 
 APP = Path(__file__).with_name("app.py")
-TTL_S = 1.0
-LIMIT_S = 45.0  # on a machine that is busy with other things
+TTL_S = 3.0  # a disk of a busy machine may take seconds to flush a renewal
+LIMIT_S = 90.0  # on a machine that is busy with other things
 
 
 def until(condition: Callable[[], Any], what: str, limit_s: float = LIMIT_S) -> Any:

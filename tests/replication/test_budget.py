@@ -164,7 +164,7 @@ def test_a_fall_of_the_bandwidth_tightens(scene: Scene) -> None:
     before = scene.bandwidth
     assert before is not None
     scene.link.slow(2e5)
-    until(lambda: (scene.bandwidth or before) < before / 2, "the fall is seen", limit_s=5.0)
+    until(lambda: (scene.bandwidth or before) < before / 2, "the fall is seen", limit_s=20.0)
     until(lambda: (scene.bandwidth or before) < 4e5, "and what it fell to")
     words = scene.control.words()
     assert words is not None

@@ -10,7 +10,7 @@ import pytest
 import sustain
 from sustain._native import Control, LogTail, boottime_ns
 
-LIMIT_S = 20.0
+LIMIT_S = 60.0  # on a machine that is busy with other things
 
 
 @pytest.fixture

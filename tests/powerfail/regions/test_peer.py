@@ -44,7 +44,7 @@ from tests.replication.test_auth import HELLO
 SEED = random.randrange(1 << 32)
 UUID = b"u" * 16
 KEY = b"k" * 32
-LIMIT_S = 20.0
+LIMIT_S = 60.0  # on a machine that is busy with other things
 
 
 class Lab:

@@ -172,12 +172,12 @@ def test_a_guest_that_dies_during_the_action(journal: Journal) -> None:
 def test_one_that_hangs_holds_up_nobody(journal: Journal) -> None:
     hung, guest = MadeGuest("hung"), MadeGuest("a")
     hung.hang = threading.Event()
-    actuator = Actuator({"hung": hung, "a": guest}, journal, limit_s=0.3)
+    actuator = Actuator({"hung": hung, "a": guest}, journal, limit_s=2.0)
     began = time.monotonic()
     effects = actuator.carry_out([balloon(hung, GIB // 2), balloon(guest, GIB // 2)])
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     assert [each.done for each in effects] == [False, True]
-    assert "within 0.3 s" in (effects[0].problem or "")
+    assert "within 2 s" in (effects[0].problem or "")
     again = actuator.carry_out([balloon(hung, GIB // 2), balloon(guest, GIB)])
     assert [each.done for each in again] == [False, True]
     assert "earlier action" in (again[0].problem or "")

@@ -1,5 +1,6 @@
 """The sensor against guests that answer, hang, lie, die and come back. Their process is this test's own."""
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from sustain.schedulers.guest_memory.config import GuestConfig, GuestsConfig
 from sustain.schedulers.guest_memory.model import Guest, Observation
 from sustain.schedulers.guest_memory.sense import Sensor
 from sustain.testing.guest import FakeAgent, FakeQemu
+from tests.host.held import taking_turns
 from tests.schedulers.guest_memory.test_classes import MEMINFO, PRESSURE, VMSTAT
 
 SIZE = 256 << 20
@@ -22,7 +24,8 @@ FILES = {
     "/proc/pressure/memory": PRESSURE,
     "/proc/sys/kernel/random/boot_id": "one\n",
 }
-TIMEOUT_S = 2.0
+TIMEOUT_S = 2.0  # where somebody is silent
+PATIENT_S = 60.0  # where everybody answers, however busy the machine is
 
 
 class Place:
@@ -58,13 +61,24 @@ def places(tmp_path: Path) -> Iterator[tuple[Place, Place]]:
         each.close()
 
 
-@pytest.fixture
-def sensor(places: tuple[Place, Place]) -> Iterator[Sensor]:
-    config = GuestsConfig(guests=tuple(each.config() for each in places), timeout_s=TIMEOUT_S)
-    sensor = Sensor(config)
+@contextlib.contextmanager
+def sensing(places: tuple[Place, Place], timeout_s: float) -> Iterator[Sensor]:
+    sensor = Sensor(GuestsConfig(guests=tuple(each.config() for each in places), timeout_s=timeout_s))
     yield sensor
     for each in sensor._watches.values():
         each.retire()
+
+
+@pytest.fixture
+def sensor(places: tuple[Place, Place]) -> Iterator[Sensor]:
+    with sensing(places, PATIENT_S) as opened:
+        yield opened
+
+
+@pytest.fixture
+def impatient(places: tuple[Place, Place]) -> Iterator[Sensor]:
+    with sensing(places, TIMEOUT_S) as opened:
+        yield opened
 
 
 def of(observation: Observation, name: str) -> Guest:
@@ -90,11 +104,23 @@ def test_a_guest_with_everything(places: tuple[Place, Place], sensor: Sensor) ->
 
 
 def test_no_swap_is_said(sensor: Sensor) -> None:
-    observation = sensor.read()
+    with taking_turns():  # with the tests that switch swap on
+        observation = sensor.read()
     without = observation.host.swap_total_bytes == 0
     good = of(observation, "good")
     assert ("pageout" not in good.can) == without
     assert any("no swap" in each for each in good.problems) == without
+
+
+def read_within(sensor: Sensor, limit_s: float) -> Observation:
+    """The first read that takes no longer: a busy machine may hold one up, what waits for a hung guest is slow each
+    time."""
+    for _ in range(4):
+        began_s = time.monotonic()
+        seen = sensor.read()
+        if time.monotonic() - began_s < limit_s:
+            return seen
+    raise AssertionError(f"no read within {limit_s:g} s")
 
 
 def test_the_balloon_is_moved_by_its_handle(places: tuple[Place, Place], sensor: Sensor) -> None:
@@ -107,18 +133,19 @@ def test_the_balloon_is_moved_by_its_handle(places: tuple[Place, Place], sensor:
     assert handle.life() == of(sensor.read(), "good").life
 
 
-def test_a_silent_agent_leaves_what_it_said_and_its_age(places: tuple[Place, Place], sensor: Sensor) -> None:
-    before = of(sensor.read(), "bad")
+def test_a_silent_agent_leaves_what_it_said_and_its_age(
+    places: tuple[Place, Place], impatient: Sensor
+) -> None:
+    before = of(impatient.read(), "bad")
     places[1].agent.silent = True
-    bad = of(sensor.read(), "bad")
+    bad = of(impatient.read(), "bad")
     assert bad.source == "guest-agent"
     assert bad.figures.classes_at_s == before.figures.classes_at_s
     assert bad.figures.balloon_bytes == SIZE
     assert "balloon" in bad.can
     assert any("agent" in each and "no answer in time" in each for each in bad.problems)
-    began_s = time.monotonic()
-    again = of(sensor.read(), "bad")  # not waited for, but its balloon, which answered the last time, is
-    assert time.monotonic() - began_s < TIMEOUT_S
+    # Not waited for, but its balloon, which answered the last time, is.
+    again = of(read_within(impatient, TIMEOUT_S), "bad")
     assert again.figures.balloon_bytes == SIZE
     assert "balloon" in again.can
     assert again.figures.classes_at_s == before.figures.classes_at_s
@@ -140,14 +167,12 @@ def test_a_silent_agent_gives_way_to_the_balloon(places: tuple[Place, Place]) ->
     sensor.close()
 
 
-def test_one_that_hangs_delays_nobody(places: tuple[Place, Place], sensor: Sensor) -> None:
-    sensor.read()
+def test_one_that_hangs_delays_nobody(places: tuple[Place, Place], impatient: Sensor) -> None:
+    impatient.read()
     places[1].qemu.silent = places[1].agent.silent = True
-    first = sensor.read()  # waits as long as answers may take, and learns
+    first = impatient.read()  # waits as long as answers may take, and learns
     places[0].agent.files["/proc/meminfo"] = MEMINFO.replace("40000", "39000")
-    began_s = time.monotonic()
-    second = sensor.read()
-    assert time.monotonic() - began_s < 2 * TIMEOUT_S
+    second = read_within(impatient, 2 * TIMEOUT_S)
     assert of(second, "good").figures.inactive_buffer_bytes == 39000 << 10
     for each in (of(first, "bad"), of(second, "bad")):
         assert each.figures.balloon_bytes is None
@@ -156,7 +181,7 @@ def test_one_that_hangs_delays_nobody(places: tuple[Place, Place], sensor: Senso
         assert each.problems
     places[1].qemu.silent = places[1].agent.silent = False
     deadline_s = time.monotonic() + 30
-    while "balloon" not in of(sensor.read(), "bad").can:
+    while "balloon" not in of(impatient.read(), "bad").can:
         assert time.monotonic() < deadline_s
 
 
@@ -190,7 +215,7 @@ def test_qmp_that_disappears(places: tuple[Place, Place], sensor: Sensor) -> Non
 
 def test_a_guest_that_does_not_run(tmp_path: Path) -> None:
     config = GuestConfig(name="none", qmp=str(tmp_path / "none"))
-    sensor = Sensor(GuestsConfig(guests=(config,), timeout_s=TIMEOUT_S))
+    sensor = Sensor(GuestsConfig(guests=(config,), timeout_s=PATIENT_S))
     observation = sensor.read()
     assert observation.guests == ()
     assert observation.host.problems == ("guest none: it is not running",)
