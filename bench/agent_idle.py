@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import subprocess
 import sys
-import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -55,14 +54,29 @@ _FILES = {
     "full avg10=0.00 avg60=0.00 avg300=0.00 total=0\n",
 }
 
+_STATISTICS = {
+    "stat-total-memory": 2000000 << 10,
+    "stat-free-memory": 900000 << 10,
+    "stat-available-memory": 1500000 << 10,
+    "stat-disk-caches": 500000 << 10,
+    "stat-swap-in": 0,
+    "stat-swap-out": 0,
+    "stat-major-faults": 10,
+    "stat-minor-faults": 1000,
+}
+
 
 def _guest(qmp: Path, agent: Path) -> None:
     """A process with a guest's memory and sockets, until it is killed."""
     memory = mmap.mmap(-1, _SIZE_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_DONTFORK)  # as QEMU marks it, by which it is found
     for at in range(0, _TOUCHED_BYTES, mmap.PAGESIZE):
         memory[at] = 1
-    with FakeQemu(qmp, _SIZE_BYTES), FakeAgent(agent, _FILES):
-        threading.Event().wait()
+    with FakeQemu(qmp, _SIZE_BYTES) as qemu, FakeAgent(agent, _FILES):
+        qemu.statistics = _STATISTICS
+        while True:  # its balloon's driver sends them at each period
+            qemu.updated_s = int(time.time())
+            time.sleep(qemu.period_s or 1)
 
 
 class _Agent:

@@ -14,7 +14,7 @@ import struct
 from collections.abc import Coroutine
 from typing import Any, Self, TypeVar
 
-from qemu.qmp import ExecuteError, QMPClient, QMPError
+from qemu.qmp import ExecuteError, Message, QMPClient, QMPError
 
 from sustain.errors import HostError
 
@@ -22,6 +22,16 @@ T = TypeVar("T")
 
 # What goes wrong is raised here; without a handler the package's log would go to stderr besides.
 logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
+
+
+class _Client(QMPClient):
+    """Without what the package does at these two places: print each message prettily, for a log that nobody reads."""
+
+    def _cb_outbound(self, msg: Message) -> Message:
+        return msg
+
+    def _cb_inbound(self, msg: Message) -> Message:
+        return msg
 
 
 class QmpRefused(HostError):
@@ -40,7 +50,7 @@ class Qmp:
         self._timeout_s = timeout_s
         connection = _connect(path, timeout_s)
         self._loop = asyncio.new_event_loop()
-        self._client = QMPClient(path)
+        self._client = _Client(path)
         try:
             self._run(self._client.connect(connection))
         except HostError:
@@ -67,7 +77,7 @@ class Qmp:
             return
         # An error of the connection has been told by the call that met it, and nothing is owed to the peer.
         with contextlib.suppress(Exception):
-            self._loop.run_until_complete(asyncio.wait_for(self._client.disconnect(), 1.0))
+            self._loop.run_until_complete(_within(1.0, self._client.disconnect()))
         left = asyncio.all_tasks(self._loop)
         for task in left:
             task.cancel()
@@ -86,7 +96,7 @@ class Qmp:
             work.close()
             raise HostError(f"{self._path}: QMP: {what}: the connection is closed", hint="")
         try:
-            return self._loop.run_until_complete(asyncio.wait_for(work, self._timeout_s))
+            return self._loop.run_until_complete(_within(self._timeout_s, work))
         except ExecuteError as error:
             raise QmpRefused(f"{self._path}: QMP: {what}: {error}", error.error_class) from None
         except TimeoutError:
@@ -96,6 +106,12 @@ class Qmp:
             self.close()
             why = str(error) or "it closed the connection"
         raise HostError(f"{self._path}: QMP: {what}: {why}", hint="is QEMU alive?")
+
+
+async def _within(limit_s: float, work: Coroutine[Any, Any, T]) -> T:
+    """Raises TimeoutError. Cheaper than `asyncio.wait_for`, which makes a task of it."""
+    async with asyncio.timeout(limit_s):
+        return await work
 
 
 def listener(path: str, timeout_s: float = 10.0) -> int | None:

@@ -9,6 +9,7 @@ between. Rejected: one open connection for each guest, with its events.
 import contextlib
 import errno
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ from sustain.host.processes import Identity
 from sustain.host.qmp import Qmp, listener
 from sustain.schedulers.guest_memory.config import GuestConfig
 from sustain.schedulers.guest_memory.model import Kind
+
+_KNOWN_S = 60.0  # how long what hardly ever changes is not asked again
 
 
 class GuestHandle(Protocol):
@@ -165,6 +168,17 @@ class ProcessHandle:
         raise NotImplementedError
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What hardly ever changes in a life of QEMU, asked at `asked_s` of this process's clock."""
+
+    who: Identity
+    asked_s: float
+    size_bytes: int
+    device: str | None  # its balloon
+    period_s: int  # between two statistics
+
+
 class QemuHandle(ProcessHandle):
     """QEMU with a QMP socket; without one (only `pid` given) it can be looked at, and paged out."""
 
@@ -177,7 +191,8 @@ class QemuHandle(ProcessHandle):
         )  # apart from the other, so that a silent agent does not hold up the balloon
         self._timeout_s = timeout_s
         self._period_s = period_s
-        self._device: tuple[Identity, str | None] | None = None  # the balloon of that process
+        self._known: _Known | None = None
+        self._updated_s = 0  # of the last statistics
         self._period_set: Identity | None = None  # whose statistics were switched on by us
         self.has_agent = config.guest_agent is not None
 
@@ -196,20 +211,34 @@ class QemuHandle(ProcessHandle):
     def monitor(self) -> Monitor:
         who = self.process()
         with self._lock, self._qmp() as qmp:
-            size = self._size_bytes = balloon.size(qmp)
             if who is None:
-                return Monitor(size, None, None)
-            if self._device is None or self._device[0] != who:
-                self._device = who, balloon.find(qmp)
-            device = self._device[1]
-            if device is None:
-                return Monitor(size, None, None)
-            period_s = balloon.period(qmp, device)
-            if period_s == 0:
-                period_s = self._period_s
-                balloon.set_period(qmp, device, period_s)
-                self._period_set = who
-            return Monitor(size, balloon.actual(qmp), balloon.statistics(qmp, device), period_s)
+                self._size_bytes = balloon.size(qmp)
+                return Monitor(self._size_bytes, None, None)
+            known = self._known
+            if known is None or known.who != who or time.monotonic() - known.asked_s >= _KNOWN_S:
+                known = self._known = self._ask_what_is_known(qmp, who)
+                self._size_bytes = known.size_bytes
+            if known.device is None:
+                return Monitor(known.size_bytes, None, None)
+            actual, said = balloon.actual(qmp), balloon.statistics(qmp, known.device)
+            if said.updated_s and said.updated_s == self._updated_s:
+                self._known = None  # none have come since: has somebody switched them off?
+            self._updated_s = said.updated_s
+            return Monitor(known.size_bytes, actual, said, known.period_s)
+
+    def _ask_what_is_known(self, qmp: Qmp, who: Identity) -> _Known:
+        """Three questions of five; each costs both processes something, and there may be hundreds of guests."""
+        asked_s, size = time.monotonic(), balloon.size(qmp)
+        known = self._known
+        device = known.device if known is not None and known.who == who else balloon.find(qmp)
+        if device is None:
+            return _Known(who, asked_s, size, None, 0)
+        period_s = balloon.period(qmp, device)
+        if period_s == 0:
+            period_s = self._period_s
+            balloon.set_period(qmp, device, period_s)
+            self._period_set = who
+        return _Known(who, asked_s, size, device, period_s)
 
     def texts(self, paths: Iterable[str]) -> dict[str, str | None]:
         if self._config.guest_agent is None:
@@ -228,11 +257,12 @@ class QemuHandle(ProcessHandle):
         """Switch the statistics off that were switched on here."""
         with self._lock:
             who = self.process()
-            if who is None or who != self._period_set or self._device is None or self._device[1] is None:
+            if who is None or who != self._period_set:
                 return
             with self._qmp() as qmp:
-                if balloon.period(qmp, self._device[1]) == self._period_s:
-                    balloon.set_period(qmp, self._device[1], 0)
+                device = balloon.find(qmp)
+                if device is not None and balloon.period(qmp, device) == self._period_s:
+                    balloon.set_period(qmp, device, 0)
             self._period_set = None
 
     @contextlib.contextmanager
