@@ -75,7 +75,9 @@ class Qmp:
     def close(self) -> None:
         if self._loop.is_closed():
             return
-        # An error of the connection has been told by the call that met it, and nothing is owed to the peer.
+        # An error of the connection has been told by the call that met it, and nothing is owed to the peer: nor is
+        # anything said of futures inside the package that end with the connection.
+        self._loop.set_exception_handler(lambda loop, context: None)
         with contextlib.suppress(Exception):
             self._loop.run_until_complete(_within(1.0, self._client.disconnect()))
         left = asyncio.all_tasks(self._loop)
