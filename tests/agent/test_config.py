@@ -79,6 +79,7 @@ def test_an_empty_file_runs_nothing() -> None:
     [
         ("[agent]", "[agnet]", "agnet", "agent"),
         ("blind_after", "blind_aftr", "agent.blind_aftr", "blind_after"),
+        ('blind_after = "2m"', 'hung_after = "0s"', "agent.hung_after", "2m"),
         ("period =", "periode =", "guest_memory.periode", "period"),
         ("qmp =", "qpm =", "guest_memory.guests[0].qpm", "qmp"),
         ("cgroup = ", "path = ", "guest_memory.guests[1].path", "cgroup"),

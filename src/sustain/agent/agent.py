@@ -29,8 +29,7 @@ from sustain.schedulers.loop import Loop, Scheduler, Tick
 _STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _STOP_WITHIN_S = 60.0
 _LOOK_EVERY_S = 5.0
-_STUCK_PERIODS = 10  # a loop that has not come round for so long hangs
-_STUCK_AT_LEAST_S = 120.0
+_HUNG_PERIODS = 10  # at least, that a loop which hangs has not come round
 
 AnyScheduler = Scheduler[Any, Any, Any, Any]
 
@@ -50,6 +49,7 @@ class Agent:
     ) -> None:
         self._clock = clock
         self._tell = tell
+        self._hung_after_s = section.hung_after_s
         self._manager = ServiceManager(environ)
         self._began_s = clock.boottime_ns() / 1e9
         listeners = [PlanLog(section.log, tell)] if section.log else []
@@ -141,6 +141,7 @@ class Agent:
             "blind_s": loop.blind_s,
             "watched": loop.alarms.watched,
             "unwatched": loop.alarms.problems,
+            "rung": loop.alarms.rung,
             **{field: getattr(counts, field) for field in counts.__slots__},
             "last": None
             if tick is None
@@ -199,7 +200,7 @@ class Agent:
         return [
             loop.scheduler.name
             for loop in self._loops
-            if now_s - loop.beat_s > max(_STUCK_AT_LEAST_S, _STUCK_PERIODS * loop.scheduler.period_s)
+            if now_s - loop.beat_s > max(self._hung_after_s, _HUNG_PERIODS * loop.scheduler.period_s)
         ]
 
     def _notify(self, **lines: str | int) -> None:

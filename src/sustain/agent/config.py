@@ -37,6 +37,7 @@ class AgentSection(msgspec.Struct, frozen=True, kw_only=True):
     state_dir: str = "/run/sustain"  # the journals; a reboot may lose it
     log: str = ""  # a file for what was done and why, a line of JSON each; "": none
     blind_after_s: float = 300.0
+    hung_after_s: float = 120.0  # and ten periods of the scheduler
 
 
 class GuestMemorySection(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,6 +124,8 @@ def _check(config: AgentConfig, where: str) -> None:
         host_state.check(section.policy)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}", hint=error.hint) from None
+    if config.agent.hung_after_s <= 0:
+        raise ConfigError(f"{where}: agent.hung_after: must be a time", hint="2m is usual")
     if section.period_s < 1:
         raise ConfigError(f"{where}: guest_memory.period: less than a second", hint="10s is a good period")
     known = [guest.name for guest in section.guests]
