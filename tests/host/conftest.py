@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from sustain.errors import HostError
+from sustain.host.qmp import listener
+
 QEMU = "qemu-system-x86_64"
 
 
@@ -26,10 +29,17 @@ def qemu(tmp_path: Path) -> Iterator[tuple[str, int]]:
     except FileNotFoundError:
         pytest.skip(f"no {QEMU} here")
     deadline = time.monotonic() + 60
-    while not path.exists():
+    while not _listens(str(path)):  # the file is there a moment before
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
     yield str(path), process.pid
     process.kill()
     process.wait(30)
+
+
+def _listens(path: str) -> bool:
+    try:
+        return listener(path) is not None
+    except HostError:
+        return False
