@@ -3,9 +3,11 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,7 @@ def test_a_domain_of_the_test_driver() -> None:
     assert said.free_bytes is not None
     assert said.free_bytes < said.total_bytes
     assert said.disk_caches_bytes
+    assert domain.period() in (0, None)  # of its balloon, if it has one
 
 
 @pytest.mark.usefixtures("library")
@@ -52,6 +55,8 @@ def test_a_domain_that_is_not_there() -> None:
 def test_the_test_driver_has_no_agents() -> None:
     with pytest.raises(HostError, match="test:///default"):
         Domain(TEST, "test").ask("guest-ping")
+    with pytest.raises(HostError, match="test:///default"):
+        Domain(TEST, "test").ask_monitor("query-name")
 
 
 @pytest.mark.usefixtures("library")
@@ -59,6 +64,55 @@ def test_nobody_answers(tmp_path: Path) -> None:
     with pytest.raises(HostError, match="none") as caught:
         Domain(f"qemu+unix:///system?socket={tmp_path / 'none'}", "x").running()
     assert "libvirtd" in caught.value.hint
+
+
+@pytest.mark.usefixtures("library")
+def test_a_daemon_that_hangs_delays_nobody(tmp_path: Path) -> None:
+    """It takes connections and says nothing: the library waits for it for ever."""
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as daemon:
+        daemon.bind(str(path))
+        daemon.listen()
+        uri = f"qemu+unix:///system?socket={path}"
+        stuck, beside = Domain(uri, "x", timeout_s=0.3), Domain(uri, "y", timeout_s=0.3)
+        begun_s = time.monotonic()
+        for each in (stuck, beside, stuck, stuck):
+            with pytest.raises(HostError, match="no answer") as caught:
+                each.running()
+            assert "libvirtd" in caught.value.hint
+        assert time.monotonic() - begun_s < 2
+        assert Domain(TEST, "test", timeout_s=5).running()
+    # It has gone: the calls that hung come back, and the next one says so.
+    deadline_s = time.monotonic() + 20
+    while True:
+        try:
+            stuck.running()
+        except HostError as error:
+            if "no answer" not in str(error):
+                break
+        assert time.monotonic() < deadline_s
+
+
+def test_a_process_ends_though_its_daemon_hangs(library: None, tmp_path: Path) -> None:
+    program = (
+        "import sys; from sustain.host.libvirt import Domain\n"
+        "try: Domain(sys.argv[1], 'x', timeout_s=0.3).running()\n"
+        "except Exception as error: print(error)"
+    )
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as daemon:
+        daemon.bind(str(path))
+        daemon.listen()
+        done = subprocess.run(
+            [sys.executable, "-c", program, f"qemu+unix:///system?socket={path}"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert "no answer" in done.stdout
+    assert done.returncode == 0
+    assert done.stderr == ""
 
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,3 +157,7 @@ def test_a_real_guest(tmp_path: Path) -> None:
     assert not any("(small)" in each for each in seen["first"]["host"]["problems"])  # it is configured
     assert any(f"{seen['pid']} (small)" in each and "kind libvirt" in each for each in seen["strangers"])
     assert "small" in seen["after"]
+    assert seen["period"] == {"noted": ["statistics:small"], "while": 5, "after": 0, "left": []}
+    # Where a guest-physical address lies in QEMU's memory, asked through libvirt: in the RAM that was found.
+    (ram,) = seen["areas"]
+    assert ram[0] <= seen["place"] < ram[1]

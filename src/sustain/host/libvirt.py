@@ -2,29 +2,65 @@
 
 https://libvirt.org/html/libvirt-libvirt-domain.html. Used by the guest memory scheduler; needs the extra `libvirt`.
 One connection for each URI, shared by threads (the library allows it), opened again when it was lost. Its calls have no
-time limits of their own, those to a guest's agent apart: whoever calls uses a thread.
+time limits of their own and cannot be interrupted, so each domain has two threads for them (`overdue`): one for its
+agent, one for the rest. A domain, or the daemon, that hangs delays those who ask by the time limit, once. Where the
+daemon can be asked for signs of life (keepalive) it is: one that is stuck loses its connections, and with them the
+calls that hang.
 
 Memory statistics come in KiB and only while a period is set; a domain's `actual` is what its balloon leaves it. QEMU's
 "-1" is left out by libvirt.
 """
 
 import atexit
+import ctypes
 import json
 import threading
 import uuid
+import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
+from xml.etree import ElementTree
 
 from sustain.errors import HostError
 from sustain.host.balloon import Statistics
 from sustain.host.guest_agent import AgentRefused
+from sustain.host.overdue import Caller
 
 T = TypeVar("T")
 
 _KIB = 1024
-_connections: dict[str, Any] = {}
+_ALIVE_S, _ALIVE_COUNT = (
+    5,
+    3,
+)  # a daemon that gives no sign of life for so long, so often in a row, is given up
+_AGENT_S = 1.0  # more than the agent's own limit, which libvirt keeps
+_HINT = (
+    "libvirt hangs on it; does `virsh dominfo` come back? Is libvirtd stuck, or another job of the domain?"
+)
+
+
+class _Place:
+    """One URI."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()  # held while it is opened, which may hang
+        self.connection: Any = None
+
+
+_places: dict[str, _Place] = {}
+_callers: weakref.WeakSet[Caller] = weakref.WeakSet()
 _lock = threading.Lock()
-atexit.register(_connections.clear)  # later, the library's own clean-up no longer works, and says so
+_loop: list[threading.Thread] = []  # one, once it is needed
+
+
+@atexit.register
+def _end() -> None:
+    """Close the connections: later, the library's own clean-up no longer works, and says so. Where a call hangs, the
+    connections are left as they are, since closing one would wait for it."""
+    if any(each.hangs for each in _callers):
+        for place in _places.values():
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(place.connection))
+    _places.clear()
 
 
 class Domain:
@@ -34,18 +70,25 @@ class Domain:
         self.uri = uri
         self.name = name
         self._timeout_s = timeout_s
+        self._caller, self._agent = (Caller(f"{uri} {name}{whose}", _HINT) for whose in ("", "'s agent"))
+        _callers.update((self._caller, self._agent))
 
     def running(self) -> str | None:
         """What tells this start of it from others: its UUID and number; None: it does not run, or is not defined."""
-        library = _library()
-        try:
-            domain = self._find()
+
+        def ask(domain: Any) -> str | None:
             number = domain.ID()
             return f"{domain.UUIDString()}:{number}" if number >= 0 else None
-        except library.libvirtError as error:
-            if error.get_error_code() == library.VIR_ERR_NO_DOMAIN:
+
+        library = _library()
+        try:
+            return self._call(ask)
+        except HostError as error:
+            if isinstance(error.__cause__, library.libvirtError) and (
+                error.__cause__.get_error_code() == library.VIR_ERR_NO_DOMAIN
+            ):
                 return None
-            raise self._error(error) from None
+            raise
 
     def identity(self) -> str:
         """Its UUID."""
@@ -83,8 +126,20 @@ class Domain:
             major_faults=stats.get("major_fault"),
         )
 
+    def period(self) -> int | None:
+        """Seconds between two statistics of the running domain; 0: they are off; None: it has no balloon."""
+        text = self._call(lambda domain: domain.XMLDesc(0))
+        try:
+            balloon = ElementTree.fromstring(text).find("devices/memballoon")
+            if balloon is None or balloon.get("model") == "none":
+                return None
+            stats = balloon.find("stats")
+            return 0 if stats is None else int(stats.get("period", "0"))
+        except (ElementTree.ParseError, ValueError) as error:
+            raise HostError(f"{self.uri} {self.name}: its description: {error}") from None
+
     def set_period(self, period_s: int) -> None:
-        """Seconds between two statistics of the running domain; 0: none. What it was before cannot be asked."""
+        """Seconds between two statistics of the running domain; 0: none."""
         flag = _library().VIR_DOMAIN_AFFECT_LIVE
         self._call(lambda domain: domain.setMemoryStatsPeriod(period_s, flag))
 
@@ -92,11 +147,13 @@ class Domain:
         """A command for its guest agent, and the answer (`guest_agent.Asking`)."""
         import libvirt_qemu
 
-        request = json.dumps({"execute": command, **({"arguments": arguments} if arguments else {})})
         library = _library()
         seconds = max(1, round(self._timeout_s))
+        request = _request(command, arguments)
         try:
-            text = libvirt_qemu.qemuAgentCommand(self._find(), request, seconds, 0)
+            text = self._agent.call(
+                lambda: libvirt_qemu.qemuAgentCommand(self._find(), request, seconds, 0), seconds + _AGENT_S
+            )
         except library.libvirtError as error:
             if error.get_error_code() == library.VIR_ERR_INTERNAL_ERROR:  # the agent's own "no" comes as this
                 raise AgentRefused(f"{self.uri} {self.name}: guest agent: {command}: {error}") from None
@@ -106,15 +163,30 @@ class Domain:
         except (KeyError, TypeError, ValueError):
             raise AgentRefused(f"{self.uri} {self.name}: guest agent: {text[:80]!r} is no answer") from None
 
+    def ask_monitor(self, command: str, **arguments: Any) -> Any:
+        """A command for QEMU's monitor, past libvirt, and the answer. Only for what changes nothing: libvirt does not
+        know of it, marks the domain as tainted (custom-monitor) and may forbid it."""
+        import libvirt_qemu
+
+        request = _request(command, arguments)
+        text = self._call(lambda domain: libvirt_qemu.qemuMonitorCommand(domain, request, 0))
+        try:
+            answer = json.loads(text)
+            if "error" in answer:
+                raise HostError(f"{self.uri} {self.name}: {command}: {answer['error'].get('desc')}")
+            return answer["return"]
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise HostError(f"{self.uri} {self.name}: {command}: {text[:80]!r} is no answer") from None
+
     def _stats(self) -> dict[str, int]:
         return dict(self._call(lambda domain: domain.memoryStats()))
 
     def _call(self, work: Callable[[Any], T]) -> T:
         library = _library()
         try:
-            return work(self._find())
+            return self._caller.call(lambda: work(self._find()), self._timeout_s)
         except library.libvirtError as error:
-            raise self._error(error) from None
+            raise self._error(error) from error
 
     def _find(self) -> Any:
         """Each time anew: a domain may be defined again, and its object would be the old one's."""
@@ -139,20 +211,47 @@ def _is_uuid(name: str) -> bool:
     return True
 
 
+def _request(command: str, arguments: dict[str, Any]) -> str:
+    return json.dumps({"execute": command, **({"arguments": arguments} if arguments else {})})
+
+
 def _connection(uri: str) -> Any:
     library = _library()
     with _lock:
-        held = _connections.get(uri)
+        place = _places.setdefault(uri, _Place())
+    with place.lock:
         try:
-            if held is not None and held.isAlive():
-                return held
+            if place.connection is not None and place.connection.isAlive():
+                return place.connection
         except library.libvirtError:
-            held = None  # it was lost
+            place.connection = None  # it was lost
+        remote = not uri.startswith(("test:", "qemu:///embed"))
+        if remote:
+            _start_loop()
         try:
-            _connections[uri] = library.open(uri)
+            connection = library.open(uri)
+            if remote:
+                connection.setKeepAlive(_ALIVE_S, _ALIVE_COUNT)
         except library.libvirtError as error:
             raise HostError(f"{uri}: {error}", hint="does libvirtd run, and may this user ask it?") from None
-        return _connections[uri]
+        place.connection = connection
+        return connection
+
+
+def _start_loop() -> None:
+    """The thread in which the library sends and expects signs of life; before the first connection that has them."""
+    library = _library()
+    with _lock:
+        if not _loop:
+            library.virEventRegisterDefaultImpl()
+            _loop.append(threading.Thread(target=_run_loop, name="libvirt's events", daemon=True))
+            _loop[0].start()
+
+
+def _run_loop() -> None:
+    library = _library()
+    while True:
+        library.virEventRunDefaultImpl()
 
 
 def _library() -> Any:
