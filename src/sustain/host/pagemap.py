@@ -121,6 +121,14 @@ class Pagemap:
             tuple(swapped),
         )
 
+    def present(self, pages: Iterable[int]) -> int:
+        """How many of these pages (addresses) are in memory now."""
+        try:
+            entries = [os.pread(self._descriptor, 8, page // PAGE_BYTES * 8) for page in pages]
+        except OSError as error:
+            raise _refused(self._path, error) from None
+        return sum(bool(int.from_bytes(entry, "little") & _PRESENT) for entry in entries)
+
     def _scan(
         self, start: int, end: int, flags: int, wanted: int, told: int
     ) -> Iterator[tuple[int, int, int]]:
