@@ -7,9 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from sustain.errors import HostError
-from sustain.host.qmp import listener
-
 QEMU = "qemu-system-x86_64"
 
 
@@ -39,7 +36,6 @@ def qemu(tmp_path: Path) -> Iterator[tuple[str, int]]:
 
 
 def _listens(path: str) -> bool:
-    try:
-        return listener(path) is not None
-    except HostError:
-        return False
+    """Without connecting: its queue is short. The flag is __SO_ACCEPTCON, as in proc(5)'s net/unix."""
+    lines = (line.split() for line in Path("/proc/net/unix").read_text().splitlines())
+    return any(words[-1] == path and int(words[3], 16) & 0x10000 for words in lines if len(words) == 8)
