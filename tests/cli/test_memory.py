@@ -231,6 +231,23 @@ def test_an_agent_that_is_killed_and_put_back(rig: Rig, sus: Sus) -> None:
     assert sus("agent", "restore", "--config", rig.config).out == "nothing to put back\n"
 
 
+def test_statistics_that_a_killed_recording_left_on(rig: Rig, sus: Sus, tmp_path: Path) -> None:
+    words = ("record", str(tmp_path / "rec"), "--config", str(rig.config))
+    victim = subprocess.Popen([sys.executable, "-m", "sustain.cli", *words], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while rig.qemu.period_s == 0:
+        assert victim.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    victim.kill()
+    victim.wait(60)
+    assert rig.qemu.period_s == 5
+    ran = sus("agent", "restore", "--config", rig.config)
+    assert ran.status == 0
+    assert "statistics:vm1" in ran.out
+    assert rig.qemu.period_s == 0
+
+
 def test_a_guest_that_cannot_be_reached_stays_to_be_put_back(rig: Rig, sus: Sus) -> None:
     rig.squeeze()
     agent = rig.start()

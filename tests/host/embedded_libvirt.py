@@ -10,13 +10,16 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import libvirt
 import msgspec
 
 from sustain.errors import HostError
 from sustain.schedulers.guest_memory.config import GuestConfig, GuestsConfig
+from sustain.schedulers.guest_memory.libvirt_handle import LibvirtHandle
 from sustain.schedulers.guest_memory.sense import Sensor
 
 DOMAIN = """
@@ -32,6 +35,19 @@ DOMAIN = """
 """
 
 
+class Changes:
+    """What is noted now, in order."""
+
+    def __init__(self) -> None:
+        self.noted: dict[str, object] = {}
+
+    def note(self, key: str, kind: str, target: Mapping[str, Any], prior: Any, new: Any) -> None:
+        self.noted[key] = (kind, dict(target), prior, new)
+
+    def forget(self, key: str) -> None:
+        self.noted.pop(key, None)
+
+
 def main(emulator: str, folder: str) -> None:
     libvirt.virEventRegisterDefaultImpl()
 
@@ -41,15 +57,23 @@ def main(emulator: str, folder: str) -> None:
 
     threading.Thread(target=loop, daemon=True).start()
     uri = f"qemu:///embed?root={folder}"
+    # Otherwise its output goes to virtlogd, a daemon.
+    (Path(folder) / "etc").mkdir(mode=0o700)
+    (Path(folder) / "etc/qemu.conf").write_text('stdio_handler = "file"\n')
     # The first connection keeps the driver; its domains end with it.
     connection = libvirt.open(uri)
     domain = connection.createXML(DOMAIN.format(emulator=emulator))
     try:
         guest = GuestConfig(name="small", kind="libvirt", uri=uri)
         absent = GuestConfig(name="absent", kind="libvirt", uri=uri)
-        sensor = Sensor(GuestsConfig(guests=(guest, absent), discover=True, timeout_s=10))
+        changes = Changes()
+        sensor = Sensor(GuestsConfig(guests=(guest, absent), discover=True, timeout_s=10), changes=changes)
         first = sensor.read()
         handle = sensor.handles["small"]
+        assert isinstance(handle, LibvirtHandle)
+        period: dict[str, Any] = {"noted": list(changes.noted), "while": handle.period()}
+        frames = handle.frames()
+        assert frames is not None
         who = handle.process()
         handle.set_balloon(32 << 20)
         stranger = Sensor(GuestsConfig(discover=True)).read()
@@ -62,9 +86,12 @@ def main(emulator: str, folder: str) -> None:
             "resident": handle.resident(),
             "balloon": handle.balloon(),  # its guest has no driver
             "strangers": stranger.host.problems,
+            "areas": [(each.start, each.end) for each in handle.areas()],
+            "place": frames.place(16 << 20),
             "by_uuid": [each.life for each in by_uuid.read().guests],
         }
         sensor.close()
+        seen["period"] = {**period, "after": handle.period(), "left": list(changes.noted)}
     finally:
         domain.destroy()
     deadline = time.monotonic() + 30

@@ -1,7 +1,7 @@
 """From a configuration to schedulers, and back to what they left.
 
 Used by the verbs that run schedulers, look with them or put back. A scheduler that is to act gets its journal here; one
-that only looks needs none, and can be there beside a running agent.
+that only looks needs none of the agent's, and can be there beside a running one.
 """
 
 from pathlib import Path
@@ -10,10 +10,12 @@ from typing import Any
 from sustain.agent.config import AgentConfig, GuestMemorySection
 from sustain.clock import Clock, SystemClock
 from sustain.errors import ConfigError, JournalError
+from sustain.schedulers.guest_memory.changes import Changes, Refused
 from sustain.schedulers.guest_memory.scheduler import GuestMemory
 from sustain.schedulers.journal import Journal
 from sustain.schedulers.loop import Scheduler
 
+_LOOKING = "looking"
 AnyScheduler = Scheduler[Any, Any, Any, Any]
 
 
@@ -21,16 +23,41 @@ def schedulers(config: AgentConfig, clock: Clock | None = None) -> list[AnySched
     """All that are enabled, ready to act. Raises ConfigError when none is, JournalBusy when an agent runs already."""
     if config.guest_memory is None:
         raise ConfigError("no scheduler is enabled", hint="add a section [guest_memory] to the configuration")
-    return [guest_memory(config.guest_memory, clock, journal_of(config, GuestMemory.name))]
+    section = config.guest_memory
+    journal = journal_of(config, GuestMemory.name)
+    left = Path(config.agent.state_dir) / f"{_LOOKING}.journal"
+    return [
+        GuestMemory(
+            section.ways,
+            section.policy,
+            section.period_s,
+            clock or SystemClock(),
+            journal,
+            section.urgency,
+            left=left,
+        )
+    ]
 
 
-def guest_memory(
-    section: GuestMemorySection, clock: Clock | None = None, journal: Journal | None = None
-) -> GuestMemory:
-    """The guest memory scheduler; without a journal it can look and decide, and not act."""
-    return GuestMemory(
-        section.ways, section.policy, section.period_s, clock or SystemClock(), journal, section.urgency
+def guest_memory(config: AgentConfig, section: GuestMemorySection, clock: Clock | None = None) -> GuestMemory:
+    """The guest memory scheduler, which can look and decide, and not act. What it changes in order to look (a balloon's
+    statistics, DAMON) is noted beside the agent's journal; where that cannot be, it is not changed."""
+    changes: Changes
+    try:
+        changes = journal_of(config, _LOOKING)
+    except JournalError as error:
+        changes = Refused(error)
+    found = GuestMemory(
+        section.ways,
+        section.policy,
+        section.period_s,
+        clock or SystemClock(),
+        None,
+        section.urgency,
+        changes,
     )
+    found.restore()  # what one that was killed has left
+    return found
 
 
 def journal_of(config: AgentConfig, scheduler: str) -> Journal:

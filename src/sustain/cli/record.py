@@ -33,11 +33,12 @@ def run(args: argparse.Namespace) -> int:
     from sustain.schedulers.loop import next_start
     from sustain.schedulers.recording import Recorder
 
-    section = load(args.config).guest_memory
+    config = load(args.config)
+    section = config.guest_memory
     if section is None:
         raise ConfigError(f"{args.config}: no scheduler is enabled", hint="add a section [guest_memory]")
     clock = SystemClock()
-    scheduler = guest_memory(section, clock)
+    scheduler = guest_memory(config, section, clock)
     period_s = args.period or section.period_s
     stop = {signal.SIGINT, signal.SIGTERM}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, stop)

@@ -141,7 +141,7 @@ def test_of_a_cgroup() -> None:
 @given(st.integers(1, 10_000), st.data())
 def test_of_sampling(sampled: int, data: st.DataObject) -> None:
     accessed = data.draw(st.integers(0, sampled))
-    figures = classes.of_sampling(accessed, sampled, 1e9).figures
+    figures = classes.of_sampling(accessed, sampled, 1e9, "made up").figures
     assert figures["active_anonymous_bytes"] + figures["inactive_anonymous_bytes"] == pytest.approx(1e9)
     share = accessed / sampled
     assert figures["error_bytes"] >= 1e9 * math.sqrt(share * (1 - share) / sampled) * 0.999
@@ -149,4 +149,4 @@ def test_of_sampling(sampled: int, data: st.DataObject) -> None:
 
 
 def test_of_an_empty_sample() -> None:
-    assert classes.of_sampling(0, 0, 1e9).figures == {}
+    assert classes.of_sampling(0, 0, 1e9, "made up").figures == {}

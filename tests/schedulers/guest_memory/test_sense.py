@@ -244,7 +244,7 @@ def test_no_agent_and_no_driver(places: tuple[Place, Place]) -> None:
     assert good.source == "none"
     assert good.figures.free_bytes is None
     assert good.figures.resident_bytes
-    assert any("nothing is known of what its memory is used for" in each for each in good.problems)
+    assert any("of what its memory is used for: " in each for each in good.problems)
     sensor.close()
 
 

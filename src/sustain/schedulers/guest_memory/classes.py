@@ -108,8 +108,8 @@ def of_cgroup(
     return Reading(figures, problems)
 
 
-def of_sampling(accessed: int, sampled: int, resident_bytes: float) -> Reading:
-    """By the host, which saw `accessed` of `sampled` resident pages, chosen at random, used since it marked them.
+def of_sampling(accessed: int, sampled: int, resident_bytes: float, how: str) -> Reading:
+    """By the host, which saw `accessed` of `sampled` resident pages, chosen at random, used; `how`, in words.
 
     Standard error √(f(1−f)/n) of the share, never less than that of one page more or less: a sample of which nothing
     was used does not prove that nothing is."""
@@ -124,7 +124,8 @@ def of_sampling(accessed: int, sampled: int, resident_bytes: float) -> Reading:
             "error_bytes": error * resident_bytes,
         },
         (
-            "seen from the host only: all of its memory counts as anonymous, and what it calls free is unknown",
+            f"seen from the host only ({how}): all of its memory counts as anonymous, and what it calls free is "
+            "unknown",
         ),
     )
 

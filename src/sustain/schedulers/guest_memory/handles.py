@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from sustain.errors import HostError
+from sustain.errors import HostError, JournalError
 from sustain.host import balloon, processes
 from sustain.host.balloon import Statistics
 from sustain.host.cgroup import Cgroup
@@ -25,6 +25,7 @@ from sustain.host.maps import Area, guest_ram
 from sustain.host.pagemap import Pagemap
 from sustain.host.processes import Identity
 from sustain.host.qmp import Qmp, listener
+from sustain.schedulers.guest_memory.changes import STATISTICS, Changes, Unnoted, statistics
 from sustain.schedulers.guest_memory.config import GuestConfig
 from sustain.schedulers.guest_memory.model import Kind
 
@@ -76,7 +77,8 @@ class Monitor:
     size_bytes: int | None
     balloon_bytes: int | None  # None: no balloon
     statistics: Statistics | None  # None: no balloon
-    period_s: int = 0  # between two statistics
+    period_s: int = 0  # between two statistics; 0: they are off
+    problem: str = ""  # why they are off
 
 
 class Machine(GuestHandle, Protocol):
@@ -103,10 +105,11 @@ class ProcessHandle:
 
     kind: Kind
 
-    def __init__(self, config: GuestConfig, root: Path) -> None:
+    def __init__(self, config: GuestConfig, root: Path, changes: Changes | None = None) -> None:
         self.name = config.name
         self._config = config
         self._root = root
+        self._changes = changes or Unnoted()
         self._lock = threading.RLock()
         self._who: Identity | None = None
         self._size_bytes: int | None = None  # of its RAM, as its hypervisor said last
@@ -164,6 +167,15 @@ class ProcessHandle:
     def resident(self) -> int | None:
         return self.footprint().resident_bytes
 
+    def _note_period(self, life: str, period_s: int) -> str:
+        """Note that its statistics, which are off, are about to be switched on; why they may not be, else ""."""
+        target = {"guest": self.name, "life": life}
+        try:
+            self._changes.note(statistics(self.name), STATISTICS, target, 0, period_s)
+        except JournalError as error:
+            return f"its balloon's statistics are off, and cannot be switched on, since that cannot be noted: {error}"
+        return ""
+
     def _find_pid(self) -> int | None:
         raise NotImplementedError
 
@@ -176,7 +188,8 @@ class _Known:
     asked_s: float
     size_bytes: int
     device: str | None  # its balloon
-    period_s: int  # between two statistics
+    period_s: int  # between two statistics; 0: they are off
+    problem: str = ""  # why
 
 
 class QemuHandle(ProcessHandle):
@@ -184,8 +197,15 @@ class QemuHandle(ProcessHandle):
 
     kind: Kind = "qemu"
 
-    def __init__(self, config: GuestConfig, root: Path, timeout_s: float, period_s: int) -> None:
-        super().__init__(config, root)
+    def __init__(
+        self,
+        config: GuestConfig,
+        root: Path,
+        timeout_s: float,
+        period_s: int,
+        changes: Changes | None = None,
+    ) -> None:
+        super().__init__(config, root, changes)
         self._asking = (
             threading.Lock()
         )  # apart from the other, so that a silent agent does not hold up the balloon
@@ -224,7 +244,7 @@ class QemuHandle(ProcessHandle):
             if said.updated_s and said.updated_s == self._updated_s:
                 self._known = None  # none have come since: has somebody switched them off?
             self._updated_s = said.updated_s
-            return Monitor(known.size_bytes, actual, said, known.period_s)
+            return Monitor(known.size_bytes, actual, said, known.period_s, known.problem)
 
     def _ask_what_is_known(self, qmp: Qmp, who: Identity) -> _Known:
         """Three questions of five; each costs both processes something, and there may be hundreds of guests."""
@@ -233,12 +253,26 @@ class QemuHandle(ProcessHandle):
         device = known.device if known is not None and known.who == who else balloon.find(qmp)
         if device is None:
             return _Known(who, asked_s, size, None, 0)
-        period_s = balloon.period(qmp, device)
+        period_s, problem = balloon.period(qmp, device), ""
         if period_s == 0:
-            period_s = self._period_s
-            balloon.set_period(qmp, device, period_s)
-            self._period_set = who
-        return _Known(who, asked_s, size, device, period_s)
+            problem = self._note_period(f"{who.pid}:{who.start_ticks}", self._period_s)
+            if not problem:
+                period_s = self._period_s
+                balloon.set_period(qmp, device, period_s)
+                self._period_set = who
+        return _Known(who, asked_s, size, device, period_s, problem)
+
+    def period(self) -> int | None:
+        with self._lock, self._qmp() as qmp:
+            device = balloon.find(qmp)
+            return None if device is None else balloon.period(qmp, device)
+
+    def set_period(self, period_s: int) -> None:
+        with self._lock, self._qmp() as qmp:
+            self._known = None
+            device = balloon.find(qmp)
+            if device is not None:
+                balloon.set_period(qmp, device, period_s)
 
     def texts(self, paths: Iterable[str]) -> dict[str, str | None]:
         if self._config.guest_agent is None:
@@ -264,6 +298,7 @@ class QemuHandle(ProcessHandle):
                 if device is not None and balloon.period(qmp, device) == self._period_s:
                     balloon.set_period(qmp, device, 0)
             self._period_set = None
+            self._changes.forget(statistics(self.name))
 
     @contextlib.contextmanager
     def _ask_qmp(self) -> Iterator[Qmp]:

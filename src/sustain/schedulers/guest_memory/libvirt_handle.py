@@ -3,13 +3,18 @@
 Its process is found by its UUID among the QEMU processes of this host, for what only /proc tells.
 """
 
+import contextlib
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+from sustain.errors import HostError
 from sustain.host import qemu
 from sustain.host.guest_agent import read_texts
+from sustain.host.guest_frames import GuestFrames
 from sustain.host.libvirt import Domain
+from sustain.schedulers.guest_memory.changes import Changes, statistics
 from sustain.schedulers.guest_memory.config import GuestConfig
 from sustain.schedulers.guest_memory.handles import Monitor, ProcessHandle
 from sustain.schedulers.guest_memory.model import Kind
@@ -21,8 +26,15 @@ class LibvirtHandle(ProcessHandle):
     kind: Kind = "libvirt"
     has_agent = True  # libvirt knows; it says so when there is none
 
-    def __init__(self, config: GuestConfig, root: Path, timeout_s: float, period_s: int) -> None:
-        super().__init__(config, root)
+    def __init__(
+        self,
+        config: GuestConfig,
+        root: Path,
+        timeout_s: float,
+        period_s: int,
+        changes: Changes | None = None,
+    ) -> None:
+        super().__init__(config, root, changes)
         self._domain = Domain(config.uri, config.domain or config.name, timeout_s)
         self._period_s = period_s
         self._period_set: str | None = None  # the life whose statistics were switched on here
@@ -43,24 +55,63 @@ class LibvirtHandle(ProcessHandle):
         balloon = self._domain.balloon_bytes()
         if balloon is None:
             return Monitor(size, None, None)
-        said = self._domain.statistics()
-        if said.updated_s == 0 and self._period_set != life:
-            self._domain.set_period(self._period_s)
-            self._period_set = life
-        return Monitor(size, balloon, said, self._period_s)
+        period_s = self._domain.period()
+        problem = ""
+        if period_s == 0 and life is not None:
+            problem = self._note_period(life, self._period_s)
+            if not problem:
+                period_s = self._period_s
+                self._domain.set_period(period_s)
+                self._period_set = life
+        return Monitor(size, balloon, self._domain.statistics(), period_s or 0, problem)
+
+    def period(self) -> int | None:
+        return self._domain.period()
+
+    def set_period(self, period_s: int) -> None:
+        self._domain.set_period(period_s)
 
     def texts(self, paths: Iterable[str]) -> dict[str, str | None]:
         with self._asking:
             return read_texts(self._domain, paths)
 
+    def frames(self) -> GuestFrames | None:
+        """What the guest says of its page frames, for `act`; None: its monitor may not be asked where they lie."""
+        monitor = _Monitor(self._domain)
+        try:
+            monitor.ask("query-name")
+        except HostError:
+            return None
+        return GuestFrames(
+            self._domain.size_bytes(), lambda: contextlib.nullcontext(monitor), self._ask_agent
+        )
+
     def close(self) -> None:
         """Switch the statistics off that were switched on here."""
-        if self._period_set is not None and self._period_set == self.life():
+        if self._period_set is None:
+            return
+        if self._period_set == self.life() and self._domain.period() == self._period_s:
             self._domain.set_period(0)
         self._period_set = None
+        self._changes.forget(statistics(self.name))
+
+    @contextlib.contextmanager
+    def _ask_agent(self) -> Iterator[Domain]:
+        with self._asking:
+            yield self._domain
 
     def _find_pid(self) -> int | None:
         if self.life() is None:
             return None
         uuid = self._domain.identity()
         return next((each.who.pid for each in qemu.discover(self._root) if each.uuid == uuid), None)
+
+
+class _Monitor:
+    """The monitor of a domain, as `GuestFrames` asks it."""
+
+    def __init__(self, domain: Domain) -> None:
+        self._domain = domain
+
+    def ask(self, command: str, **arguments: Any) -> Any:
+        return self._domain.ask_monitor(command, **arguments)

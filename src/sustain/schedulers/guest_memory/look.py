@@ -6,7 +6,6 @@ taken: its agent, its balloon, the host's sampling. An answer that does not come
 time.
 """
 
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,14 @@ import msgspec
 
 from sustain.clock import Clock
 from sustain.errors import SustainError
-from sustain.host import guest_agent, meminfo, page_idle, pressure, vmstat
+from sustain.host import guest_agent, meminfo, pressure, vmstat
 from sustain.host.cgroup import Cgroup
-from sustain.host.page_idle import Sample
 from sustain.schedulers.guest_memory import classes
 from sustain.schedulers.guest_memory.classes import Reading
 from sustain.schedulers.guest_memory.handles import CgroupHandle, Machine, Monitor
 from sustain.schedulers.guest_memory.model import Figures, Guest, Mechanism, Source
+from sustain.schedulers.guest_memory.sampling import Sampler
 
-_SAMPLED_PAGES = 1000  # standard error of a share: 1.6 % of the guest's memory at most
 _PAGE_BYTES = 4096
 _FILES = (guest_agent.BOOT_ID, guest_agent.MEMINFO, guest_agent.VMSTAT, guest_agent.PRESSURE)
 
@@ -40,14 +38,14 @@ class _Classes(msgspec.Struct, frozen=True):
 class Looker:
     """Looks at one guest again and again; remembers what the last look leaves for the next."""
 
-    def __init__(self, clock: Clock, fresh_s: float, root: Path) -> None:
+    def __init__(self, clock: Clock, fresh_s: float, root: Path, sampler: Sampler) -> None:
         self._clock = clock
         self._fresh_s = fresh_s
         self._root = root
+        self._sampler = sampler
         self._life = ""
         self._agent = _Classes()
         self._statistics = (0, 0.0)  # the last ones: their time by QEMU, and by our clock
-        self._sample: tuple[Sample, float] | None = None
 
     def machine(self, handle: Machine, swap: bool | None, publish: Callable[[Guest], None]) -> Guest | None:
         """A virtual machine; None: it is not running. `swap`: whether this host has any (None: unknown)."""
@@ -55,7 +53,7 @@ class Looker:
         if life is None:
             return None
         if life != self._life:
-            self._life, self._agent, self._statistics, self._sample = life, _Classes(), (0, 0.0), None
+            self._life, self._agent, self._statistics = life, _Classes(), (0, 0.0)
         seen: dict[str, Any] = {}
         problems: list[str] = []
         can: list[Mechanism] = []
@@ -166,6 +164,9 @@ class Looker:
         if monitor.statistics is None:
             problems.append("it has no balloon")
             return _Classes()
+        if monitor.problem:
+            problems.append(monitor.problem)
+            return _Classes()
         said, now_s = monitor.statistics, self._now_s()
         if said.updated_s == 0:
             problems.append("its balloon has no driver, or the driver has said nothing yet")
@@ -211,38 +212,34 @@ class Looker:
             return said
         problems.extend(said.reading.problems)
         try:
-            sampled = self._sampled(handle, seen.get("resident_bytes"))
+            sampled = self._sampled(handle, seen.get("resident_bytes"), problems)
         except SustainError as error:
-            problems.append(f"it cannot be sampled: {error}")
+            problems.append(f"nothing is known of what its memory is used for: {error}")
             sampled = None
         if sampled is not None:
             return sampled
-        return self._agent if self._agent.at_s is not None else said
+        return self._agent if self._agent.at_s is not None else _Classes()
 
-    def _sampled(self, handle: Machine, resident_bytes: float | None) -> _Classes | None:
-        """What became of the pages that the last look marked; others are marked for the next."""
-        if not page_idle.available(self._root):
-            return _Classes(reading=Reading(problems=(_NO_SAMPLING,)))
+    def _sampled(self, handle: Machine, resident_bytes: float | None, problems: list[str]) -> _Classes | None:
+        """What the host knows of a random sample of its pages."""
         who, areas = handle.process(), handle.areas()
-        if who is None or not areas:
+        if who is None or not areas or resident_bytes is None:
+            problems.append(
+                "nothing is known of what its memory is used for: its RAM is not found on this host"
+            )
             return None
-        now_s = self._now_s()
-        used = None
-        if self._sample is not None:
-            used = page_idle.look(who.pid, self._sample[0], self._root)
-        seed = random.getrandbits(64)
-        self._sample = page_idle.mark(who.pid, areas, _SAMPLED_PAGES, seed, self._root), now_s
-        if used is None or resident_bytes is None:
+        found = self._sampler.look(handle.name, who, areas)
+        if found is None:
+            problems.append(
+                "nothing is known yet of what its memory is used for: its pages have begun to be sampled"
+            )
             return None
-        reading = classes.of_sampling(used.accessed, used.accessed + used.idle, resident_bytes)
-        return _Classes("sampling", now_s, reading)
+        return _Classes(
+            "sampling", found.at_s, classes.of_sampling(found.used, found.pages, resident_bytes, found.how)
+        )
 
     def _now_s(self) -> float:
         return self._clock.boottime_ns() / 1e9
 
 
 _NO_SWAPS = "whether this host has swap is unknown: its memory is not paged out"
-_NO_SAMPLING = (
-    "nothing is known of what its memory is used for: no agent, no balloon's driver, and this host's kernel cannot "
-    "sample it (CONFIG_IDLE_PAGE_TRACKING)"
-)

@@ -1,20 +1,23 @@
 """The guest memory scheduler as the loop sees it: its sensor, its decision and its actuator, put together.
 
 Used by the agent and by the verbs that look at guests. Without a journal nothing can be put back, so nothing is acted
-upon either.
+upon either; a verb that only looks notes what it changes for that in a journal of its own (`changes`).
 """
 
+import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from sustain.clock import Clock
-from sustain.errors import ConfigError, UnknownGuest
+from sustain.errors import ConfigError, JournalBusy, UnknownGuest
 from sustain.schedulers.alarms import Alarm
 from sustain.schedulers.guest_memory.act import Actuator
 from sustain.schedulers.guest_memory.admission import admit
+from sustain.schedulers.guest_memory.changes import Changes, undo
 from sustain.schedulers.guest_memory.config import GuestsConfig
 from sustain.schedulers.guest_memory.decide import decide
 from sustain.schedulers.guest_memory.explain import explain
@@ -24,7 +27,7 @@ from sustain.schedulers.guest_memory.model import Effect, Observation, Policy
 from sustain.schedulers.guest_memory.plan import Plan, State
 from sustain.schedulers.guest_memory.sense import Sensor
 from sustain.schedulers.guest_memory.urgency import Urgency, check, wait_s
-from sustain.schedulers.journal import Journal, Report
+from sustain.schedulers.journal import Journal, Report, Undone
 from sustain.schedulers.loop import Tick
 from sustain.schedulers.measure import Measure
 from sustain.units import parse_size
@@ -43,15 +46,20 @@ class GuestMemory:
         clock: Clock,
         journal: Journal | None,
         urgency: Urgency | None = None,
+        changes: Changes | None = None,
+        left: Path | None = None,
     ) -> None:
-        """Raises ConfigError."""
+        """`changes`: where what is changed for reading is noted, when not in `journal`; `left`: the journal of verbs
+        that only look, of which one may have been killed. Raises ConfigError."""
         urgency = urgency or Urgency()
         check(urgency)
         self.period_s = period_s
         self.least_wait_s = urgency.period_s
         self._urgency = urgency
         self.policy = policy
-        self._sensor = Sensor(ways, clock=clock, fresh_s=policy.fresh_s)
+        self._sensor = Sensor(ways, clock=clock, fresh_s=policy.fresh_s, changes=changes or journal)
+        self._changes = changes
+        self._left = left
         self._journal = journal
         self._actuator = Actuator(_Handles(self._sensor), journal) if journal is not None else None
 
@@ -80,11 +88,27 @@ class GuestMemory:
             yield Alarm(of, path, stall_s, window_s, life)
 
     def restore(self) -> Report:
-        if self._journal is None or self._actuator is None or not self._journal.entries():
-            return Report()
+        undone: tuple[Undone, ...] = ()
+        if isinstance(self._changes, Journal):
+            undone += self._restore_reading(self._changes)
+        if self._left is not None and self._left.exists():
+            # What a verb that only looked has left; one that is looking now puts it back itself.
+            with contextlib.suppress(JournalBusy), Journal(self._left) as journal:
+                undone += self._restore_reading(journal)
+        if self._journal is not None and self._actuator is not None and self._journal.entries():
+            self._find_guests()
+            undone += self._actuator.restore().undone
+        return Report(undone)
+
+    def _restore_reading(self, journal: Journal) -> tuple[Undone, ...]:
+        if not journal.entries():
+            return ()
+        self._find_guests()
+        return journal.restore(undo(_Handles(self._sensor))).undone
+
+    def _find_guests(self) -> None:
         if not self._sensor.handles:  # those that were discovered are not known yet
             self._sensor.read()
-        return self._actuator.restore()
 
     def measures(self, observation: Observation, plan: Plan) -> Iterator[Measure]:
         return measures(observation, plan)
@@ -125,8 +149,9 @@ class GuestMemory:
         try:
             self._sensor.close()
         finally:
-            if self._journal is not None:
-                self._journal.close()
+            for journal in (self._journal, self._changes):
+                if isinstance(journal, Journal):
+                    journal.close()
 
 
 def _number(shares: str | None, policy: Policy) -> float:

@@ -25,10 +25,12 @@ from sustain.host.meminfo import Meminfo
 from sustain.host.pressure import Pressure
 from sustain.host.swaps import Swaps
 from sustain.host.vmstat import Vmstat
+from sustain.schedulers.guest_memory.changes import Changes, Unnoted
 from sustain.schedulers.guest_memory.config import GuestConfig, GuestsConfig, check
 from sustain.schedulers.guest_memory.handles import CgroupHandle, GuestHandle, Machine, QemuHandle
 from sustain.schedulers.guest_memory.look import Looker
 from sustain.schedulers.guest_memory.model import Guest, Host, Observation
+from sustain.schedulers.guest_memory.sampling import WINDOW_S, Sampler
 
 T = TypeVar("T")
 
@@ -39,14 +41,24 @@ class Sensor:
     """Close it, so that what was switched on for reading is switched off."""
 
     def __init__(
-        self, config: GuestsConfig, root: Path = Path("/"), clock: Clock | None = None, fresh_s: float = 30.0
+        self,
+        config: GuestsConfig,
+        root: Path = Path("/"),
+        clock: Clock | None = None,
+        fresh_s: float = 30.0,
+        changes: Changes | None = None,
+        window_s: float = WINDOW_S,
     ) -> None:
-        """Raises ConfigError. `fresh_s`: how long a guest agent's answer is better than newer ones of its balloon."""
+        """Raises ConfigError. `fresh_s`: how long a guest agent's answer is better than newer ones of its balloon;
+        `changes`: where what is changed for reading is noted, None: nowhere; `window_s`: within which memory that was
+        used counts as such, where the host samples it by DAMON."""
         check(config)
         self._config = config
         self._root = root
         self._clock = clock or SystemClock()
         self._fresh_s = fresh_s
+        self._changes = changes or Unnoted()
+        self._sampler = Sampler(self._changes, self._clock, root, window_s)
         self._watches: dict[str, _Watch] = {}
         for each in config.guests:
             self._add(each)
@@ -98,10 +110,9 @@ class Sensor:
 
     def close(self) -> None:
         """Raises SustainError when something could not be put back; the rest is."""
-        if not self._watches:
-            return
-        with ThreadPoolExecutor(min(_AT_ONCE, len(self._watches)), "close") as pool:
+        with ThreadPoolExecutor(min(_AT_ONCE, len(self._watches) + 1), "close") as pool:
             results = [pool.submit(watch.close) for watch in self._watches.values()]
+            results.append(pool.submit(self._sampler.close))
         for each in results:
             each.result()
 
@@ -113,11 +124,21 @@ class Sensor:
             from sustain.schedulers.guest_memory.libvirt_handle import LibvirtHandle
 
             handle = LibvirtHandle(
-                config, self._root, self._config.timeout_s, self._config.statistics_period_s
+                config,
+                self._root,
+                self._config.timeout_s,
+                self._config.statistics_period_s,
+                self._changes,
             )
         else:
-            handle = QemuHandle(config, self._root, self._config.timeout_s, self._config.statistics_period_s)
-        looker = Looker(self._clock, self._fresh_s, self._root)
+            handle = QemuHandle(
+                config,
+                self._root,
+                self._config.timeout_s,
+                self._config.statistics_period_s,
+                self._changes,
+            )
+        looker = Looker(self._clock, self._fresh_s, self._root, self._sampler)
         self._watches[config.name] = _Watch(config, handle, looker, self._config.timeout_s)
 
     def _discover(self) -> tuple[str, ...]:

@@ -13,9 +13,8 @@ from functools import partial
 from pathlib import Path
 
 from sustain.errors import HostError
-from sustain.host import processes
 from sustain.host.cgroup import Cgroup
-from sustain.host.processes import Identity
+from sustain.schedulers.guest_memory import changes
 from sustain.schedulers.guest_memory.handles import GuestHandle
 from sustain.schedulers.journal import Entry, Journal, Outcome, Report, put_back
 
@@ -64,6 +63,7 @@ class Undo:
         }
         return self._journal.restore(
             {
+                **changes.undo(self._handles, self._root),
                 "balloon": partial(self._balloon, moving),
                 "balloon-moving": lambda _: "restored",
                 "cgroup-limit": _limit,
@@ -75,7 +75,7 @@ class Undo:
         handle = self._handles.get(name)
         life = None if handle is None else handle.life()
         if handle is None or life is None:
-            if self._still_runs(entry):
+            if changes.still_runs(entry, self._handles, self._root):
                 raise HostError(
                     f"{name}: it runs, and cannot be reached to give it back {entry.prior} bytes",
                     hint="is its QMP socket configured, or held by another client?",
@@ -102,12 +102,6 @@ class Undo:
             return "restored"
         finally:
             gate.release()
-
-    def _still_runs(self, entry: Entry) -> bool:
-        pid, _, ticks = str(entry.target["life"]).partition(":")  # of a guest that is a process: handles
-        if not pid.isdecimal() or not ticks.isdecimal():
-            return str(entry.target["guest"]) in self._handles
-        return processes.alive(Identity(int(pid), int(ticks)), str(self._root))
 
 
 def _limit(entry: Entry) -> Outcome:

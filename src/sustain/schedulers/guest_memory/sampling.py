@@ -1,0 +1,276 @@
+"""How much of a guest's memory is used, seen by the host alone: of a random sample of its pages.
+
+Used by `look`, for guests whose agent and balloon say nothing. The best way that this kernel has:
+1. page_idle (host.page_idle): pages drawn anew at each look; used since the look before.
+2. DAMON (host.damon): pages drawn every few minutes; used within the last `window_s`. Its commands wait for the
+   kernel's next sample and are carried out one at a time, so a thread reads for all guests, and a look takes what it
+   read last.
+Both see what a guest does through the second-level page tables. Pages that have left memory since they were drawn do
+not count. A page that the host maps large counts as used when any of its 512 is.
+
+DAMON is taken when the first guest needs it and given back when none does; the thread ends with it. Rejected: a
+`clear_refs` of the process, which everybody else who counts would see, and which does not see guests.
+"""
+
+import errno
+import random
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sustain.clock import Clock
+from sustain.errors import HostError, SustainError
+from sustain.host import damon, page_idle
+from sustain.host.damon import Attributes, Damon, Totals, Watch
+from sustain.host.maps import Area
+from sustain.host.pagemap import PAGE_BYTES, Pagemap
+from sustain.host.processes import Identity
+from sustain.schedulers.guest_memory.changes import DAMON, Changes
+
+PAGES = 1000  # standard error of a share: 1.6 % of the guest's memory at most
+WINDOW_S = 10.0
+_SAMPLES = 10  # in a window
+_DRAWN_S = 300.0  # how long the same pages are looked at
+_FORGOTTEN_S = 60.0  # a guest that nobody has asked about for so long
+_NONE = Totals(0, 0)
+_AGAIN_S = 60.0  # what has failed is tried again
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """Of `pages` pages drawn at random and present, `used` were; when that was known (CLOCK_BOOTTIME), and how."""
+
+    at_s: float
+    used: int
+    pages: int
+    how: str
+
+
+class Sampler:
+    """For all guests of a sensor. Any thread may call; close it."""
+
+    def __init__(
+        self, changes: Changes, clock: Clock, root: Path = Path("/"), window_s: float = WINDOW_S
+    ) -> None:
+        self._clock = clock
+        self._root = root
+        self._marked: dict[str, tuple[Identity, page_idle.Sample, float]] = {}
+        self._watcher = _Watcher(changes, clock, root, window_s)
+
+    def look(self, name: str, who: Identity, areas: tuple[Area, ...]) -> Sampled | None:
+        """What is known of that guest's memory; None: it has begun, ask again. Raises SustainError."""
+        if page_idle.available(self._root):
+            return self._by_page_idle(name, who, areas)
+        if damon.present(self._root):
+            return self._watcher.look(name, who, areas)
+        raise HostError(_NEITHER, hint="see docs/operating/guest-memory.md")
+
+    def close(self) -> None:
+        """Raises SustainError when DAMON could not be given back."""
+        self._watcher.close()
+
+    def _by_page_idle(self, name: str, who: Identity, areas: tuple[Area, ...]) -> Sampled | None:
+        now_s = self._clock.boottime_ns() / 1e9
+        before = self._marked.pop(name, None)
+        used = None
+        if before is not None and before[0] == who:
+            used = page_idle.look(who.pid, before[1], self._root)
+        sample = page_idle.mark(who.pid, areas, PAGES, random.getrandbits(64), self._root)
+        self._marked[name] = who, sample, now_s
+        if used is None or before is None:
+            return None
+        how = f"page_idle, used within {now_s - before[2]:.0f} s"
+        return Sampled(now_s, used.accessed, used.accessed + used.idle, how)
+
+
+@dataclass(slots=True)
+class _Guest:
+    """One guest under DAMON."""
+
+    who: Identity
+    areas: tuple[Area, ...]
+    asked_s: float
+    pages: list[int] = field(default_factory=list)
+    watch: Watch | None = None
+    drawn_s: float = 0.0
+    before: Totals = _NONE
+    sampled: Sampled | None = None
+    problem: SustainError | None = None
+    again_s: float = 0.0  # not before
+
+
+class _Watcher:
+    """The thread that reads DAMON."""
+
+    def __init__(self, changes: Changes, clock: Clock, root: Path, window_s: float) -> None:
+        self._changes = changes
+        self._clock = clock
+        self._root = root
+        self._window_s = window_s
+        window_us = int(window_s * 1e6)
+        self._attributes = Attributes(window_us // _SAMPLES, window_us)
+        self._changed = threading.Condition()
+        self._guests: dict[str, _Guest] = {}
+        self._damon: Damon | None = None  # the thread's own, as is all of a guest but what `look` sets
+        self._impossible: SustainError | None = None
+        self._kept: SustainError | None = None  # why DAMON could not be given back
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def look(self, name: str, who: Identity, areas: tuple[Area, ...]) -> Sampled | None:
+        with self._changed:
+            if self._impossible is not None:
+                raise self._impossible
+            now_s = self._now_s()
+            guest = self._guests.get(name)
+            if guest is None:
+                self._guests[name] = guest = _Guest(who, areas, now_s)
+            guest.asked_s = now_s
+            if guest.who != who:
+                guest.sampled = None
+            guest.who, guest.areas = who, areas
+            if self._thread is None and not self._closed:
+                self._thread = threading.Thread(target=self._run, name="read DAMON", daemon=True)
+                self._thread.start()
+            if guest.problem is not None:
+                raise guest.problem
+            return guest.sampled
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            thread = self._thread
+        if thread is not None:
+            thread.join(10 + 3 * self._window_s / _SAMPLES)
+            if thread.is_alive():
+                raise HostError(
+                    "DAMON does not answer, and is not given back",
+                    hint="`sustain agent restore`, later, takes it away",
+                )
+        if self._kept is not None:
+            raise self._kept
+
+    def _run(self) -> None:
+        while not self._closed:
+            with self._changed:
+                guests = dict(self._guests)
+            if not guests:
+                self._give_back()
+                with self._changed:
+                    if not self._guests:
+                        self._thread = None
+                        return
+                continue
+            for name, guest in guests.items():
+                self._round(name, guest)
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed, self._window_s / 2)
+        self._give_back()
+
+    def _round(self, name: str, guest: _Guest) -> None:
+        now_s = self._now_s()
+        if self._closed or now_s < guest.again_s:
+            return
+        if now_s - guest.asked_s > _FORGOTTEN_S or self._impossible is not None:
+            self._end(guest)
+            with self._changed:
+                del self._guests[name]
+            return
+        try:
+            if guest.watch is None:
+                self._draw(guest)
+            else:
+                self._read(guest, guest.watch)
+            guest.problem = None
+        except SustainError as error:
+            self._end(guest)
+            gone = getattr(error, "errno", None) == errno.ESRCH
+            guest.sampled, guest.problem = None, None if gone else error
+            guest.again_s = now_s + (0.0 if gone else _AGAIN_S)
+            if getattr(error, "errno", None) == errno.EOPNOTSUPP:
+                self._impossible = error  # this kernel cannot
+
+    def _draw(self, guest: _Guest) -> None:
+        """Choose pages among those that are present, and have them watched."""
+        guest.pages = draw(guest.who.pid, guest.areas, PAGES, self._root)
+        if len(guest.pages) < damon.LEAST_REGIONS:
+            return
+        if self._damon is None:
+            self._damon = Damon(self._note, self._root)
+        regions = [(page, page + PAGE_BYTES) for page in guest.pages]
+        guest.watch = self._damon.watch(guest.who.pid, regions, self._attributes)
+        guest.drawn_s, guest.before = self._now_s(), _NONE
+
+    def _read(self, guest: _Guest, watch: Watch) -> None:
+        now = watch.totals()
+        seen = now.seen - guest.before.seen
+        if seen >= len(guest.pages):
+            table = Pagemap(guest.who.pid, self._root)
+            try:
+                here = table.present(guest.pages)
+            finally:
+                table.close()
+            used = round((now.used - guest.before.used) * len(guest.pages) / seen)
+            how = f"DAMON, used within {self._window_s:g} s"
+            guest.sampled = Sampled(self._now_s(), used, max(here, used), how)
+            guest.before = now
+        if self._now_s() - guest.drawn_s > _DRAWN_S:
+            self._end(guest)
+
+    def _end(self, guest: _Guest) -> None:
+        watch, guest.watch = guest.watch, None
+        if watch is None:
+            return
+        try:
+            watch.close()
+        except HostError as error:
+            guest.problem = error
+            self._give_back()  # when somebody else has it by now, nothing of ours is left
+
+    def _give_back(self) -> None:
+        held, self._damon = self._damon, None
+        if held is None:
+            return
+        try:
+            held.close()
+        except SustainError as error:
+            self._kept = error
+            return
+        self._kept = None
+
+    def _note(self, inode: int | None) -> None:
+        if inode is None:
+            self._changes.forget(DAMON)
+        else:
+            self._changes.note(DAMON, DAMON, {"inode": inode}, 0, damon.SLOTS)
+
+    def _now_s(self) -> float:
+        return self._clock.boottime_ns() / 1e9
+
+
+def draw(pid: int, areas: tuple[Area, ...], count: int, root: Path = Path("/")) -> list[int]:
+    """Up to `count` pages of these areas that are present now, chosen at random: addresses, in order."""
+    table = Pagemap(pid, root)
+    try:
+        runs = [run for area in areas for run in table.census(area.start, area.end).present]
+    finally:
+        table.close()
+    total = sum(end - start for start, end in runs) // PAGE_BYTES
+    chosen = iter(sorted(random.sample(range(total), min(count, total))))
+    found: list[int] = []
+    before = 0
+    number = next(chosen, None)
+    for start, end in runs:
+        size = (end - start) // PAGE_BYTES
+        while number is not None and number < before + size:
+            found.append(start + (number - before) * PAGE_BYTES)
+            number = next(chosen, None)
+        before += size
+    return found
+
+
+_NEITHER = (
+    "no agent, no balloon's driver, and this host's kernel cannot sample it: it has neither page_idle "
+    "(CONFIG_IDLE_PAGE_TRACKING) nor DAMON for processes (CONFIG_DAMON_VADDR, CONFIG_DAMON_SYSFS)"
+)

@@ -1,0 +1,103 @@
+"""What reading changes on the host is noted, and put back: by whoever did it, or by who comes after one that was
+killed. The guests are fakes; DAMON's part is in tests/host/test_damon_kernel.py."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sustain.clock import SystemClock
+from sustain.errors import JournalError
+from sustain.schedulers.guest_memory.changes import Refused, undo
+from sustain.schedulers.guest_memory.config import GuestConfig, GuestsConfig
+from sustain.schedulers.guest_memory.model import Policy
+from sustain.schedulers.guest_memory.scheduler import GuestMemory
+from sustain.schedulers.guest_memory.sense import Sensor
+from sustain.schedulers.journal import Journal
+from sustain.testing.guest import FakeQemu
+
+SIZE = 256 << 20
+
+
+@pytest.fixture
+def qemu(tmp_path: Path) -> Iterator[FakeQemu]:
+    fake = FakeQemu(tmp_path / "qmp", SIZE)
+    fake.statistics = {"stat-total-memory": 250 << 20, "stat-free-memory": 180 << 20}
+    fake.updated_s = int(time.time())
+    yield fake
+    fake.close()
+
+
+def ways(qemu: FakeQemu) -> GuestsConfig:
+    return GuestsConfig(guests=(GuestConfig(name="g", qmp=qemu.path),), statistics_period_s=3)
+
+
+def test_statistics_are_noted_before_they_are_on_and_forgotten_when_off(
+    qemu: FakeQemu, tmp_path: Path
+) -> None:
+    with Journal(tmp_path / "j") as journal:
+        sensor = Sensor(ways(qemu), changes=journal)
+        (guest,) = sensor.read().guests
+        assert guest.source == "balloon"
+        (entry,) = journal.entries()
+        assert (entry.key, entry.kind, entry.prior, entry.sets) == ("statistics:g", "statistics", 0, (3,))
+        assert entry.target == {"guest": "g", "life": guest.life}
+        sensor.read()
+        sensor.close()
+        assert (journal.entries(), qemu.period_s) == ((), 0)
+
+
+def test_what_was_on_already_is_neither_noted_nor_switched_off(qemu: FakeQemu, tmp_path: Path) -> None:
+    qemu.period_s = 9
+    with Journal(tmp_path / "j") as journal:
+        sensor = Sensor(ways(qemu), changes=journal)
+        sensor.read()
+        assert journal.entries() == ()
+        sensor.close()
+        assert qemu.period_s == 9
+
+
+@pytest.mark.parametrize(
+    ("now", "outcome", "left"), [(3, "restored", 0), (0, "restored", 0), (8, "changed", 8)]
+)
+def test_after_one_that_was_killed(qemu: FakeQemu, tmp_path: Path, now: int, outcome: str, left: int) -> None:
+    with Journal(tmp_path / "j") as journal:
+        Sensor(ways(qemu), changes=journal).read()  # and never closed
+    qemu.period_s = now
+    with Journal(tmp_path / "j") as journal:
+        after = Sensor(ways(qemu), changes=journal)
+        (undone,) = journal.restore(undo(after.handles)).undone
+        assert (undone.outcome, qemu.period_s, journal.entries()) == (outcome, left, ())
+
+
+def test_a_guest_that_runs_and_cannot_be_reached_stays_noted(qemu: FakeQemu, tmp_path: Path) -> None:
+    with Journal(tmp_path / "j") as journal:
+        Sensor(ways(qemu), changes=journal).read()
+        (undone,) = journal.restore(undo({})).undone  # its process is this one
+        assert undone.outcome == "failed"
+        assert "cannot be reached" in undone.problem
+        assert len(journal.entries()) == 1
+
+
+def test_what_cannot_be_noted_is_not_changed(qemu: FakeQemu) -> None:
+    sensor = Sensor(ways(qemu), changes=Refused(JournalError("/x: no room", hint="")))
+    (guest,) = sensor.read().guests
+    assert qemu.period_s == 0
+    assert guest.source == "none"
+    assert any("statistics are off" in each and "/x: no room" in each for each in guest.problems)
+    sensor.close()
+
+
+def test_the_agent_puts_back_what_a_look_has_left(qemu: FakeQemu, tmp_path: Path) -> None:
+    with Journal(tmp_path / "looking") as looking:
+        Sensor(ways(qemu), changes=looking).read()
+        agent = GuestMemory(
+            ways(qemu), Policy(), 10.0, SystemClock(), Journal(tmp_path / "j"), left=tmp_path / "looking"
+        )
+        assert agent.restore().undone == ()  # it looks still
+        assert qemu.period_s == 3
+    (undone,) = agent.restore().undone
+    assert (undone.entry.key, undone.outcome, qemu.period_s) == ("statistics:g", "restored", 0)
+    assert agent.restore().undone == ()
+    agent.close()
