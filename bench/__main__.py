@@ -36,6 +36,7 @@ QUESTIONS = (
     "drain",
     "agent_idle",
     "guest_census",
+    "guest_sampling",
     "guest_memory_plan",
     "guest_memory_policies",
     "guest_memory_guests",

@@ -24,6 +24,7 @@ view = mmap.mmap(-1, size + huge, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 at = ctypes.addressof(ctypes.c_char.from_buffer(view))
 start = -(-at // huge) * huge
 libc = ctypes.CDLL(None)
+libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), 10)  # DONTFORK, by which QEMU's RAM is known
 large = size // 2 if stride == 1 else 0
 libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(large), 14)  # HUGEPAGE
 libc.madvise(ctypes.c_void_p(start + large), ctypes.c_size_t(size - large), 15)  # NOHUGEPAGE

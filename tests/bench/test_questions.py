@@ -37,6 +37,7 @@ PEERS = {
     "drain": {"raw TCP on this link", "the link"},
     "agent_idle": set(),
     "guest_census": {"smaps_rollup", "entries of pagemap"},
+    "guest_sampling": {"clear_refs and smaps"},
     "guest_memory_plan": set(),
     "guest_memory_policies": {"MOM", "Proxmox", "nothing"},
     "guest_memory_guests": {"MOM", "Proxmox", "nothing"},
