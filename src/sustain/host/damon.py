@@ -1,6 +1,6 @@
 """/sys/kernel/mm/damon: which parts of a process's memory are used, watched by the kernel's DAMON.
 
-Documentation/admin-guide/mm/damon/usage.rst; kernels with CONFIG_DAMON_VADDR and CONFIG_DAMON_SYSFS (Linux 5.18; tried
+Documentation/admin-guide/mm/damon/usage.rst; kernels with CONFIG_DAMON_VADDR and CONFIG_DAMON_SYSFS (Linux 5.19; tried
 regions: 6.2). Used by the guest memory scheduler for guests that tell nothing, where there is no page_idle.
 
 The model: regions of a process are watched. Each `sample_us` the kernel looks at one page of each region, at random,
@@ -117,7 +117,7 @@ class Damon:
         self._admin = root / _ADMIN
         self._note = note
         self._lock = threading.RLock()
-        self._free = list(range(slots))
+        self._free = list(range(slots))[::-1]
         self.inode = 0
         count = files.number(self._admin / "nr_kdamonds")
         if count is None:
@@ -150,7 +150,7 @@ class Damon:
         with self._lock:
             self._mine()
             if not self._free:
-                raise HostError(f"{self._admin}: all slots are in use", hint="watch fewer guests at once")
+                raise HostError(f"{self._admin}: no slot is free", hint="watch fewer guests at once")
             slot = self._free.pop()
         directory = self._admin / str(slot)
         try:

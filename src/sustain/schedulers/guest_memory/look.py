@@ -214,7 +214,8 @@ class Looker:
         try:
             sampled = self._sampled(handle, seen.get("resident_bytes"), problems)
         except SustainError as error:
-            problems.append(f"nothing is known of what its memory is used for: {error}")
+            hint = f" ({error.hint})" if error.hint else ""
+            problems.append(f"nothing is known of what its memory is used for: {error}{hint}")
             sampled = None
         if sampled is not None:
             return sampled

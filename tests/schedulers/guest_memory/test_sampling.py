@@ -1,0 +1,176 @@
+"""Sampling by the host: which way is taken, and what DAMON's counts come to. The memory is this process's own, DAMON a
+tree of files (tests/host/test_damon.py); with a real one: tests/host/test_damon_kernel.py."""
+
+import ctypes
+import mmap
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from sustain.clock import SystemClock
+from sustain.errors import HostError, SustainError
+from sustain.host import damon
+from sustain.host.maps import Area
+from sustain.host.processes import Identity, identify
+from sustain.schedulers.guest_memory.sampling import PAGES, Sampled, Sampler, draw
+from tests.host.test_damon import made, says
+
+T = TypeVar("T")
+
+COUNT = 4096  # pages
+PAGE = 4096
+
+
+class Noted:
+    def __init__(self) -> None:
+        self.keys: list[str] = []
+        self.all: list[str] = []
+
+    def note(self, key: str, kind: str, target: Mapping[str, Any], prior: Any, new: Any) -> None:
+        self.all.append(key)
+        if key not in self.keys:
+            self.keys.append(key)
+
+    def forget(self, key: str) -> None:
+        self.keys.remove(key)
+
+
+class Memory:
+    """All of it written, in small pages."""
+
+    def __init__(self) -> None:
+        self._view = mmap.mmap(-1, COUNT * PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._view.madvise(mmap.MADV_NOHUGEPAGE)
+        for page in range(COUNT):
+            self._view[page * PAGE] = 1
+        at = ctypes.addressof(ctypes.c_char.from_buffer(self._view))
+        self.areas = (Area(at, at + COUNT * PAGE, "anonymous", ""),)
+
+    def drop(self, share: float) -> None:
+        self._view.madvise(mmap.MADV_DONTNEED, 0, int(COUNT * share) * PAGE)
+
+
+@pytest.fixture
+def memory() -> Memory:
+    return Memory()
+
+
+@pytest.fixture
+def me() -> Identity:
+    who = identify(os.getpid())
+    assert who is not None
+    return who
+
+
+@pytest.fixture
+def noted() -> Noted:
+    return Noted()
+
+
+@pytest.fixture
+def opened(tmp_path: Path, noted: Noted) -> Iterator[Callable[[], Sampler]]:
+    (tmp_path / "proc").symlink_to("/proc")
+    samplers: list[Sampler] = []
+
+    def open_one() -> Sampler:
+        samplers.append(Sampler(noted, SystemClock(), tmp_path, window_s=0.1))
+        return samplers[-1]
+
+    yield open_one
+    for each in samplers:
+        each.close()
+
+
+def until(look: Callable[[], T | None]) -> T:
+    deadline_s = time.monotonic() + 60
+    while True:
+        found = look()
+        if found is not None:
+            return found
+        assert time.monotonic() < deadline_s
+        time.sleep(0.005)
+
+
+def counted(top: Path, seen: int, used: int) -> None:
+    schemes = top / "0/contexts/0/schemes"
+    says(schemes / "0/stats", nr_tried=used)
+    says(schemes / "1/stats", nr_tried=seen)
+
+
+def watched(tmp_path: Path) -> Path:
+    """DAMON, with room for that many pages."""
+    top = made(tmp_path)
+    for number in range(3, PAGES):
+        (top / f"0/contexts/0/targets/0/regions/{number}").mkdir()
+    counted(top, 0, 0)
+    return top
+
+
+def test_what_damon_counted(
+    tmp_path: Path, memory: Memory, me: Identity, noted: Noted, opened: Callable[[], Sampler]
+) -> None:
+    top = watched(tmp_path)
+    sampler = opened()
+    assert sampler.look("g", me, memory.areas) is None
+    until(lambda: ((top / "0/state").exists() and (top / "0/state").read_text().startswith("update")) or None)
+    assert noted.keys == ["damon"]
+    assert (top / "nr_kdamonds").read_text() == str(damon.SLOTS)
+    counted(top, 2 * PAGES, 500)  # two aggregations
+    first = until(lambda: sampler.look("g", me, memory.areas))
+    assert (first.used, first.pages) == (250, PAGES)
+    assert "DAMON" in first.how
+    memory.drop(0.5)
+    counted(top, 3 * PAGES, 700)
+
+    def next_one() -> Sampled | None:
+        found = sampler.look("g", me, memory.areas)
+        return found if found is not None and found != first else None
+
+    second = until(next_one)
+    assert second.used == 200
+    assert second.pages == pytest.approx(PAGES / 2, abs=80)  # of those that have left it is not known
+    sampler.close()
+    assert (noted.keys, (top / "nr_kdamonds").read_text()) == ([], "0")
+
+
+def test_a_kernel_that_cannot_is_asked_once(
+    tmp_path: Path, memory: Memory, me: Identity, noted: Noted, opened: Callable[[], Sampler]
+) -> None:
+    top = made(tmp_path, operations="paddr\n")
+    sampler = opened()
+
+    def refusal() -> SustainError | None:
+        try:
+            sampler.look("g", me, memory.areas)
+        except SustainError as error:
+            return error
+        return None
+
+    assert "cannot watch processes" in str(until(refusal))
+    assert (noted.keys, (top / "nr_kdamonds").read_text()) == ([], "0")
+    tries = len(noted.all)
+    for _ in range(20):
+        assert refusal() is not None
+    assert len(noted.all) == tries
+
+
+def test_neither(tmp_path: Path, memory: Memory, me: Identity, opened: Callable[[], Sampler]) -> None:
+    with pytest.raises(HostError, match="neither page_idle"):
+        opened().look("g", me, memory.areas)
+
+
+def test_pages_are_drawn_from_what_is_present(memory: Memory, me: Identity) -> None:
+    memory.drop(0.25)
+    start = memory.areas[0].start
+    pages = [(each - start) // PAGE for each in draw(me.pid, memory.areas, PAGES)]
+    assert len(set(pages)) == len(pages) == PAGES
+    assert pages == sorted(pages)
+    assert pages[0] >= COUNT // 4
+    assert pages[-1] < COUNT
+    thirds = [sum(COUNT // 4 * n <= page < COUNT // 4 * (n + 1) for page in pages) for n in (1, 2, 3)]
+    assert all(each == pytest.approx(PAGES / 3, abs=75) for each in thirds)
+    assert len(draw(me.pid, memory.areas, 10 * COUNT)) == COUNT * 3 // 4
