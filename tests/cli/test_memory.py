@@ -265,12 +265,19 @@ def test_a_guest_that_cannot_be_reached_stays_to_be_put_back(rig: Rig, sus: Sus)
 
 def test_what_is_recorded_can_be_replayed(rig: Rig, sus: Sus, tmp_path: Path) -> None:
     file = tmp_path / "recording"
-    ran = sus("record", file, "--for", "500ms", "--period", "200ms", "--config", rig.config, "--json")
-    assert ran.json == {"file": str(file), "scheduler": "guest-memory", "observations": 3, "period_s": 0.2}
+    ran = sus("record", file, "--for", "2500ms", "--period", "1s", "--config", rig.config, "--json")
+    count = ran.json["observations"]
+    assert ran.json == {
+        "file": str(file),
+        "scheduler": "guest-memory",
+        "observations": count,
+        "period_s": 1.0,
+    }
+    assert count in (2, 3)  # a machine that is busy skips one
     sus("record", file, "--for", "1s", "--config", rig.config).failed_with("exists")
     rig.squeeze()
     quiet = sus("replay", file)
-    assert "3 observations, 0 actions" in quiet.out
+    assert f"{count} observations, 0 actions" in quiet.out
     hard = sus("replay", file, "--config", rig.config, "--guest", "vm1")
     assert "balloon" in hard.out
     assert "working set" in hard.out
@@ -278,7 +285,11 @@ def test_what_is_recorded_can_be_replayed(rig: Rig, sus: Sus, tmp_path: Path) ->
     lines = [
         json.loads(line) for line in sus("replay", file, "--config", rig.config, "--json").out.splitlines()
     ]
-    assert [round(line["after_s"], 1) for line in lines] == pytest.approx([0, 0.2, 0.4], abs=0.15)
+    afters_s = [line["after_s"] for line in lines]
+    assert len(afters_s) == count
+    assert afters_s[0] == 0
+    assert afters_s == sorted(afters_s)
+    assert 1 <= afters_s[-1] < 3
     assert lines[-1]["actions"][0]["type"] == "balloon"
 
 
