@@ -21,7 +21,7 @@ mkfs.ext4 -q /dev/vda
 mount /dev/vda /run/mnt  # files in the page cache, which the shared directory's are not
 mountpoint -q /sys/fs/cgroup || mount -t cgroup2 none /sys/fs/cgroup
 echo +memory > /sys/fs/cgroup/cgroup.subtree_control
-"$PYTHON" -m pytest -q -s -p no:cacheprovider --basetemp=/run/mnt/tests --junitxml=/dev/shm/report.xml \
+pytest -s --basetemp=/run/mnt/tests --junitxml=/dev/shm/report.xml \
     tests/host/test_damon_kernel.py tests/schedulers/guest_memory/test_cgroup_guest.py || status=$?
 cp /dev/shm/report.xml /run/lab/
 cat /sys/kernel/mm/damon/admin/kdamonds/nr_kdamonds
