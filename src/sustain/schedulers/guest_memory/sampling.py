@@ -92,6 +92,7 @@ class _Guest:
     asked_s: float
     pages: list[int] = field(default_factory=list)
     watch: Watch | None = None
+    watched: Identity | None = None
     drawn_s: float = 0.0
     before: Totals = _NONE
     sampled: Sampled | None = None
@@ -178,6 +179,8 @@ class _Watcher:
                 del self._guests[name]
             return
         try:
+            if guest.watch is not None and guest.watched != guest.who:  # it has been started anew
+                self._end(guest)
             if guest.watch is None:
                 self._draw(guest)
             else:
@@ -193,20 +196,24 @@ class _Watcher:
 
     def _draw(self, guest: _Guest) -> None:
         """Choose pages among those that are present, and have them watched."""
-        guest.pages = draw(guest.who.pid, guest.areas, PAGES, self._root)
+        with self._changed:
+            who, areas = guest.who, guest.areas
+        guest.pages = draw(who.pid, areas, PAGES, self._root)
         if len(guest.pages) < damon.LEAST_REGIONS:
             return
         if self._damon is None:
             self._damon = Damon(self._note, self._root)
         regions = [(page, page + PAGE_BYTES) for page in guest.pages]
-        guest.watch = self._damon.watch(guest.who.pid, regions, self._attributes)
+        guest.watch = self._damon.watch(who.pid, regions, self._attributes)
+        guest.watched = who
         guest.drawn_s, guest.before = self._now_s(), _NONE
 
     def _read(self, guest: _Guest, watch: Watch) -> None:
         now = watch.totals()
         seen = now.seen - guest.before.seen
         if seen >= len(guest.pages):
-            table = Pagemap(guest.who.pid, self._root)
+            assert guest.watched is not None
+            table = Pagemap(guest.watched.pid, self._root)
             try:
                 here = table.present(guest.pages)
             finally:
