@@ -128,11 +128,16 @@ def test_hung_agent_lie_reboot_and_death(boot_guest: Boot, sensor: Open) -> None
     guest.hang_agent()
     hung = seen(senses, guest, lambda each: any("its agent" in problem for problem in each.problems))
     assert hung.figures.classes_at_s is not None
-    began_s = time.monotonic()
-    observation = senses.read()
-    assert time.monotonic() - began_s < 4  # less than what the agent is given
-    assert of(observation, other).source == "guest-agent"
-    assert observation.at_s - (of(observation, other).figures.classes_at_s or 0) < 5
+
+    def goes_on() -> bool:
+        """The hung one is not waited for each time, and the other is as fresh as ever."""
+        began_s = time.monotonic()
+        now = senses.read()
+        took_s = time.monotonic() - began_s  # less than what an agent is given
+        said = of(now, other)
+        return took_s < 4 and said.source == "guest-agent" and now.at_s - (said.figures.classes_at_s or 0) < 5
+
+    until(goes_on)
     guest.resume_agent()
     seen(senses, guest, lambda each: not any("its agent" in problem for problem in each.problems))
     guest.forge("/proc/meminfo", re.sub(r"MemFree: +", "MemFree: 99", guest.read("/proc/meminfo")))
