@@ -18,15 +18,16 @@ import msgspec
 
 from sustain.host import balloon, cgroup, files
 from sustain.schedulers import journal
-from sustain.schedulers.guest_memory import act
+from sustain.schedulers.guest_memory import act, undo
 from sustain.schedulers.guest_memory.act import Actuator
 from sustain.schedulers.guest_memory.config import GuestConfig
 from sustain.schedulers.guest_memory.handles import GuestHandle, QemuHandle
 from sustain.schedulers.guest_memory.model import Action, Balloon, Reclaim
 from sustain.schedulers.journal import Journal, Value
 
-TRACED = tuple(str(module.__file__) for module in (journal, act, balloon, cgroup, files))
+TRACED = tuple(str(module.__file__) for module in (journal, act, undo, balloon, cgroup, files))
 MIB = 1 << 20
+_LIMIT_S = 60.0  # of an answer: what a busy machine is late with is no result
 
 
 class Round(msgspec.Struct):
@@ -72,16 +73,18 @@ class _Handle(QemuHandle):
 def work(its: Round) -> None:
     """In the child."""
     handles: dict[str, GuestHandle] = {
-        name: _Handle(GuestConfig(name=name, qmp=path), Path("/"), 5.0, 5) for name, path in its.qmp.items()
+        name: _Handle(GuestConfig(name=name, qmp=path), Path("/"), _LIMIT_S, 5)
+        for name, path in its.qmp.items()
     }
     if its.cgroup is not None:
         handles["box"] = _Boxed(
-            GuestConfig(name="box", pid=os.getppid(), cgroup=its.cgroup), Path("/"), 5.0, 5
+            GuestConfig(name="box", pid=os.getppid(), cgroup=its.cgroup), Path("/"), _LIMIT_S, 5
         )
     with (LateJournal if its.late else Journal)(Path(its.directory, "journal")) as noted:
         actuator = Actuator(handles, noted)
         if its.what == "restore":
-            actuator.restore()
+            for each in actuator.restore().failed:
+                print(f"{each.entry.key}: {each.problem}", file=sys.stderr)
             return
         for actions in _plans(handles):
             actuator.carry_out(actions)
