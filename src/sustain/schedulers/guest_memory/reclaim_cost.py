@@ -4,7 +4,7 @@ Used by `decide`, which takes the cheapest way, and by `admission`. The cost is 
 by estimate: for each page the chance that it is used again, times what it takes to bring it back; a page that must
 be written first costs that as well. Only the order of prices decides. None of the figures is measured on this host, and
 no publication is their source: reading 4 KiB in 150 µs and writing it in 50 µs (into the device's cache) is what
-solid-state disks usually do; the chances of 5 % and 90 %, and the 2 % that stay free, are chosen. A tenth or ten times of
+solid-state disks usually do; the chances of 5 % and 90 %, and the 2 % that stay free, are chosen. A tenth or tenfold of
 the prices changes nothing in the simulated loads (docs/operating/guest-memory.md).
 
 A balloon lets the guest choose: free pages, then inactive buffers, inactive anonymous ones (if it has swap), active
