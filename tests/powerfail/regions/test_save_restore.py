@@ -493,21 +493,16 @@ import sys, random
 from pathlib import Path
 sys.path.insert(0, {root!r})
 from tests.powerfail.regions import test_save_restore as t
-from sustain.powerfail.regions import durable, directory, medium
 import signal, os
-left = int(sys.argv[2])
-def dying(real):
-    def call(fd, data, offset):
-        global left
-        left -= 1
-        if left < 0:
-            half = memoryview(data)[: len(data) // 2]
-            real(fd, half, offset)
-            os.kill(os.getpid(), signal.SIGKILL)
-        real(fd, data, offset)
-    return call
-for each in (durable, directory, medium):
-    each.write_all = dying(durable.write_all) if each is durable else durable.write_all
+left, whole = int(sys.argv[2]), os.pwrite
+def dying(fd, data, offset):
+    global left
+    left -= 1
+    if left < 0:
+        whole(fd, memoryview(data)[: len(data) // 2], offset)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return whole(fd, data, offset)
+os.pwrite = dying
 base = Path(sys.argv[1])
 if sys.argv[3] == "save":
     report = t.save_to(base / "region", t.at(base / "s"))
