@@ -77,7 +77,7 @@ pub fn crc(crc: u32, bytes: &[u8]) -> u32 {
 #[must_use]
 pub fn page_digest(bytes: &[u8]) -> [u8; 16] {
     debug_assert_eq!(bytes.len(), PAGE);
-    xxhash_rust::xxh3::xxh3_128(bytes).to_le_bytes()
+    twox_hash::XxHash3_128::oneshot(bytes).to_le_bytes()
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@
 
 use std::sync::OnceLock;
 
-use xxhash_rust::xxh3::{Xxh3, xxh3_128};
+use twox_hash::XxHash3_128;
 
 use crate::format::PAGE;
 use crate::medium::pmem;
@@ -42,7 +42,7 @@ impl Page {
     }
 
     fn digest(&self) -> u128 {
-        if self.is_zero() { zero_digest() } else { xxh3_128(&self.0) }
+        if self.is_zero() { zero_digest() } else { XxHash3_128::oneshot(&self.0) }
     }
 }
 
@@ -50,7 +50,7 @@ impl Page {
 #[must_use]
 pub fn zero_digest() -> u128 {
     static DIGEST_OF_ZEROS: OnceLock<u128> = OnceLock::new();
-    *DIGEST_OF_ZEROS.get_or_init(|| xxh3_128(&[0; PAGE]))
+    *DIGEST_OF_ZEROS.get_or_init(|| XxHash3_128::oneshot(&[0; PAGE]))
 }
 
 /// Pages that `len` bytes take.
@@ -153,15 +153,15 @@ pub fn differing(one: Table, other: Table) -> Vec<Run> {
 /// Digest of a whole table (or of anything else), which others may change: copied piece by piece.
 #[must_use]
 pub fn digest_of(memory: Memory) -> [u8; DIGEST] {
-    let mut hasher = Xxh3::new();
+    let mut hasher = XxHash3_128::new();
     let mut scratch = Page::ZERO;
     for at in (0..memory.len).step_by(PAGE) {
         let len = PAGE.min(memory.len - at);
         // SAFETY: within the memory, which `new` was promised to be readable.
         unsafe { scratch.fill(memory.start.add(at), len) };
-        hasher.update(&scratch.0[..len]);
+        hasher.write(&scratch.0[..len]);
     }
-    hasher.digest128().to_le_bytes()
+    hasher.finish_128().to_le_bytes()
 }
 
 /// Return when the cache lines of `memory` are in the persistence domain; for a mapped device that has no other way.
@@ -215,8 +215,8 @@ mod tests {
         for (i, byte) in counting.iter_mut().enumerate() {
             *byte = i as u8;
         }
-        assert_eq!(table_of(&counting), xxh3_128(&counting).to_le_bytes());
-        assert_eq!(digest_of(memory(&[7; 100_000])), xxh3_128(&[7; 100_000]).to_le_bytes());
+        assert_eq!(table_of(&counting), XxHash3_128::oneshot(&counting).to_le_bytes());
+        assert_eq!(digest_of(memory(&[7; 100_000])), XxHash3_128::oneshot(&[7; 100_000]).to_le_bytes());
     }
 
     #[test]

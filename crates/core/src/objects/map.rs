@@ -7,7 +7,7 @@
 //!
 //! Functions here take the offset of a header that lies in the image; handles and names are the callers' matter.
 
-use xxhash_rust::xxh3::xxh3_64_with_seed;
+use twox_hash::XxHash3_64;
 
 use super::heap::{Heap, class_of, class_size, gross};
 use super::layout::{OFFSET_BITS, OFFSET_MASK, block, extent, pad8, pages_for, word};
@@ -204,7 +204,7 @@ impl Header {
 
     #[inline]
     pub(super) fn hash(&self, key: &[u8]) -> u64 {
-        xxh3_64_with_seed(key, self.seed)
+        XxHash3_64::oneshot_with_seed(self.seed, key)
     }
 
     #[inline]
