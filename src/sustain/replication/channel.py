@@ -87,9 +87,9 @@ class Channel:
 
     # receiving
 
-    def ready(self) -> bool:
-        """Whether bytes (or the end) can be read without waiting."""
-        return bool(self._readable.poll(0))
+    def ready(self, within_s: float = 0.0) -> bool:
+        """Whether bytes (or the end) can be read without waiting, or within that time."""
+        return bool(self._readable.poll(within_s * 1000))
 
     def receive_header(self, allowed: frozenset[Kind]) -> Header:
         """The next frame's header. Raises ConnectionEnded between frames, PeerUnreachable, ProtocolError."""

@@ -5,6 +5,7 @@ what was written and a flush; one after the other they add up to three times a p
 interpreter lock while it works, so threads are enough.
 """
 
+import mmap
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator
@@ -58,11 +59,18 @@ def ahead(items: Iterator[T], depth: int = AHEAD) -> Generator[T, None, None]:
         thread.join()
 
 
-class Buffers:
-    """Buffers of one slice, used in turn: as many as `ahead` can have on their way, and one on each side."""
+def page_buffer(size_bytes: int = SLICE_PAGES * PAGE_BYTES) -> memoryview:
+    """Memory to read into and write from. It begins with a page, as what the kernel copies from and to does: copies
+    between places that lie differently within a cache line are slower."""
+    return memoryview(mmap.mmap(-1, size_bytes))
 
-    def __init__(self) -> None:
-        self._buffers = [memoryview(bytearray(SLICE_PAGES * PAGE_BYTES)) for _ in range(AHEAD + 3)]
+
+class Buffers:
+    """Buffers of one slice, used in turn: as many as `ahead` can have on their way, and one on each side; without
+    `ahead` the same one again and again, which then stays in the processor's cache."""
+
+    def __init__(self, read_ahead: bool = True) -> None:
+        self._buffers = [page_buffer() for _ in range(AHEAD + 3 if read_ahead else 1)]
         self._next = 0
 
     def take(self, pages: int) -> memoryview:
@@ -79,7 +87,7 @@ class Readback:
 
     def __init__(self, read: Callable[[int, memoryview], None], table: bytes | bytearray) -> None:
         self._read, self._table = read, table
-        self._buffer = memoryview(bytearray(SLICE_PAGES * PAGE_BYTES))
+        self._buffer = page_buffer()
         self._runs: queue.Queue[Run | None] = queue.Queue(_BEHIND)
         self._suspects: list[Run] = []
         self._error: Exception | None = None

@@ -25,6 +25,7 @@ from sustain.errors import (
     RegionUnsealed,
     SustainError,
 )
+from sustain.powerfail.regions.background import page_buffer
 from sustain.powerfail.regions.frames import (
     REGIONS,
     RESTORE,
@@ -45,7 +46,7 @@ from sustain.powerfail.regions.manifest import (
     pages_of,
 )
 from sustain.powerfail.regions.meter import Meter
-from sustain.powerfail.regions.sink import Held, Sink, Source
+from sustain.powerfail.regions.sink import KEPT_READS, Held, Sink, Source
 from sustain.replication.auth import NO_KEY, Refused
 from sustain.replication.dial import dial, introduce
 from sustain.replication.urls import Peer, parse_peer
@@ -61,6 +62,7 @@ from sustain.replication.wire import (
     pack_header,
 )
 
+_SPARED_BYTES = SLICE_PAGES * PAGE_BYTES  # buffers of less are made anew
 _HINT = "run the same version of Sustain on both hosts"
 T = TypeVar("T")
 
@@ -340,13 +342,14 @@ class _Asked:
     first_page: int
     pages: int
     wanted: bool = True
-    data: bytearray | None = None
+    data: memoryview | None = None
 
 
 class PeerSource(Source):
     """Reads from a keeper. May be used by several threads, which wait for each other.
 
-    What is read in order is fetched ahead; a read out of order throws away what was fetched for nothing.
+    What is read in order is fetched ahead; a read out of order throws away what was fetched for nothing. Buffers are
+    used again, so that none has to be cleared for each read.
     """
 
     def __init__(self, peer: Peer, name: str, options: PeerOptions) -> None:
@@ -360,6 +363,8 @@ class PeerSource(Source):
         self._asked: deque[_Asked] = deque()  # in the order of their READs
         self._arriving: deque[_Asked] = deque()  # those whose PAGES are still to come
         self._last_end = 0
+        self._read: deque[memoryview] = deque()  # what the last reads have returned
+        self._spare: list[memoryview] = []  # of a slice each
         self._unsealed: RegionUnsealed | None = None
 
     def open(self) -> None:
@@ -384,7 +389,7 @@ class PeerSource(Source):
         self._open()
         return self._table
 
-    def read(self, first_page: int, pages: int) -> bytearray:
+    def read(self, first_page: int, pages: int) -> memoryview:
         assert 0 < pages <= SLICE_PAGES
         with self._lock:
             link = self._open()
@@ -393,6 +398,9 @@ class PeerSource(Source):
             link.wait(lambda: asked.data is not None)
             assert asked.data is not None
             self._last_end = first_page + pages
+            self._read.append(asked.data)
+            if len(self._read) > KEPT_READS and len(old := self._read.popleft()) >= _SPARED_BYTES:
+                self._spare.append(old)
             return asked.data
 
     def close(self) -> None:
@@ -474,13 +482,22 @@ class PeerSource(Source):
         asked = self._arriving[0] if self._arriving else None
         if asked is None or (asked.first_page, asked.pages * PAGE_BYTES) != (header.a, header.length):
             raise ProtocolError(f"{self.url}: pages {header.a} were not asked for", hint=_HINT)
-        data = bytearray(header.length)
-        link.channel.receive_into(memoryview(data))
+        data = self._room(header.length)
+        link.channel.receive_into(data)
         with link.changed:
             self._arriving.popleft()
             if asked.wanted:
                 asked.data = data
                 link.changed.notify_all()
+
+
+    def _room(self, size_bytes: int) -> memoryview:
+        if size_bytes < _SPARED_BYTES:
+            return memoryview(bytearray(size_bytes))
+        try:
+            return self._spare.pop()
+        except IndexError:
+            return page_buffer(size_bytes)
 
 
 def open_peer_sink(url: str, *, key: bytes, name: str, host: str = "") -> PeerSink:

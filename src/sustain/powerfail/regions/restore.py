@@ -131,7 +131,7 @@ class _Part:
 
     first: int
     pages: int
-    data: bytes | bytearray
+    data: bytes | bytearray | memoryview
     wrong: list[Run]
     done: int
 

@@ -21,7 +21,7 @@ from uuid import UUID
 
 from sustain.errors import ConfigError, RegionBusy, RegionError, SustainError
 from sustain.powerfail.regions import identity, marker
-from sustain.powerfail.regions.background import SLICE_PAGES, Buffers, ahead
+from sustain.powerfail.regions.background import SLICE_PAGES, Buffers, ahead, page_buffer
 from sustain.powerfail.regions.manifest import DIGEST_BYTES, PAGE_BYTES, RegionIdentity, Seal
 from sustain.powerfail.regions.medium import Medium, open_medium
 from sustain.powerfail.regions.scan import (
@@ -190,7 +190,7 @@ def _copy(line: _Line, request: Request, number: int, stop: threading.Event, sta
 def _pass(medium: Medium, line: _Line, stop: threading.Event) -> bytearray:
     """Send what the destination does not hold; the table of what was read."""
     table = bytearray(zero_table(medium.pages))
-    read = _read(medium)
+    read = _read(medium, line.sink.read_ahead)
     with closing(ahead(read) if line.sink.read_ahead else read) as parts:
         for first, pages, data, digests in parts:
             if stop.is_set():
@@ -206,9 +206,9 @@ def _pass(medium: Medium, line: _Line, stop: threading.Event) -> bytearray:
     return table
 
 
-def _read(medium: Medium) -> Generator[tuple[int, int, memoryview | None, bytes], None, None]:
+def _read(medium: Medium, read_ahead: bool) -> Generator[tuple[int, int, memoryview | None, bytes], None, None]:
     """All of it: (first page, pages, what they hold, their digests); None: a hole, zeros that need not be read."""
-    buffers = Buffers()
+    buffers = Buffers(read_ahead)
     for first, pages, data in medium.spans(medium.pages, SLICE_PAGES):
         if data:
             part = buffers.take(pages)
@@ -252,7 +252,7 @@ class _Recheck:
 
     def _run(self) -> None:
         try:
-            buffer = memoryview(bytearray(SLICE_PAGES * PAGE_BYTES))
+            buffer = page_buffer()
             while (span := self._next()) is not None:
                 self._compare(*span, buffer)
         except (SustainError, _Stopped) as error:

@@ -25,6 +25,7 @@ from sustain.errors import (
     SustainError,
     WrongGeneration,
 )
+from sustain.powerfail.regions.background import page_buffer
 from sustain.powerfail.regions.frames import RegionHello, RegionWelcome, SealMessage, failed
 from sustain.powerfail.regions.manifest import (
     DIGEST_BYTES,
@@ -46,6 +47,7 @@ from sustain.replication.wire import (
 )
 
 _TELL_BYTES = 4 << 20  # taken while more is there: time to say so
+_PAUSE_S = 0.001  # nothing more comes: tell what was taken; sooner would wake the saver for each frame
 _LINGER_S = 2.0  # for a client that was told that it failed to hang up
 _TABLE_PIECE_BYTES = PAYLOAD_LIMIT[Kind.DIGESTS]
 _HINT = "run the same version of Sustain on both hosts"
@@ -165,7 +167,7 @@ class SaveSession(Session):
         self._sink: Sink | None = None
         self._pages = pages_of(hello.size_bytes)
         self._held: Held | None = None
-        self._buffer = bytearray()
+        self._buffer = memoryview(b"")
         self._told = 0  # bytes that the saver knows to be taken
         self._unflushed = False
         self.sealed = False  # the last thing that it did was to seal
@@ -215,13 +217,13 @@ class SaveSession(Session):
         if header.a + pages > self._pages:
             raise ProtocolError(f"pages {header.a}+{pages} lie behind the region's {self._pages}", hint=_HINT)
         if len(self._buffer) < header.length:
-            self._buffer = bytearray(header.length)
-        whole = memoryview(self._buffer)[: header.length]
+            self._buffer = page_buffer(header.length)
+        whole = self._buffer[: header.length]
         self.channel.receive_into(whole)
         self.sealed, self._unflushed = False, True
         sink.write(header.a, whole[: pages * PAGE_BYTES], bytes(whole[pages * PAGE_BYTES :]))
         self._bytes += pages * PAGE_BYTES
-        if self._bytes - self._told >= _TELL_BYTES or not self.channel.ready():
+        if self._bytes - self._told >= _TELL_BYTES or not self.channel.ready(_PAUSE_S):
             self._told = self._bytes
             self.channel.send(Kind.WRITTEN, self._bytes)
 

@@ -21,6 +21,8 @@ from urllib.parse import unquote, urlsplit
 from sustain.errors import ConfigError
 from sustain.powerfail.regions.manifest import RegionIdentity, Seal
 
+KEPT_READS = 16
+
 
 @dataclass(frozen=True, slots=True)
 class Held:
@@ -107,8 +109,9 @@ class Source(ABC):
         """Digests of all pages, checked against the seal. Raises RegionUnsealed, RegionCorrupt."""
 
     @abstractmethod
-    def read(self, first_page: int, pages: int) -> bytes | bytearray:
-        """Whole pages, at most SLICE_PAGES, as they lie there: whoever uses them compares them with `table`."""
+    def read(self, first_page: int, pages: int) -> bytes | bytearray | memoryview:
+        """Whole pages, at most SLICE_PAGES, as they lie there: whoever uses them compares them with `table`. They stay
+        as they are until KEPT_READS more were read."""
 
     @abstractmethod
     def close(self) -> None:
