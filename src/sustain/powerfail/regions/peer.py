@@ -490,7 +490,6 @@ class PeerSource(Source):
                 asked.data = data
                 link.changed.notify_all()
 
-
     def _room(self, size_bytes: int) -> memoryview:
         if size_bytes < _SPARED_BYTES:
             return memoryview(bytearray(size_bytes))

@@ -206,7 +206,9 @@ def _pass(medium: Medium, line: _Line, stop: threading.Event) -> bytearray:
     return table
 
 
-def _read(medium: Medium, read_ahead: bool) -> Generator[tuple[int, int, memoryview | None, bytes], None, None]:
+def _read(
+    medium: Medium, read_ahead: bool
+) -> Generator[tuple[int, int, memoryview | None, bytes], None, None]:
     """All of it: (first page, pages, what they hold, their digests); None: a hole, zeros that need not be read."""
     buffers = Buffers(read_ahead)
     for first, pages, data in medium.spans(medium.pages, SLICE_PAGES):
