@@ -22,7 +22,7 @@ from sustain.schedulers.guest_memory.model import (
     Policy,
     Reclaim,
 )
-from sustain.schedulers.guest_memory.plan import Plan
+from sustain.schedulers.guest_memory.plan import Decision, Plan
 from tests.schedulers.guest_memory.plans import GIB, MIB, NOW_S, guest, observation
 
 SOFT = 400 * MIB
@@ -645,6 +645,38 @@ def test_waves_of_demand_are_followed_without_loss_and_without_swinging() -> Non
     assert came.held_bytes < nothing.held_bytes - 8 * GIB
     assert came.free_swapped_bytes == 0
     assert came.swings_per_hour < 2.5 * 43
+
+
+def rereads(balloon_bytes: float, refault_bytes: float) -> Decision:
+    """Ten seconds in which a guest that does not wait has read so much of its buffers again, by what its balloon has
+    left it."""
+    has = {"balloon_bytes": balloon_bytes, "resident_bytes": balloon_bytes, "total_bytes": balloon_bytes}
+    has |= {"free_bytes": 0.0, "active_buffer_bytes": 0.0, "inactive_buffer_bytes": balloon_bytes - GIB}
+    later = NOW_S + 10
+    first = decide(observation(guest(**has), available=PLENTY / 2), None, Policy(), NOW_S)
+    again = guest(**has, refault_bytes=refault_bytes, classes_at_s=later)
+    return decide(observation(again, available=PLENTY / 2, at_s=later), first.state, Policy(), later)
+
+
+def test_a_guest_that_reads_again_what_its_balloon_took_gets_it_back() -> None:
+    """Its kernel lists those buffers as inactive, and calls reading them again no stall."""
+    made = rereads(2 * GIB, 10 * 5 * MIB)
+    assert made.plan.guest("a").pressed
+    assert made.plan.guest("a").stall == 0.0
+    assert made.plan.guest("a").refault_bytes_per_s == pytest.approx(5 * MIB)
+    (action,) = made.plan.actions
+    assert isinstance(action, Balloon)
+    assert action.to_bytes > action.from_bytes
+    assert "reads 5 MiB/s again" in action.reason
+
+
+def test_a_guest_that_reads_again_with_all_its_memory_lacks_none() -> None:
+    """Nothing was taken from it, and nothing could be given."""
+    assert not rereads(4 * GIB, 10 * 5 * MIB).plan.guest("a").pressed
+
+
+def test_a_guest_that_reads_little_again_lacks_none() -> None:
+    assert not rereads(2 * GIB, 10 * 3 * MIB).plan.guest("a").pressed
 
 
 def test_who_has_waited_just_now_is_left_alone() -> None:

@@ -37,7 +37,8 @@ from sustain.schedulers.guest_memory.plan import MECHANISMS, Column, Decision, H
 from sustain.schedulers.guest_memory.situation import Situation, situation
 from sustain.schedulers.guest_memory.targets import Claims, share_out
 from sustain.schedulers.guest_memory.ways import BALLOON, PAGEOUT
-from sustain.units import format_duration
+from sustain.schedulers.guest_memory.working_set import Use
+from sustain.units import format_duration, format_size
 
 _FASTER = {"hard": 2.0, "low": 4.0}  # than one step
 _FREE = 3.0  # steps more, since what is free costs the guest nothing
@@ -84,6 +85,7 @@ def decide(
             "target_bytes": np.where(lacks, np.nan, target),
             "stall": use.stall,
             "swap_in_bytes_per_s": use.swap_in,
+            "refault_bytes_per_s": use.refaults,
             "pressed": use.pressed.astype(float),
             "change_bytes": change,
             "cost_s": np.where(change < 0, cost, np.nan),
@@ -190,12 +192,12 @@ def _actions(
     change = give - take
     rows = np.flatnonzero(change != 0)
     made: list[Action] = []
-    columns = (change, way, it.ceiling_bytes, held, target, cost, it.use.pressed, it.use.stall)
+    columns = (change, way, it.ceiling_bytes, held, target, cost)
     picked = zip(rows.tolist(), *(column[rows].tolist() for column in columns), strict=True)
-    for row, moved, by, ceiling, has, goal, costs, pressed, stall in picked:
+    for row, moved, by, ceiling, has, goal, costs in picked:
         guest = of.guests[row]
         if moved > 0:
-            why = f"it waits {stall:.1%} of the time" if pressed else "it needs more, or the host has plenty"
+            why = _pressure(it.use, row) if it.use.pressed[row] else "it needs more, or the host has plenty"
             reason = f"{why}: {_mib(moved)} back; target {_mib(goal)}, holds {_mib(has)}"
         else:
             reason = (
@@ -212,6 +214,14 @@ def _actions(
             kind = PageOut if by == PAGEOUT else Reclaim
             made.append(kind(guest=guest.name, life=guest.life, amount_bytes=amount, reason=reason))
     return tuple(made), change
+
+
+def _pressure(use: Use, row: int) -> str:
+    """What shows that a guest lacks memory."""
+    if use.rereads[row]:
+        return f"it reads {format_size(int(use.refaults[row]))}/s again"
+    stall = use.stall[row]
+    return "it swaps in" if np.isnan(stall) else f"it waits {stall:.1%} of the time"
 
 
 def _host_plan(it: Situation, capacity: float) -> HostPlan:

@@ -57,7 +57,7 @@ def _guest(one: GuestPlan, policy: Policy) -> list[str]:
         f"  needs         {_size(one.needs_bytes)}: {policy.headroom:.0%} of headroom more, or room for a rise like "
         "its largest of late",
         f"  waits         {_share(one.stall)} of the time for memory (limit {policy.stall_limit:.1%}); "
-        f"reads back {_size(one.swap_in_bytes_per_s)}/s",
+        f"swaps in {_size(one.swap_in_bytes_per_s)}/s, reads {_size(one.refault_bytes_per_s)}/s again",
         f"  least         {_size(one.floor_bytes)}: the greater of its reservation {_size(own.reservation_bytes)} and "
         "what its kernel cannot give",
         f"  most          {_size(one.most_bytes)}: {limit}",

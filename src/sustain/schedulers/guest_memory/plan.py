@@ -60,6 +60,7 @@ class GuestPlan(msgspec.Struct, frozen=True, kw_only=True):
     target_bytes: float | None  # of the host's memory
     stall: float | None  # share of time
     swap_in_bytes_per_s: float | None
+    refault_bytes_per_s: float | None
     pressed: bool  # gets memory back at once
     mechanism: Mechanism | None
     change_bytes: float  # this plan takes (negative) or gives (positive)

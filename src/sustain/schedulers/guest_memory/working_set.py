@@ -4,7 +4,9 @@ Used by `decide`. The model: active pages and those that nobody can take are in 
 is free, all the rest is; of one that is sampled, what was seen in use and two standard errors. The estimate follows
 a rise within `rise_s` and a fall within `fall_s`, so that a pause does not cost a guest its memory, as ESX has it.
 A guest that waits for memory, or reads back what was taken from it, is pressed: then all that it has is in use,
-whatever its lists say, since these were wrong.
+whatever its lists say, since these were wrong. Refaults of buffers count only where its balloon has taken memory from
+it: a kernel that lists pages which are read again and again as inactive tells of no stalls when they have to be read
+anew, and a guest that reads more than it could ever keep refaults with all its memory.
 
 A guest whose use has risen may rise as much again: it is left, and given, room for the largest rise of late, which is
 forgotten within `fall_s`, but no more room than it would be given at once if it waited.
@@ -20,10 +22,10 @@ from sustain.schedulers.guest_memory.columns import Table
 from sustain.schedulers.guest_memory.model import Policy
 from sustain.schedulers.guest_memory.plan import Column, Mask
 
-_SWAP_IN_SHARE_PER_S = 0.001  # of its size: a guest that reads back more than that lacks memory
+_READ_BACK_SHARE_PER_S = 0.001  # of its size: a guest that reads back more than that lacks memory
 GIVEN_AT_ONCE = 4.0  # steps, since who lacks memory waits now
 COUNTERS = ("stall_us", "swap_in_bytes", "refault_bytes")  # at the guest's time; the host's own beside them
-ESTIMATES = ("stall", "swap_in", "working_set_bytes", "active_bytes", "surge_bytes", "calm_s")
+ESTIMATES = ("stall", "swap_in", "refaults", "working_set_bytes", "active_bytes", "surge_bytes", "calm_s")
 REMEMBERED = (*COUNTERS, "host_swap_in_bytes", "classes_at_s", *ESTIMATES)
 
 
@@ -38,6 +40,8 @@ class Use:
     needs_bytes: Column  # what it is left, and given, outside the hard states
     stall: Column  # share of time
     swap_in: Column  # bytes per second, read back by the guest or for it
+    refaults: Column  # bytes per second, read again by the guest
+    rereads: Mask  # that much of them that it lacks what was taken
     came_back_bytes: Column  # since the decision before
     pressed: Mask
     calm_s: Column  # since it was pressed last
@@ -66,9 +70,12 @@ def use(of: Table, before: dict[str, Column], now_s: float, elapsed_s: float, po
         host_in = host_grown / elapsed_s if elapsed_s > 0 else np.full(len(at), np.nan)
     swap_in = np.where(np.isnan(guest_in) & np.isnan(host_in), np.nan, _zero(guest_in) + _zero(host_in))
     waits = stall > policy.stall_limit
-    reads = swap_in > _SWAP_IN_SHARE_PER_S * of["size_bytes"]
-    # Where the guest tells how long it waits, reading alone is no lack.
-    pressed = fresh & np.where(np.isnan(stall), reads, waits)
+    reads = swap_in > _READ_BACK_SHARE_PER_S * of["size_bytes"]
+    refaults = np.where(news, grown["refault_bytes"] / told_s, before["refaults"])
+    shrunk = of["balloon_bytes"] < of["size_bytes"] - policy.least_change_bytes
+    rereads = shrunk & (refaults > _READ_BACK_SHARE_PER_S * of["size_bytes"])
+    # Where the guest tells how long it waits, swapping in alone is no lack.
+    pressed = fresh & (np.where(np.isnan(stall), reads, waits) | rereads)
     active = active_bytes(of)
     leaves = np.fmin(np.where(np.isnan(of["balloon_bytes"]), np.inf, of["balloon_bytes"]), of["size_bytes"])
     has = np.fmin(leaves, of["resident_bytes"])
@@ -89,6 +96,8 @@ def use(of: Table, before: dict[str, Column], now_s: float, elapsed_s: float, po
         needs_bytes=np.fmax(np.fmax(estimate, active) * (1 + policy.headroom), active + room),
         stall=stall,
         swap_in=swap_in,
+        refaults=refaults,
+        rereads=fresh & rereads,
         came_back_bytes=_zero(grown["swap_in_bytes"]) + _zero(grown["refault_bytes"]) + _zero(host_grown),
         pressed=pressed,
         calm_s=np.where(pressed, 0.0, before["calm_s"] + elapsed_s),
