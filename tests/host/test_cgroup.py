@@ -102,6 +102,22 @@ def test_a_directory_is_a_cgroup_as_well_as_its_path(tmp_path: Path) -> None:
     assert "subtree_control" in caught.value.hint
 
 
+def test_one_that_ends_while_it_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    second(tmp_path)
+    seen = Path.exists
+
+    def exists(path: Path, **options: bool) -> bool:
+        found = seen(path, **options)
+        if found and path.name == "memory.current":
+            path.parent.rename(tmp_path / "old")
+        return found
+
+    monkeypatch.setattr(Path, "exists", exists)
+    with pytest.raises(HostError, match=r"vm\.scope: No such file") as caught:
+        Cgroup.open("/machine.slice/vm.scope", tmp_path)
+    assert caught.value.errno == errno.ENOENT
+
+
 def test_a_cgroup_that_was_made_anew_is_another(tmp_path: Path) -> None:
     group = second(tmp_path)
     assert group.alive()

@@ -242,3 +242,20 @@ def test_ticks_before_their_time_keep_their_distance(
     assert due(ended_s, next_s, wait_s, least_wait_s, True) <= at_s  # hurrying delays nothing
     if wait_s is None and not hurried:
         assert at_s == next_s
+
+
+def test_what_cannot_be_begun_is_begun_with_the_next_call() -> None:
+    triggers, made = FakeTriggers(), list[int]()
+
+    def make() -> FakeTriggers:
+        made.append(1)
+        if len(made) == 1:
+            raise OSError("no more files")
+        return triggers
+
+    alarms = Alarms(lambda: None, lambda _: None, make)
+    with pytest.raises(OSError, match="no more files"):
+        alarms.watch([ALARM])
+    alarms.watch([ALARM])
+    triggers.until_it_holds(HOST)
+    alarms.close()

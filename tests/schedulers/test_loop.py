@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from sustain.clock import SystemClock
 from sustain.errors import SustainError
+from sustain.schedulers.alarms import Alarm
 from sustain.schedulers.journal import Journal
 from sustain.schedulers.loop import Loop, Tick, next_start
 from sustain.testing import FakeClock
@@ -185,6 +186,31 @@ def test_hurry_ends_a_long_wait(bench: Bench) -> None:
     loop.stop()
     thread.join(30)
     assert not thread.is_alive()
+
+
+def test_alarms_that_fail_are_not_the_end(bench: Bench) -> None:
+    bench.scheduler.period_s = bench.scheduler.least_wait_s = 0.01
+    asked: list[int] = []
+
+    def alarms() -> list[Alarm]:
+        asked.append(len(asked))
+        if len(asked) == 1:
+            raise FileNotFoundError(2, "gone")
+        if len(asked) < 4:
+            raise SustainError("unknown")
+        return []
+
+    bench.scheduler.alarms = alarms  # type: ignore[method-assign]
+
+    def look(loop: DialLoop, tick: DialTick) -> None:
+        if tick.number == 6:
+            loop.stop()
+
+    loop: DialLoop = Loop(bench.scheduler, SystemClock(), tell=bench.said.append, listeners=[look])
+    loop.run()
+    assert loop.counts.ticks == 6
+    told = [line for line in bench.said if "to be watched" in line]
+    assert [line.rpartition(": ")[2] for line in told] == ["[Errno 2] gone", "unknown"]
 
 
 @given(st.floats(0, 1e6), st.floats(0.001, 1e4), st.floats(0, 1e5))

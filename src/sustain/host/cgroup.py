@@ -81,8 +81,11 @@ class Cgroup:
         relative = str(path).lstrip("/")
         for directory in (root / relative, *(each / relative for each in _mounts(root))):
             for version, name in ((2, "memory.current"), (1, "memory.usage_in_bytes")):
-                if (directory / name).exists():
-                    return cls(directory, version, directory.stat().st_ino)
+                try:
+                    if (directory / name).exists():
+                        return cls(directory, version, directory.stat().st_ino)
+                except OSError as error:  # it may end between the two
+                    raise files.refused(directory, error) from None
         raise HostError(
             f"{path}: no cgroup with a memory controller",
             hint="is it there, not the root, and does its parent's cgroup.subtree_control have memory?",

@@ -61,18 +61,20 @@ class Alarms:
         self.rung = 0
 
     def watch(self, wanted: Iterable[Alarm]) -> None:
-        """From now on those, and no others."""
+        """From now on those, and no others. Raises what `wanted` raises, and OSError; then it is as it was."""
         now = frozenset(wanted)
         if now == self._wanted or self._ended:
             return
+        made = self._make() if self._triggers is None else None  # raises OSError: the next call tries again
         self._wanted = now
-        if self._triggers is None:
-            self._triggers = self._make()
+        if made is not None:
+            self._triggers = made
             self._thread = threading.Thread(
                 target=self._run, args=(self._triggers,), name="alarms", daemon=True
             )
             self._thread.start()
         else:
+            assert self._triggers is not None
             self._triggers.wake()
 
     def close(self) -> None:

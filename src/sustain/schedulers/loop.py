@@ -146,6 +146,7 @@ class Loop(Generic[O, S, P, E]):
         self._seen_s = self.beat_s = self._now_s()  # beat: when the loop last came round
         self._put_back = False  # since it has been blind
         self._effects: tuple[E, ...] = ()  # that no decision has heard of yet
+        self._unwatched = ""  # why the last tick's alarms are not watched
 
     def run(self) -> None:
         """Tick until `stop`; then put everything back and let go."""
@@ -156,7 +157,7 @@ class Loop(Generic[O, S, P, E]):
             while not self._stop.is_set():
                 self._hurried = False
                 tick = self.tick()
-                self.alarms.watch(self.scheduler.alarms())
+                self._watch()
                 start_s, skipped = next_start(start_s, self.scheduler.period_s, self._now_s())
                 self.counts.skipped += skipped
                 start_s = self._wait(start_s, tick)
@@ -222,6 +223,17 @@ class Loop(Generic[O, S, P, E]):
         for each in report.failed:
             self._tell(f"{each.entry.key} is not put back: {each.problem}")
         return report
+
+    def _watch(self) -> None:
+        """What the scheduler wants watched now; when that cannot be known, what was watched before, and its period."""
+        try:
+            self.alarms.watch(self.scheduler.alarms())
+        except (SustainError, OSError) as error:
+            if str(error) != self._unwatched:
+                self._tell(f"what is to be watched for stalls is unknown: {error}")
+            self._unwatched = str(error)
+        else:
+            self._unwatched = ""
 
     def _wait(self, next_s: float, tick: Tick[O, S, P, E]) -> float:
         """Until the next tick is due, which is at `next_s` or sooner; when it begins."""
