@@ -9,7 +9,8 @@ from pathlib import Path
 from sustain.agent.agent import Agent
 from sustain.agent.config import AgentSection
 from sustain.clock import SystemClock
-from sustain.schedulers.journal import Journal
+from sustain.errors import SustainError
+from sustain.schedulers.journal import Journal, Report
 from sustain.testing.scheduler import DialPolicy, DialScheduler
 
 
@@ -20,10 +21,16 @@ def main(directory: Path, what: str) -> None:
         return
     if (hang := directory / "hang").exists():
         scheduler.fault = lambda step: hang.open().close()  # a FIFO: it waits for a writer
+    if (directory / "refuse").exists():
+        scheduler.restore = refuse  # type: ignore[method-assign]
     section = AgentSection(listen=f"unix:{directory}/socket", log=f"{directory}/log")
     Agent(
         section, [scheduler], SystemClock(), tell=lambda line: print(line, file=sys.stderr, flush=True)
     ).run()
+
+
+def refuse() -> Report:
+    raise SustainError("nobody is at home", hint="ring again")
 
 
 if __name__ == "__main__":

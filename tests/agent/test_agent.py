@@ -99,6 +99,17 @@ def test_it_works_until_a_signal_and_puts_everything_back(rig: Rig, number: sign
     assert all(line["effects"][0]["action"]["reason"] for line in log)
 
 
+def test_what_could_not_be_put_back_at_all_is_its_exit_status(rig: Rig) -> None:
+    (rig.directory / "refuse").touch()
+    agent = rig.start()
+    rig.hear("READY=1")
+    rig.until_it_has_acted()
+    agent.send_signal(signal.SIGTERM)
+    _, said = agent.communicate(timeout=30)
+    assert agent.returncode == 1
+    assert "AgentError: cannot put back what was changed: nobody is at home" in said
+
+
 def test_killed_at_any_moment_the_next_one_puts_back(rig: Rig) -> None:
     for _ in range(3):
         agent = rig.start()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sustain.clock import SystemClock
 from sustain.errors import SustainError
 from sustain.schedulers.alarms import Alarm
-from sustain.schedulers.journal import Journal
+from sustain.schedulers.journal import Journal, Report
 from sustain.schedulers.loop import Loop, Tick, next_start
 from sustain.testing import FakeClock
 from sustain.testing.scheduler import DialPolicy, Dials, DialScheduler, Turned, TurnPlan
@@ -119,6 +119,25 @@ def test_blind_for_long_it_puts_everything_back_once(bench: Bench) -> None:
     bench.mend()
     bench.loop.tick()
     assert bench.values() == {"a": 8, "b": 3}
+
+
+def test_what_was_not_put_back_the_last_time_is_remembered(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> Report:
+        raise SustainError("nobody is at home", hint="ring again")
+
+    bench.loop.tick()
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.scheduler, "restore", refuse)
+        assert bench.loop.restore("test") == Report()
+    assert bench.loop.left == ("cannot put back what was changed: nobody is at home",)
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.scheduler, "_undo", lambda _: (_ for _ in ()).throw(OSError("it is stuck")))
+        bench.loop.restore("test")
+    assert bench.loop.left == ("a is not put back", "b is not put back")
+    bench.loop.restore("test")
+    assert (bench.loop.left, bench.values()) == ((), {"a": 10, "b": 5})
 
 
 def run(loop: DialLoop) -> threading.Thread:

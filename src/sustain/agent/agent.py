@@ -186,14 +186,11 @@ class Agent:
         for thread in threads:
             thread.join(max(0.0, end - time.monotonic()))
         left = [f"{thread.name} does not end" for thread in threads if thread.is_alive()] + self._ended
-        left += [f"{each.entry.key} is not put back" for each in self._left()]
+        left += [each for loop in self._loops for each in loop.left]
         if left:
             raise AgentError(
                 "; ".join(left), hint="`sustain agent restore --config FILE` puts back what is left"
             )
-
-    def _left(self) -> list[Any]:
-        return [each for loop in self._loops if loop.restored for each in loop.restored.failed]
 
     def _stuck(self) -> list[str]:
         now_s = self._now_s()

@@ -134,6 +134,7 @@ class Loop(Generic[O, S, P, E]):
         self.last: Tick[O, S, P, E] | None = None  # replaced whole: any thread may read it
         self.good: Tick[O, S, P, E] | None = None  # the last one that did not fail
         self.restored: Report | None = None  # the last time something was put back
+        self.left: tuple[str, ...] = ()  # what was not, the last time that was tried, in words
         self.failure = ""  # since the last good tick
         self._clock = clock
         self._blind_after_s = blind_after_s
@@ -214,8 +215,10 @@ class Loop(Generic[O, S, P, E]):
         try:
             report = self.scheduler.restore()
         except (SustainError, OSError) as error:
+            self.left = (f"cannot put back what was changed: {error}",)
             self._tell(f"cannot put back what was changed ({why}): {error}")
             return Report()
+        self.left = tuple(f"{each.entry.key} is not put back" for each in report.failed)
         if report.undone:
             self.restored = report
             done = sum(each.outcome == "restored" for each in report.undone)

@@ -101,3 +101,20 @@ def test_the_agent_puts_back_what_a_look_has_left(qemu: FakeQemu, tmp_path: Path
     assert (undone.entry.key, undone.outcome, qemu.period_s) == ("statistics:g", "restored", 0)
     assert agent.restore().undone == ()
     agent.close()
+
+
+def test_a_look_s_journal_that_is_damaged_keeps_nothing_else_from_being_put_back(
+    qemu: FakeQemu, tmp_path: Path
+) -> None:
+    (tmp_path / "looking").write_text("hello\n")
+    agent = GuestMemory(
+        ways(qemu), Policy(), 10.0, SystemClock(), Journal(tmp_path / "j"), left=tmp_path / "looking"
+    )
+    agent.sense()
+    assert qemu.period_s == 3
+    own, left = agent.restore().undone
+    assert (own.entry.key, own.outcome, qemu.period_s) == ("statistics:g", "restored", 0)
+    assert (left.entry.key, left.outcome) == ("journal:looking", "failed")
+    assert "is damaged" in left.problem
+    assert (tmp_path / "looking").read_text() == "hello\n"
+    agent.close()

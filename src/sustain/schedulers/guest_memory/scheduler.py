@@ -4,7 +4,6 @@ Used by the agent and by the verbs that look at guests. Without a journal nothin
 upon either; a verb that only looks notes what it changes for that in a journal of its own (`changes`).
 """
 
-import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import msgspec
 
 from sustain.clock import Clock
-from sustain.errors import ConfigError, JournalBusy, UnknownGuest
+from sustain.errors import ConfigError, JournalBusy, SustainError, UnknownGuest
 from sustain.schedulers.alarms import Alarm
 from sustain.schedulers.guest_memory.act import Actuator
 from sustain.schedulers.guest_memory.admission import admit
@@ -27,7 +26,7 @@ from sustain.schedulers.guest_memory.model import Effect, Observation, Policy
 from sustain.schedulers.guest_memory.plan import Plan, State
 from sustain.schedulers.guest_memory.sense import Sensor
 from sustain.schedulers.guest_memory.urgency import Urgency, check, wait_s
-from sustain.schedulers.journal import Journal, Report, Undone
+from sustain.schedulers.journal import Entry, Journal, Report, Undone
 from sustain.schedulers.loop import Tick
 from sustain.schedulers.measure import Measure
 from sustain.units import parse_size
@@ -89,16 +88,27 @@ class GuestMemory:
 
     def restore(self) -> Report:
         undone: tuple[Undone, ...] = ()
-        if isinstance(self._changes, Journal):
-            undone += self._restore_reading(self._changes)
-        if self._left is not None and self._left.exists():
-            # What a verb that only looked has left; one that is looking now puts it back itself.
-            with contextlib.suppress(JournalBusy), Journal(self._left) as journal:
-                undone += self._restore_reading(journal)
         if self._journal is not None and self._actuator is not None and self._journal.entries():
             self._find_guests()
             undone += self._actuator.restore().undone
+        if isinstance(self._changes, Journal):
+            undone += self._restore_reading(self._changes)
+        if self._left is not None:
+            undone += self._restore_left(self._left)
         return Report(undone)
+
+    def _restore_left(self, path: Path) -> tuple[Undone, ...]:
+        """What a verb that only looked has left; a journal that cannot be used is one thing that is not put back."""
+        try:
+            if not path.exists():
+                return ()
+            with Journal(path) as journal:
+                return self._restore_reading(journal)
+        except JournalBusy:
+            return ()  # it is looking now, and puts it back itself
+        except (SustainError, OSError) as error:
+            hint = f" ({error.hint})" if isinstance(error, SustainError) and error.hint else ""
+            return (Undone(Entry(f"journal:{path.name}", "journal", {}, "", ()), "failed", f"{error}{hint}"),)
 
     def _restore_reading(self, journal: Journal) -> tuple[Undone, ...]:
         if not journal.entries():
