@@ -91,6 +91,50 @@ def test_what_cannot_be_put_back_stays_for_the_next_time(tmp_path: Path) -> None
         assert [entry.key for entry in journal.entries()] == ["a", "b", "c"]
 
 
+@pytest.mark.parametrize("again", [9, 7])
+def test_what_is_noted_while_it_is_put_back_is_kept(tmp_path: Path, again: int) -> None:
+    values: dict[str, Value] = {"a": 9, "b": 9}
+    b_is_forgotten = threading.Event()
+
+    class Watched(Journal):
+        def forget(self, key: str, entry: Entry | None = None) -> None:
+            super().forget(key, entry)
+            if key == "b":
+                b_is_forgotten.set()
+
+    def undo(entry: Entry) -> Outcome:
+        outcome = undo_of(values)(entry)
+        if entry.key == "a":
+            assert b_is_forgotten.wait(30)  # each at once, not when all are done
+            journal.note("a", "value", GUEST, 10, again)
+            values["a"] = again
+        return outcome
+
+    with Watched(tmp_path / "j") as journal:
+        for key in "ab":
+            journal.note(key, "value", GUEST, 10, 9)
+        assert [each.outcome for each in journal.restore({"value": undo}).undone] == ["restored"] * 2
+    with Journal(tmp_path / "j") as journal:
+        assert [entry.key for entry in journal.entries()] == ["a"]
+        assert outcomes(journal, values) == {"a": "restored"}
+    assert values == {"a": 10, "b": 10}
+
+
+def test_what_cannot_be_forgotten_is_said_and_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    values: dict[str, Value] = {"a": 9}
+    with Journal(tmp_path / "j") as journal:
+        journal.note("a", "value", GUEST, 10, 9)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pwrite", full)
+            (failed,) = journal.restore({"value": undo_of(values)}).failed
+        assert "restored, and cannot be forgotten" in failed.problem
+        assert outcomes(journal, values) == {"a": "restored"}
+    assert values == {"a": 10}
+
+
 def test_one_that_hangs_keeps_nobody_else_waiting(tmp_path: Path) -> None:
     others, done = threading.Barrier(4, timeout=30), []
 

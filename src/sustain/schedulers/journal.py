@@ -20,7 +20,7 @@ writes is found out in time. Rejected: values in memory, put back by a signal ha
 import fcntl
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -104,16 +104,20 @@ class Journal:
             if held is None or held.target != target:  # another life of the same guest: what it had is gone
                 entry = Entry(key, kind, dict(target), prior, (new,))
             elif held.sets[0] == new:
+                # The same, and noted anew: who is putting back the one that was held must not forget this one.
+                self._entries[key] = msgspec.structs.replace(held)
                 return
             else:
                 entry = Entry(key, kind, held.target, held.prior, (new, held.sets[0]))
             self._append(_Line(entry=entry))
             self._entries[key] = entry
 
-    def forget(self, key: str) -> None:
-        """`key` is what it was, or is gone. Raises JournalError."""
+    def forget(self, key: str, entry: Entry | None = None) -> None:
+        """`key` is what it was, or is gone. With an `entry`, one of `entries()`: unless it was noted again since.
+        Raises JournalError."""
         with self._lock:
-            if key in self._entries:
+            held = self._entries.get(key)
+            if held is not None and (entry is None or held is entry):
                 self._append(_Line(forget=key))
                 del self._entries[key]
 
@@ -122,17 +126,24 @@ class Journal:
         with self._lock:
             return tuple(self._entries.values())
 
-    def restore(self, undo: Mapping[str, Undo]) -> Report:
-        """Put everything back by the undo of its kind, several at once; forget what needs no undoing any more."""
-        entries = self.entries()
+    def restore(self, undo: Mapping[str, Undo], leave: Collection[str] = ()) -> Report:
+        """Put everything back by the undo of its kind, several at once; forget each that needs no undoing any more,
+        unless it is noted again meanwhile. `leave`: kinds that are neither put back nor forgotten."""
+        entries = tuple(each for each in self.entries() if each.kind not in leave)
         if not entries:
             return Report()
         with ThreadPoolExecutor(min(_AT_ONCE, len(entries)), "restore") as pool:
-            undone = tuple(pool.map(lambda entry: _undo(entry, undo.get(entry.kind)), entries))
-        for each in undone:
-            if each.outcome != "failed":
-                self.forget(each.entry.key)
-        return Report(undone)
+            return Report(tuple(pool.map(lambda entry: self._undo(entry, undo.get(entry.kind)), entries)))
+
+    def _undo(self, entry: Entry, undo: Undo | None) -> Undone:
+        undone = _undo(entry, undo)
+        if undone.outcome == "failed":
+            return undone
+        try:
+            self.forget(entry.key, entry)
+        except JournalError as error:
+            return Undone(entry, "failed", f"{undone.outcome}, and cannot be forgotten: {error}")
+        return undone
 
     def close(self) -> None:
         for fd in (self._fd, self._guard):
