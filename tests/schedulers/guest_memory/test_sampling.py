@@ -1,7 +1,9 @@
 """Sampling by the host: which way is taken, and what DAMON's counts come to. The memory is this process's own, DAMON a
 tree of files (tests/host/test_damon.py); with a real one: tests/host/test_damon_kernel.py."""
 
+import contextlib
 import ctypes
+import errno
 import mmap
 import os
 import time
@@ -14,8 +16,10 @@ import pytest
 from sustain.clock import SystemClock
 from sustain.errors import HostError, SustainError
 from sustain.host import damon
+from sustain.host.damon import Damon, Totals, Watch
 from sustain.host.maps import Area
 from sustain.host.processes import Identity, identify
+from sustain.schedulers.guest_memory import sampling
 from sustain.schedulers.guest_memory.sampling import PAGES, Sampled, Sampler, draw
 from tests.host.test_damon import made, says
 
@@ -156,6 +160,134 @@ def test_a_kernel_that_cannot_is_asked_once(
     for _ in range(20):
         assert refusal() is not None
     assert len(noted.all) == tries
+
+
+def watches(top: Path) -> bool:
+    return (top / "0/state").read_text().startswith(("on", "update"))
+
+
+def closes(monkeypatch: pytest.MonkeyPatch, refused: Callable[[], bool]) -> list[str]:
+    """How DAMON's closing came out, each time."""
+    outcomes: list[str] = []
+    close = Damon.close
+
+    def closing(ours: Damon) -> None:
+        if refused():
+            outcomes.append("refused")
+            raise HostError("nr_kdamonds: busy", errno=errno.EBUSY)
+        close(ours)
+        outcomes.append("closed")
+
+    monkeypatch.setattr(Damon, "close", closing)
+    return outcomes
+
+
+def test_what_cannot_be_given_back_is_tried_again(
+    tmp_path: Path,
+    memory: Memory,
+    me: Identity,
+    noted: Noted,
+    opened: Callable[[], Sampler],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    top = watched(tmp_path)
+    outcomes = closes(monkeypatch, lambda: len(outcomes) < 3)
+    monkeypatch.setattr(sampling, "_AGAIN_S", 0.0)
+    monkeypatch.setattr(sampling, "_DRAWN_S", 0.0)  # a watch ends at each round
+    end = Watch.close
+
+    def ending(watch: Watch) -> None:
+        if not outcomes:
+            raise HostError("state: busy", errno=errno.EBUSY)
+        end(watch)
+
+    monkeypatch.setattr(Watch, "close", ending)
+    sampler = opened()
+    problems: set[str] = set()
+
+    def again() -> bool | None:
+        try:
+            sampler.look("g", me, memory.areas)
+        except SustainError as error:
+            problems.add(str(error))
+        return (outcomes[3:4] == ["closed"] and watches(top)) or None
+
+    until(again)  # with a new one
+    assert outcomes[:4] == ["refused"] * 3 + ["closed"]
+    assert not any("somebody else" in each for each in problems)
+    sampler.close()
+    assert (noted.keys, (top / "nr_kdamonds").read_text()) == ([], "0")
+
+
+def test_closing_gives_back_what_could_not_be_before(
+    tmp_path: Path,
+    memory: Memory,
+    me: Identity,
+    noted: Noted,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "proc").symlink_to("/proc")
+    top = watched(tmp_path)
+    busy = [True]
+    outcomes = closes(monkeypatch, lambda: busy[0])
+    sampler = Sampler(noted, SystemClock(), tmp_path, window_s=0.1)
+    assert sampler.look("g", me, memory.areas) is None
+    until(lambda: ((top / "0/state").exists() and watches(top)) or None)
+    with pytest.raises(HostError, match="busy"):
+        sampler.close()
+    assert (top / "nr_kdamonds").read_text() == str(damon.SLOTS)
+    busy[0] = False
+    sampler.close()
+    assert outcomes[-1] == "closed"
+    assert (noted.keys, (top / "nr_kdamonds").read_text()) == ([], "0")
+
+
+def test_the_end_of_an_old_watch_does_not_end_a_new_damon(
+    tmp_path: Path,
+    memory: Memory,
+    me: Identity,
+    opened: Callable[[], Sampler],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    top = watched(tmp_path)
+    (top / "1").symlink_to("0")
+    outcomes = closes(monkeypatch, lambda: False)
+    broken: list[Watch] = []
+    watched_now: list[Damon] = []
+    begin, end, totals = Damon.watch, Watch.close, Watch.totals
+
+    def beginning(ours: Damon, *arguments: Any) -> Watch:
+        watched_now.append(ours)
+        return begin(ours, *arguments)
+
+    def broken_first(watch: Watch) -> Totals:
+        if not broken and len(watched_now) == 2:  # both guests are watched
+            broken.append(watch)
+        if watch in broken:
+            raise HostError("state: gone", errno=errno.ESRCH)
+        if outcomes and watch._damon is watched_now[0]:
+            raise HostError("set up anew", errno=errno.ESTALE)
+        return totals(watch)
+
+    def ending(watch: Watch) -> None:
+        if watch in broken or (outcomes and watch._damon is watched_now[0]):
+            raise HostError("state: refused", errno=errno.EIO)
+        end(watch)
+
+    monkeypatch.setattr(Damon, "watch", beginning)
+    monkeypatch.setattr(Watch, "totals", broken_first)
+    monkeypatch.setattr(Watch, "close", ending)
+    sampler = opened()
+
+    def both() -> bool | None:
+        for name in ("g", "h"):
+            with contextlib.suppress(SustainError):
+                sampler.look(name, me, memory.areas)
+        return len(watched_now) >= 4 or None
+
+    until(both)
+    assert outcomes == ["closed"]
+    assert len({id(each) for each in watched_now}) == 2
 
 
 def test_neither(tmp_path: Path, memory: Memory, me: Identity, opened: Callable[[], Sampler]) -> None:

@@ -149,6 +149,7 @@ class _Watcher:
                     "DAMON does not answer, and is not given back",
                     hint="`sustain agent restore`, later, takes it away",
                 )
+        self._give_back()
         if self._kept is not None:
             raise self._kept
 
@@ -156,8 +157,9 @@ class _Watcher:
         while not self._closed:
             with self._changed:
                 guests = dict(self._guests)
-            if not guests:
+            if not guests or self._kept is not None:
                 self._give_back()
+            if not guests and self._kept is None:
                 with self._changed:
                     if not self._guests:
                         self._thread = None
@@ -201,6 +203,11 @@ class _Watcher:
         guest.pages = draw(who.pid, areas, PAGES, self._root)
         if len(guest.pages) < damon.LEAST_REGIONS:
             return
+        if self._kept is not None:
+            raise HostError(
+                f"DAMON could not be given back, and is not used until it is: {self._kept}",
+                hint=self._kept.hint,
+            )
         if self._damon is None:
             self._damon = Damon(self._note, self._root)
         regions = [(page, page + PAGE_BYTES) for page in guest.pages]
@@ -236,15 +243,18 @@ class _Watcher:
             self._give_back()  # when somebody else has it by now, nothing of ours is left
 
     def _give_back(self) -> None:
-        held, self._damon = self._damon, None
-        if held is None:
+        """What cannot be given back stays ours and is used no more; the next round tries again."""
+        if self._damon is None:
             return
+        with self._changed:
+            for guest in self._guests.values():
+                guest.watch = None  # so that one that is held is always of the DAMON that is held
         try:
-            held.close()
+            self._damon.close()
         except SustainError as error:
             self._kept = error
             return
-        self._kept = None
+        self._damon = self._kept = None
 
     def _note(self, inode: int | None) -> None:
         if inode is None:
