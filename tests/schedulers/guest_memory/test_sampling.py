@@ -21,7 +21,9 @@ from sustain.host.maps import Area
 from sustain.host.processes import Identity, identify
 from sustain.schedulers.guest_memory import sampling
 from sustain.schedulers.guest_memory.sampling import PAGES, Sampled, Sampler, draw
+from sustain.testing import FakeClock
 from tests.host.test_damon import made, says
+from tests.host.test_page_idle import Tree
 
 T = TypeVar("T")
 
@@ -112,6 +114,30 @@ def watched(tmp_path: Path) -> Path:
         (top / f"0/contexts/0/targets/0/regions/{number}").mkdir()
     counted(top, 0, 0)
     return top
+
+
+def test_page_idle_counts_over_a_whole_window_however_often_it_is_asked(tmp_path: Path) -> None:
+    tree, clock, who = Tree(tmp_path, COUNT, absent=set()), FakeClock(), Identity(5, 1)
+    areas = (Area(0, COUNT * PAGE, "anonymous", ""),)
+    sampler = Sampler(Noted(), clock, tmp_path, window_s=10.0)
+    assert sampler.look("g", who, areas) is None
+    marked = sorted(tree.idle())
+    for used in range(4):  # one page each two seconds
+        clock.advance(2)
+        tree.use(marked[used])
+        assert sampler.look("g", who, areas) is None
+    clock.advance(1.99)  # ticks come a little early, too
+    tree.use(marked[4])
+    first = sampler.look("g", who, areas)
+    assert first is not None
+    assert (first.used, first.pages, first.how) == (5, PAGES, "page_idle, used within 10 s")
+    clock.advance(2)
+    assert sampler.look("g", who, areas) == first  # with its old time
+    clock.advance(18)
+    second = sampler.look("g", who, areas)
+    assert second is not None
+    assert (second.at_s, second.used, second.how) == (first.at_s + 20, 0, "page_idle, used within 20 s")
+    assert sampler.look("g", Identity(5, 2), areas) is None  # another one of that name
 
 
 def test_what_damon_counted(

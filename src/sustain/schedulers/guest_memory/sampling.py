@@ -1,7 +1,8 @@
 """How much of a guest's memory is used, seen by the host alone: of a random sample of its pages.
 
 Used by `look`, for guests whose agent and balloon say nothing. The best way that this kernel has:
-1. page_idle (host.page_idle): pages drawn anew at each look; used since the look before.
+1. page_idle (host.page_idle): pages drawn and marked at a look; used from then to the first look after `window_s`,
+   which draws anew. Looks in between, as a host under pressure makes them, are told what was found last.
 2. DAMON (host.damon): pages drawn every few minutes; used within the last `window_s`. Its commands wait for the
    kernel's next sample and are carried out one at a time, so a thread reads for all guests, and a look takes what it
    read last.
@@ -30,6 +31,7 @@ from sustain.schedulers.guest_memory.changes import DAMON, Changes
 PAGES = 1000  # standard error of a share: 1.6 % of the guest's memory at most
 WINDOW_S = 10.0
 _SAMPLES = 10  # in a window
+_WHOLE = 0.9  # of a window is one: looks that are a window apart come a little early and late
 _DRAWN_S = 300.0  # how long the same pages are looked at
 _FORGOTTEN_S = 60.0  # a guest that nobody has asked about for so long
 _NONE = Totals(0, 0)
@@ -54,7 +56,8 @@ class Sampler:
     ) -> None:
         self._clock = clock
         self._root = root
-        self._marked: dict[str, tuple[Identity, page_idle.Sample, float]] = {}
+        self._window_s = window_s
+        self._marked: dict[str, _Marked] = {}
         self._watcher = _Watcher(changes, clock, root, window_s)
 
     def look(self, name: str, who: Identity, areas: tuple[Area, ...]) -> Sampled | None:
@@ -71,16 +74,30 @@ class Sampler:
 
     def _by_page_idle(self, name: str, who: Identity, areas: tuple[Area, ...]) -> Sampled | None:
         now_s = self._clock.boottime_ns() / 1e9
-        before = self._marked.pop(name, None)
-        used = None
-        if before is not None and before[0] == who:
-            used = page_idle.look(who.pid, before[1], self._root)
+        before = self._marked.get(name)
+        if before is not None and before.who != who:
+            before = None
+        if before is not None and now_s - before.at_s < _WHOLE * self._window_s:
+            return before.found
+        self._marked.pop(name, None)  # what fails begins anew
+        found = None
+        if before is not None:
+            used = page_idle.look(who.pid, before.sample, self._root)
+            how = f"page_idle, used within {now_s - before.at_s:.0f} s"
+            found = Sampled(now_s, used.accessed, used.accessed + used.idle, how)
         sample = page_idle.mark(who.pid, areas, PAGES, random.getrandbits(64), self._root)
-        self._marked[name] = who, sample, now_s
-        if used is None or before is None:
-            return None
-        how = f"page_idle, used within {now_s - before[2]:.0f} s"
-        return Sampled(now_s, used.accessed, used.accessed + used.idle, how)
+        self._marked[name] = _Marked(who, sample, now_s, found)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Marked:
+    """Pages of one guest that wait to be used, and what became of those before them."""
+
+    who: Identity
+    sample: page_idle.Sample
+    at_s: float
+    found: Sampled | None
 
 
 @dataclass(slots=True)

@@ -51,7 +51,7 @@ class Sensor:
     ) -> None:
         """Raises ConfigError. `fresh_s`: how long a guest agent's answer is better than newer ones of its balloon;
         `changes`: where what is changed for reading is noted, None: nowhere; `window_s`: within which memory that was
-        used counts as such, where the host samples it by DAMON."""
+        used counts as such, where the host samples it; by page_idle, the least of that."""
         check(config)
         self._config = config
         self._root = root
