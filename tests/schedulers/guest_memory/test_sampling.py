@@ -167,6 +167,32 @@ def test_what_damon_counted(
     assert (noted.keys, (top / "nr_kdamonds").read_text()) == ([], "0")
 
 
+@pytest.mark.parametrize(("period_s", "remembered"), [(10.0, False), (120.0, True)])
+def test_a_guest_is_forgotten_after_a_minute_and_three_looks(
+    tmp_path: Path, memory: Memory, me: Identity, noted: Noted, period_s: float, remembered: bool
+) -> None:
+    (tmp_path / "proc").symlink_to("/proc")
+    top, clock = watched(tmp_path), FakeClock()
+    sampler = Sampler(noted, clock, tmp_path, window_s=0.1, period_s=period_s)
+
+    def forgotten() -> bool:
+        return (top / "nr_kdamonds").read_text() == "0"
+
+    try:
+        assert sampler.look("g", me, memory.areas) is None
+        until(lambda: ((top / "0/state").exists() and watches(top)) or None)
+        counted(top, PAGES, 250)
+        until(lambda: sampler.look("g", me, memory.areas))
+        clock.advance(120)
+        for _ in range(2):  # the second round has begun after that
+            (top / "0/state").write_text("on")
+            until(lambda: forgotten() or (top / "0/state").read_text() != "on" or None)
+        assert forgotten() != remembered
+        assert (sampler.look("g", me, memory.areas) is not None) == remembered
+    finally:
+        sampler.close()
+
+
 def test_a_kernel_that_cannot_is_asked_once(
     tmp_path: Path, memory: Memory, me: Identity, noted: Noted, opened: Callable[[], Sampler]
 ) -> None:

@@ -33,7 +33,8 @@ WINDOW_S = 10.0
 _SAMPLES = 10  # in a window
 _WHOLE = 0.9  # of a window is one: looks that are a window apart come a little early and late
 _DRAWN_S = 300.0  # how long the same pages are looked at
-_FORGOTTEN_S = 60.0  # a guest that nobody has asked about for so long
+_FORGOTTEN_S = 60.0  # a guest that nobody has asked about for so long, and for as many looks:
+_FORGOTTEN_LOOKS = 3
 _NONE = Totals(0, 0)
 _AGAIN_S = 60.0  # what has failed is tried again
 
@@ -52,13 +53,20 @@ class Sampler:
     """For all guests of a sensor. Any thread may call; close it."""
 
     def __init__(
-        self, changes: Changes, clock: Clock, root: Path = Path("/"), window_s: float = WINDOW_S
+        self,
+        changes: Changes,
+        clock: Clock,
+        root: Path = Path("/"),
+        window_s: float = WINDOW_S,
+        period_s: float = 0.0,
     ) -> None:
+        """`period_s`: how far looks at a guest are apart."""
         self._clock = clock
         self._root = root
         self._window_s = window_s
         self._marked: dict[str, _Marked] = {}
-        self._watcher = _Watcher(changes, clock, root, window_s)
+        forgotten_s = max(_FORGOTTEN_S, _FORGOTTEN_LOOKS * period_s)
+        self._watcher = _Watcher(changes, clock, root, window_s, forgotten_s)
 
     def look(self, name: str, who: Identity, areas: tuple[Area, ...]) -> Sampled | None:
         """What is known of that guest's memory; None: it has begun, ask again. Raises SustainError."""
@@ -120,11 +128,14 @@ class _Guest:
 class _Watcher:
     """The thread that reads DAMON."""
 
-    def __init__(self, changes: Changes, clock: Clock, root: Path, window_s: float) -> None:
+    def __init__(
+        self, changes: Changes, clock: Clock, root: Path, window_s: float, forgotten_s: float
+    ) -> None:
         self._changes = changes
         self._clock = clock
         self._root = root
         self._window_s = window_s
+        self._forgotten_s = forgotten_s
         window_us = int(window_s * 1e6)
         self._attributes = Attributes(window_us // _SAMPLES, window_us)
         self._changed = threading.Condition()
@@ -192,7 +203,7 @@ class _Watcher:
         now_s = self._now_s()
         if self._closed or now_s < guest.again_s:
             return
-        if now_s - guest.asked_s > _FORGOTTEN_S or self._impossible is not None:
+        if now_s - guest.asked_s > self._forgotten_s or self._impossible is not None:
             self._end(guest)
             with self._changed:
                 del self._guests[name]

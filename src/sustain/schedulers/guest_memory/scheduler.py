@@ -56,7 +56,9 @@ class GuestMemory:
         self.least_wait_s = urgency.period_s
         self._urgency = urgency
         self.policy = policy
-        self._sensor = Sensor(ways, clock=clock, fresh_s=policy.fresh_s, changes=changes or journal)
+        self._sensor = Sensor(
+            ways, clock=clock, fresh_s=policy.fresh_s, changes=changes or journal, period_s=period_s
+        )
         self._changes = changes
         self._left = left
         self._journal = journal

@@ -48,17 +48,19 @@ class Sensor:
         fresh_s: float = 30.0,
         changes: Changes | None = None,
         window_s: float = WINDOW_S,
+        period_s: float = 0.0,
     ) -> None:
         """Raises ConfigError. `fresh_s`: how long a guest agent's answer is better than newer ones of its balloon;
         `changes`: where what is changed for reading is noted, None: nowhere; `window_s`: within which memory that was
-        used counts as such, where the host samples it; by page_idle, the least of that."""
+        used counts as such, where the host samples it; by page_idle, the least of that; `period_s`: between
+        two readings."""
         check(config)
         self._config = config
         self._root = root
         self._clock = clock or SystemClock()
         self._fresh_s = fresh_s
         self._changes = changes or Unnoted()
-        self._sampler = Sampler(self._changes, self._clock, root, window_s)
+        self._sampler = Sampler(self._changes, self._clock, root, window_s, period_s)
         self._watches: dict[str, _Watch] = {}
         for each in config.guests:
             self._add(each)
