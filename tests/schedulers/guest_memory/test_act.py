@@ -243,6 +243,24 @@ def test_restore_of_a_balloon_that_was_on_its_way(journal: Journal, stands: int,
     assert journal.entries() == ()
 
 
+def test_a_balloon_on_its_way_that_cannot_be_put_back_is_put_back_the_next_time(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: object) -> int:
+        raise HostError("no answer")
+
+    guest = MadeGuest("a")
+    killed(journal, guest, GIB // 2)
+    guest.target_bytes = GIB * 3 // 4
+    with monkeypatch.context() as patch:
+        patch.setattr(guest, "balloon", lambda: refuse(guest))
+        (undone,) = Actuator({"a": guest}, journal).restore().undone  # one change, not two
+    assert (undone.entry.key, undone.outcome) == ("balloon:a", "failed")
+    (undone,) = Actuator({"a": guest}, journal).restore().undone
+    assert (undone.entry.key, undone.outcome, guest.target_bytes) == ("balloon:a", "restored", GIB)
+    assert journal.entries() == ()
+
+
 def test_restore_of_a_guest_that_is_gone_or_cannot_be_reached(journal: Journal) -> None:
     guest = MadeGuest("a")
     gone = guest.its_life = f"{(1 << 22) + 1}:1"  # of no process

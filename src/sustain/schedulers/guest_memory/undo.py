@@ -8,15 +8,15 @@ is ours. Pages in swap need no putting back: they come when they are used.
 
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 
-from sustain.errors import HostError
+from sustain.errors import HostError, JournalError
 from sustain.host.cgroup import Cgroup
 from sustain.schedulers.guest_memory import changes
 from sustain.schedulers.guest_memory.handles import GuestHandle
-from sustain.schedulers.journal import Entry, Journal, Outcome, Report, put_back
+from sustain.schedulers.journal import Entry, Journal, Outcome, Report, Undone, put_back
 
 NEAR_BYTES = 1 << 20  # balloons move in pages, sizes are said in MiB
 OWN_BYTES = 16 << 20
@@ -59,18 +59,30 @@ class Undo:
     def restore(self) -> Report:
         """Everything that the journal holds."""
         moving = {
-            entry.target.get("guest") for entry in self._journal.entries() if entry.kind == "balloon-moving"
+            str(entry.target["guest"]): entry
+            for entry in self._journal.entries()
+            if entry.kind == "balloon-moving"
         }
-        return self._journal.restore(
+        report = self._journal.restore(
             {
                 **changes.undo(self._handles, self._root),
                 "balloon": partial(self._balloon, moving),
-                "balloon-moving": lambda _: "restored",
                 "cgroup-limit": _limit,
-            }
+            },
+            leave=("balloon-moving",),
         )
+        # A balloon that could not be put back is still on its way, for the next time too.
+        left = {entry.key for entry in self._journal.entries()}
+        failed = []
+        for name, entry in moving.items():
+            if balloon_key(name) not in left:
+                try:
+                    self._journal.forget(entry.key, entry)
+                except JournalError as error:
+                    failed.append(Undone(entry, "failed", str(error)))
+        return Report((*report.undone, *failed))
 
-    def _balloon(self, moving: set[int | float | str | None], entry: Entry) -> Outcome:
+    def _balloon(self, moving: Collection[str], entry: Entry) -> Outcome:
         name = str(entry.target["guest"])
         handle = self._handles.get(name)
         life = None if handle is None else handle.life()
