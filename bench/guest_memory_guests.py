@@ -4,7 +4,8 @@ Real: guests, kernels, balloons, guest agents, swap, pages, stalls, kills (`benc
 which its kernel holds the guests; and time, which runs five times as fast: policies look every 2 s, not 10, and for our
 decision a second is five. The same for each: guests begun from one saved state, loads, goal (a fifth of the host free),
 period, actuators. MOM and Proxmox know of guests what the balloon tells; ours asks their agents as well. Only the
-host's kernel and ours swap on the host.
+host's kernel and ours swap on the host. Both peers run with two minima for guests, which are their operator's choice: a
+quarter of a guest's size, which frees most, and three quarters, with which guests do most in `guest_memory_policies`.
 
 Loads, each at a bounded rate: `cache` reads parts of a disk at random and once much that it needs no more, `cold` wrote
 much anonymous memory that it does not use again, `turns` uses much, little and much again, `idle` used much once.
@@ -24,7 +25,7 @@ from tests.lab import vm
 
 from bench.guests import MIB, Case, Controller, Ran, Script, run, saved_guest
 from bench.harness import Answer, interleave, memory_dir, say
-from bench.peers.ballooning import Mom, Proxmox
+from bench.peers.ballooning import MIN_SHARE, Mom, Proxmox
 from sustain.schedulers.guest_memory.model import Action, Effect, Observation, Policy
 
 QUESTION = "memory freed and work done under three policies for guests' memory, real guests"
@@ -32,7 +33,12 @@ _GOAL = 0.20
 _FASTER = 5.0
 _PERIOD_S = 10.0 / _FASTER
 _ENDLESS = "a host without end"
-_PEERS = ("MOM", "Proxmox")
+_PEERS = {  # minimum of a guest, a share of its size
+    "MOM": MIN_SHARE,
+    "Proxmox": MIN_SHARE,
+    "MOM, minimum 0.75": 0.75,
+    "Proxmox, minimum 0.75": 0.75,
+}
 
 
 class Nothing:
@@ -98,11 +104,12 @@ class _Runs:
 
 
 def _controller(name: str) -> Controller | None:
-    if name == "MOM":
-        return Mom(threshold=_GOAL)
-    if name == "Proxmox":
-        return Proxmox(used_goal=1 - _GOAL)
-    return None if name == "sustain" else Nothing()
+    """None: ours, which the run makes itself."""
+    if name not in _PEERS:
+        return None if name == "sustain" else Nothing()
+    if name.startswith("MOM"):
+        return Mom(threshold=_GOAL, min_share=_PEERS[name])
+    return Proxmox(used_goal=1 - _GOAL, min_share=_PEERS[name])
 
 
 @dataclass(frozen=True)
