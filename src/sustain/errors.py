@@ -4,6 +4,8 @@ The binding raises these same classes (it looks them up here by name), so `excep
 works alike for errors found in Python and in the engine.
 """
 
+import copy
+
 
 class SustainError(Exception):
     """Base of all errors of Sustain.
@@ -14,6 +16,12 @@ class SustainError(Exception):
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
         self.hint = hint
+
+
+def anew(error: SustainError) -> SustainError:
+    """Another one that says the same. For one that is kept, and raised whenever somebody asks: raising the kept one
+    itself would add to its traceback, and keep alive what that refers to, each time and from each thread."""
+    return copy.copy(error)
 
 
 class StoreError(SustainError):

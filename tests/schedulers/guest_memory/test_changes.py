@@ -89,6 +89,17 @@ def test_what_cannot_be_noted_is_not_changed(qemu: FakeQemu) -> None:
     sensor.close()
 
 
+def test_each_refusal_is_another_error() -> None:
+    why = JournalError("/x: no room", hint="make some")
+    refused, found = Refused(why), list[JournalError]()
+    for _ in range(2):
+        with pytest.raises(JournalError, match="/x: no room") as caught:
+            refused.note("k", "k", {}, 0, 1)
+        found.append(caught.value)
+    assert len({id(each) for each in (*found, why)}) == 3
+    assert [each.hint for each in found] == ["make some"] * 2
+
+
 def test_the_agent_puts_back_what_a_look_has_left(qemu: FakeQemu, tmp_path: Path) -> None:
     with Journal(tmp_path / "looking") as looking:
         Sensor(ways(qemu), changes=looking).read()

@@ -7,6 +7,7 @@ import errno
 import mmap
 import os
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -209,9 +210,33 @@ def test_a_kernel_that_cannot_is_asked_once(
     assert "cannot watch processes" in str(until(refusal))
     assert (noted.keys, (top / "nr_kdamonds").read_text()) == ([], "0")
     tries = len(noted.all)
-    for _ in range(20):
-        assert refusal() is not None
+    refusals = [refusal() for _ in range(20)]
+    assert None not in refusals
     assert len(noted.all) == tries
+    assert len({id(each) for each in refusals}) == 20  # none grows, and threads share none
+
+
+def test_a_problem_of_a_guest_is_raised_anew_each_time(
+    tmp_path: Path, memory: Memory, me: Identity, opened: Callable[[], Sampler]
+) -> None:
+    made(tmp_path, kdamonds=1)
+    sampler = opened()
+
+    def problem() -> HostError | None:
+        try:
+            sampler.look("g", me, memory.areas)
+        except HostError as error:
+            return error
+        return None
+
+    first = until(problem)
+    second = until(problem)
+    assert first is not second
+    assert (str(first), first.hint, first.errno) == (str(second), second.hint, errno.EBUSY)
+    assert "somebody else" in str(first)
+    assert first.hint
+    frames = [len(traceback.extract_tb(each.__traceback__)) for each in (first, second)]
+    assert frames[0] == frames[1]
 
 
 def watches(top: Path) -> bool:

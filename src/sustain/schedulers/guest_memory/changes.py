@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from sustain.errors import HostError, JournalError
+from sustain.errors import HostError, JournalError, anew
 from sustain.host import damon, processes
 from sustain.host.processes import Identity
 from sustain.schedulers.journal import Entry, Outcome, Undo, Value, put_back
@@ -49,7 +49,7 @@ class Refused:
         self._why = why
 
     def note(self, key: str, kind: str, target: Mapping[str, Value], prior: Value, new: Value) -> None:
-        raise self._why
+        raise anew(self._why)
 
     def forget(self, key: str) -> None:
         """Nothing was noted."""

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sustain.clock import Clock
-from sustain.errors import HostError, SustainError
+from sustain.errors import HostError, SustainError, anew
 from sustain.host import damon, page_idle
 from sustain.host.damon import Attributes, Damon, Totals, Watch
 from sustain.host.maps import Area
@@ -149,7 +149,7 @@ class _Watcher:
     def look(self, name: str, who: Identity, areas: tuple[Area, ...]) -> Sampled | None:
         with self._changed:
             if self._impossible is not None:
-                raise self._impossible
+                raise anew(self._impossible)
             now_s = self._now_s()
             guest = self._guests.get(name)
             if guest is None:
@@ -162,7 +162,7 @@ class _Watcher:
                 self._thread = threading.Thread(target=self._run, name="read DAMON", daemon=True)
                 self._thread.start()
             if guest.problem is not None:
-                raise guest.problem
+                raise anew(guest.problem)
             return guest.sampled
 
     def close(self) -> None:
@@ -179,7 +179,7 @@ class _Watcher:
                 )
         self._give_back()
         if self._kept is not None:
-            raise self._kept
+            raise anew(self._kept)
 
     def _run(self) -> None:
         while not self._closed:
