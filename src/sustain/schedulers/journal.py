@@ -257,13 +257,19 @@ def put_back(entry: Entry, read: Callable[[], Value | None], write: Callable[[Va
     return "restored"
 
 
+def failed(entry: Entry, error: SustainError | OSError) -> Undone:
+    """An entry that stays, for `error`, with its hint."""
+    hint = f" ({error.hint})" if isinstance(error, SustainError) and error.hint else ""
+    return Undone(entry, "failed", f"{error}{hint}")
+
+
 def _undo(entry: Entry, undo: Undo | None) -> Undone:
     if undo is None:
         return Undone(entry, "failed", f"nothing here puts back a {entry.kind}")
     try:
         return Undone(entry, undo(entry))
     except (SustainError, OSError) as error:
-        return Undone(entry, "failed", str(error))
+        return failed(entry, error)
     except Exception as error:  # noqa: BLE001 - a defect in one must not keep the others from being put back
         return Undone(entry, "failed", f"unexpected {type(error).__name__}: {error}")
 

@@ -277,6 +277,25 @@ def test_restore_of_a_guest_that_is_gone_or_cannot_be_reached(journal: Journal) 
     assert [each.outcome for each in Actuator({"a": guest}, journal).restore().undone] == ["gone"]
 
 
+def test_restore_of_a_domain_that_is_shut_off_or_no_longer_configured(journal: Journal) -> None:
+    life = "0d5a1e5c-7c11-4a5f-9f0e-6a1d0a4b7e33:7"
+    guest = MadeGuest("a")
+    guest.kind = "libvirt"
+    guest.its_life = life
+    assert one(Actuator({"a": guest}, journal), balloon(guest, GIB // 2, life=life)).done
+    journal.note("statistics:a", "statistics", {"guest": "a", "life": life}, 0, 5)
+    other = MadeGuest("a")  # of that name, and no domain
+    for known in ({}, {"a": other}):
+        failed = Actuator(known, journal).restore().failed
+        assert [each.entry.key for each in failed] == ["balloon:a", "statistics:a"]
+        assert all("unknown" in each.problem and "configure it again" in each.problem for each in failed)
+        assert len(journal.entries()) == 2  # for the next time
+    guest.its_life = None  # it is shut off
+    assert [each.outcome for each in Actuator({"a": guest}, journal).restore().undone] == ["gone", "gone"]
+    assert journal.entries() == ()
+    assert other.asked == []
+
+
 def test_what_was_found_first_is_kept_when_the_process_is_not_found_for_once(journal: Journal) -> None:
     guest = MadeGuest("a")
     actuator = Actuator({"a": guest}, journal)

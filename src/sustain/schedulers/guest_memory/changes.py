@@ -78,25 +78,38 @@ def undo(handles: Mapping[str, "GuestHandle"], root: Path = Path("/")) -> dict[s
     }
 
 
-def still_runs(entry: Entry, handles: Mapping[str, "GuestHandle"], root: Path) -> bool:
-    """Whether the guest of an entry does, though its handle does not know: of one that is a process, its process."""
-    pid, _, ticks = str(entry.target["life"]).partition(":")
-    if not pid.isdecimal() or not ticks.isdecimal():
-        return str(entry.target["guest"]) in handles
-    return processes.alive(Identity(int(pid), int(ticks)), str(root))
+def reach(
+    entry: Entry, handles: Mapping[str, "GuestHandle"], root: Path, what_for: str
+) -> "GuestHandle | None":
+    """The handle of the guest of an entry; None: that start of it is over. Raises HostError when it is not, or when
+    nobody can tell, with `what_for` it would have been reached.
+
+    Of a guest that is a process, the process tells; of a domain, only libvirt, so that one which is no longer
+    configured is unknown."""
+    name, noted = str(entry.target["guest"]), str(entry.target["life"])
+    pid, _, ticks = noted.partition(":")
+    is_process = pid.isdecimal() and ticks.isdecimal()
+    handle = handles.get(name)
+    life = None if handle is None else handle.life()
+    knows = handle is not None and (handle.kind == "libvirt") != is_process  # such lives as that was
+    if knows and life is not None:
+        return handle if life == noted else None
+    if is_process:
+        if processes.alive(Identity(int(pid), int(ticks)), str(root)):
+            raise HostError(
+                f"{name}: it runs, and cannot be reached to {what_for}",
+                hint="is its QMP socket configured, or held by another client?",
+            )
+    elif not knows:
+        raise HostError(
+            f"{name}: whether that domain still runs is unknown, since it is not configured: nobody can {what_for}",
+            hint='configure it again as it was (kind = "libvirt"); one that is shut off or no longer defined is gone',
+        )
+    return None
 
 
 def _undo_statistics(handles: Mapping[str, "GuestHandle"], root: Path, entry: Entry) -> Outcome:
-    name = str(entry.target["guest"])
-    handle = handles.get(name)
-    life = None if handle is None else handle.life()
-    if handle is None or life is None:
-        if still_runs(entry, handles, root):
-            raise HostError(
-                f"{name}: it runs, and cannot be reached to switch its balloon's statistics off",
-                hint="is its QMP socket configured, or held by another client?",
-            )
-        return "gone"
-    if life != entry.target["life"] or not isinstance(handle, Statistical):
+    handle = reach(entry, handles, root, "switch its balloon's statistics off")
+    if handle is None or not isinstance(handle, Statistical):
         return "gone"
     return put_back(entry, handle.period, lambda period_s: handle.set_period(int(period_s)))

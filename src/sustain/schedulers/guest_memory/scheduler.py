@@ -26,7 +26,7 @@ from sustain.schedulers.guest_memory.model import Effect, Observation, Policy
 from sustain.schedulers.guest_memory.plan import Plan, State
 from sustain.schedulers.guest_memory.sense import Sensor
 from sustain.schedulers.guest_memory.urgency import Urgency, check, wait_s
-from sustain.schedulers.journal import Entry, Journal, Report, Undone
+from sustain.schedulers.journal import Entry, Journal, Report, Undone, failed
 from sustain.schedulers.loop import Tick
 from sustain.schedulers.measure import Measure
 from sustain.units import parse_size
@@ -109,8 +109,7 @@ class GuestMemory:
         except JournalBusy:
             return ()  # it is looking now, and puts it back itself
         except (SustainError, OSError) as error:
-            hint = f" ({error.hint})" if isinstance(error, SustainError) and error.hint else ""
-            return (Undone(Entry(f"journal:{path.name}", "journal", {}, "", ()), "failed", f"{error}{hint}"),)
+            return (failed(Entry(f"journal:{path.name}", "journal", {}, "", ()), error),)
 
     def _restore_reading(self, journal: Journal) -> tuple[Undone, ...]:
         if not journal.entries():

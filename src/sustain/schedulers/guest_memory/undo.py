@@ -16,7 +16,7 @@ from sustain.errors import HostError, JournalError
 from sustain.host.cgroup import Cgroup
 from sustain.schedulers.guest_memory import changes
 from sustain.schedulers.guest_memory.handles import GuestHandle
-from sustain.schedulers.journal import Entry, Journal, Outcome, Report, Undone, put_back
+from sustain.schedulers.journal import Entry, Journal, Outcome, Report, failed, put_back
 
 NEAR_BYTES = 1 << 20  # balloons move in pages, sizes are said in MiB
 OWN_BYTES = 16 << 20
@@ -73,27 +73,19 @@ class Undo:
         )
         # A balloon that could not be put back is still on its way, for the next time too.
         left = {entry.key for entry in self._journal.entries()}
-        failed = []
+        kept = []
         for name, entry in moving.items():
             if balloon_key(name) not in left:
                 try:
                     self._journal.forget(entry.key, entry)
                 except JournalError as error:
-                    failed.append(Undone(entry, "failed", str(error)))
-        return Report((*report.undone, *failed))
+                    kept.append(failed(entry, error))
+        return Report((*report.undone, *kept))
 
     def _balloon(self, moving: Collection[str], entry: Entry) -> Outcome:
         name = str(entry.target["guest"])
-        handle = self._handles.get(name)
-        life = None if handle is None else handle.life()
-        if handle is None or life is None:
-            if changes.still_runs(entry, self._handles, self._root):
-                raise HostError(
-                    f"{name}: it runs, and cannot be reached to give it back {entry.prior} bytes",
-                    hint="is its QMP socket configured, or held by another client?",
-                )
-            return "gone"
-        if life != entry.target["life"]:
+        handle = changes.reach(entry, self._handles, self._root, f"give it back {entry.prior} bytes")
+        if handle is None:
             return "gone"
         gate = self._gate(name)
         if not gate.acquire(timeout=self._limit_s):
