@@ -71,7 +71,8 @@ def test_version_2(tmp_path: Path) -> None:
         6,
         50,
     )
-    assert (stat.refault_bytes, stat.swap_in_bytes, stat.major_faults) == (3 * 4096, None, 9)
+    assert (stat.refault_anonymous_bytes, stat.refault_file_bytes) == (4096, 2 * 4096)
+    assert (stat.swap_in_bytes, stat.major_faults) == (None, 9)
     assert not group.can_reclaim  # there is no memory.reclaim
     of_process = Cgroup.of_process(7, tmp_path)
     assert of_process is not None
@@ -88,7 +89,7 @@ def test_version_1(tmp_path: Path) -> None:
     assert (group.events().limit_hits, group.events().oom_kills) == (2, 1)
     stat = group.stat()
     assert (stat.anonymous_bytes, stat.file_bytes, stat.inactive_anonymous_bytes) == (100, 200, 7)
-    assert (stat.active_file_bytes, stat.refault_bytes) == (None, 3 * 4096)
+    assert (stat.active_file_bytes, stat.refault_file_bytes) == (None, 3 * 4096)
     of_process = Cgroup.of_process(7, tmp_path)
     assert of_process is not None
     assert of_process.directory == group.directory

@@ -54,9 +54,14 @@ def test_a_host_without_proc(tmp_path: Path) -> None:
 
 def test_vmstat_of_a_text() -> None:
     old = vmstat.parse("pswpin 3\nworkingset_refault 5\nnot a line\n")
-    assert (old.swap_in_bytes, old.refault_bytes, old.refault_anonymous_bytes) == (3 * 4096, 5 * 4096, None)
+    assert (old.swap_in_bytes, old.refault_file_bytes, old.refault_anonymous_bytes) == (
+        3 * 4096,
+        5 * 4096,
+        None,
+    )
     new = vmstat.parse("workingset_refault_anon 1\nworkingset_refault_file 2\npgsteal_direct 4\n", 16384)
-    assert (new.refault_bytes, new.reclaimed_bytes, new.swap_in_bytes) == (3 * 16384, 4 * 16384, None)
+    assert (new.refault_anonymous_bytes, new.refault_file_bytes) == (16384, 2 * 16384)
+    assert (new.reclaimed_bytes, new.swap_in_bytes) == (4 * 16384, None)
     assert vmstat.parse("") == vmstat.Vmstat()
 
 

@@ -45,7 +45,8 @@ class Stat:
     kernel_bytes: int | None = None  # slab, stacks, page tables and the like
     zswap_bytes: int | None = None
     # counters
-    refault_bytes: int | None = None
+    refault_anonymous_bytes: int | None = None
+    refault_file_bytes: int | None = None
     swap_in_bytes: int | None = None
     major_faults: int | None = None
 
@@ -166,8 +167,15 @@ class Cgroup:
             ]
             return sum(known) if known else None
 
-        refaults = take("workingset_refault_anon", "workingset_refault_file", "workingset_refault")
-        swapped_in = take("pswpin")
+        # In pages, unlike the rest. Before Linux 5.9 files alone were counted, without "file" in the name.
+        anonymous, file, swapped_in = (
+            None if pages is None else pages * _PAGE_BYTES
+            for pages in (
+                take("workingset_refault_anon"),
+                take("workingset_refault_file", "workingset_refault"),
+                take("pswpin"),
+            )
+        )
         kernel = files.number(self.directory / "memory.kmem.usage_in_bytes") if first else take("kernel")
         if kernel is None and not first:  # before Linux 5.18
             kernel = take("slab", "kernel_stack", "pagetables", "percpu", "sock")
@@ -186,8 +194,9 @@ class Cgroup:
             slab_reclaimable_bytes=take("slab_reclaimable"),
             kernel_bytes=kernel,
             zswap_bytes=take("zswap"),
-            refault_bytes=None if refaults is None else refaults * _PAGE_BYTES,  # in pages, unlike the rest
-            swap_in_bytes=None if swapped_in is None else swapped_in * _PAGE_BYTES,
+            refault_anonymous_bytes=anonymous,
+            refault_file_bytes=file,
+            swap_in_bytes=swapped_in,
             major_faults=take("pgmajfault"),
         )
 

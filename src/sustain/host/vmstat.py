@@ -25,11 +25,6 @@ class Vmstat:
     major_faults: int | None = None
     oom_kills: int | None = None
 
-    @property
-    def refault_bytes(self) -> int | None:
-        """Of both kinds; None if neither is counted."""
-        return _sum(self.refault_anonymous_bytes, self.refault_file_bytes)
-
 
 def parse(content: str, page_bytes: int = PAGE_BYTES) -> Vmstat:
     """A text in the form of /proc/vmstat, from a system with pages of `page_bytes`."""

@@ -66,7 +66,7 @@ def test_of_a_guest() -> None:
         "stall_us": 1234,
         "full_stall_us": 567,
         "swap_in_bytes": 3 * 4096,
-        "refault_bytes": 5 * 4096,
+        "refault_bytes": 4 * 4096,
         "major_faults": 21,
     }
     Figures(**reading.figures)  # all of them are names that the model has

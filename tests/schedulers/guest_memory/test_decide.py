@@ -679,6 +679,72 @@ def test_a_guest_that_reads_little_again_lacks_none() -> None:
     assert not rereads(2 * GIB, 10 * 3 * MIB).plan.guest("a").pressed
 
 
+def test_what_a_guest_reads_again_with_all_its_memory_is_usual() -> None:
+    """It reads more than it could ever keep, so that what was taken makes no difference."""
+    state = None
+    for number in range(6):
+        at = NOW_S + 10 * number
+        full = guest(
+            inactive_buffer_bytes=2 * GIB, free_bytes=0.0, refault_bytes=500 * MIB * number, classes_at_s=at
+        )
+        state = decide(observation(full, available=PLENTY / 2, at_s=at), state, Policy(), at).state
+    at += 10
+    less = {"balloon_bytes": 3 * GIB, "resident_bytes": 3 * GIB, "total_bytes": 3 * GIB, "free_bytes": 0.0}
+    again = guest(**less, inactive_buffer_bytes=GIB, refault_bytes=500 * MIB * 6, classes_at_s=at)
+    assert (
+        not decide(observation(again, available=PLENTY / 2, at_s=at), state, Policy(), at)
+        .plan.guest("a")
+        .pressed
+    )
+
+
+def test_a_guest_at_its_limit_that_reads_again_can_be_given_nothing() -> None:
+    policy = Policy(guests={"a": GuestPolicy(limit_bytes=2 * GIB)})
+    has = {"balloon_bytes": 2 * GIB, "resident_bytes": 2 * GIB, "total_bytes": 2 * GIB, "free_bytes": 0.0}
+    has |= {"inactive_buffer_bytes": 1.5 * GIB, "active_buffer_bytes": 0.0}
+    first = decide(observation(guest(**has), available=SOFT), None, policy, NOW_S)
+    later = NOW_S + 10
+    again = guest(**has, refault_bytes=50 * MIB, classes_at_s=later)
+    made = decide(observation(again, available=SOFT, at_s=later), first.state, policy, later).plan
+    assert not made.guest("a").pressed
+
+
+@pytest.mark.parametrize("period_s", [1.0, 2.0, 5.0, 10.0])
+@pytest.mark.parametrize("size", [256 * MIB, 4 * GIB])
+def test_looking_more_often_takes_no_more(period_s: float, size: float) -> None:
+    state, least, taken, at = None, Policy().least_change_bytes, 0.0, NOW_S
+    for _ in range(int(30 / period_s)):
+        has = {"size_bytes": size, "resident_bytes": size - taken, "balloon_bytes": size - taken}
+        has |= {"inactive_buffer_bytes": 0.7 * size - taken, "free_bytes": 0.0, "active_buffer_bytes": 0.0}
+        has |= {
+            "inactive_anonymous_bytes": 0.0,
+            "active_anonymous_bytes": 0.1 * size,
+            "unreclaimable_bytes": 0.0,
+        }
+        seen = guest(**has, total_bytes=size - taken, classes_at_s=at)
+        made = decide(observation(seen, available=SOFT, at_s=at), state, Policy(), at)
+        for each in made.plan.actions:
+            assert isinstance(each, Balloon)
+            taken += each.from_bytes - each.to_bytes
+        state, at = made.state, at + period_s
+    assert taken == pytest.approx(3 * max(0.05 * size, least), rel=0.34)
+    assert taken >= 2 * max(0.05 * size, least)
+
+
+def test_what_was_given_and_not_touched_is_not_given_again() -> None:
+    state, given, at = None, 0.0, NOW_S
+    for number in range(6):  # looks under pressure, while the guest reads back slowly
+        has = {"balloon_bytes": 2 * GIB + given, "resident_bytes": 2 * GIB, "total_bytes": 2 * GIB + given}
+        has |= {"free_bytes": 0.0, "inactive_buffer_bytes": 0.0, "inactive_anonymous_bytes": 0.0}
+        seen = guest(**has, stall_us=1e5 * number * 2, classes_at_s=at)
+        made = decide(observation(seen, available=700 * MIB, at_s=at), state, Policy(), at)
+        for each in made.plan.actions:
+            assert isinstance(each, Balloon)
+            given += each.to_bytes - each.from_bytes
+        state, at = made.state, at + 2
+    assert 0 < given < 400 * MIB  # of 700, the host needs 420 itself
+
+
 def test_who_has_waited_just_now_is_left_alone() -> None:
     """For the host's goal; not when the host is in a hard state."""
     used = {

@@ -57,7 +57,7 @@ def of_guest(info: "Meminfo", stat: "Vmstat", stalls: "Pressure", size_bytes: fl
         stall_us=stalls.some_us,
         full_stall_us=stalls.full_us,
         swap_in_bytes=stat.swap_in_bytes,
-        refault_bytes=stat.refault_bytes,
+        refault_bytes=stat.refault_file_bytes,
         major_faults=stat.major_faults,
     )
     problems = (
@@ -100,9 +100,10 @@ def of_cgroup(
         dirty_bytes=_sum(stat.dirty_bytes, stat.writeback_bytes),
         stall_us=stalls.some_us,
         full_stall_us=stalls.full_us,
-        refault_bytes=stat.refault_bytes,
+        refault_bytes=stat.refault_file_bytes,
         major_faults=stat.major_faults,
-        host_swap_in_bytes=stat.swap_in_bytes,
+        # Linux before 6.13 does not count what a cgroup swaps in, only what of it was needed again soon.
+        host_swap_in_bytes=stat.refault_anonymous_bytes if stat.swap_in_bytes is None else stat.swap_in_bytes,
     )
     problems = () if "stall_us" in figures else ("this kernel does not tell how long the cgroup waits (PSI)",)
     return Reading(figures, problems)

@@ -97,6 +97,7 @@ def decide(
     # What is taken beyond its share from a guest that uses it comes back, whatever the way: nothing is learned of it.
     remembered["did"] = np.where(way < 0, remembered["did"], np.where(it.squeezed, 0.0, way + 1.0))
     remembered["expected_bytes"] = expected
+    remembered["spent"] = _spent(it, policy, take, way)
     remembered |= {name: of[name] for name in (*working_set.COUNTERS, "host_swap_in_bytes", "classes_at_s")}
     remembered |= {name: getattr(use, name) for name in working_set.ESTIMATES}
     keys = tuple((guest.name, guest.life) for guest in of.guests)
@@ -131,11 +132,13 @@ def _take(it: Situation, policy: Policy, target: Column) -> tuple[Column, Column
     """(taken in this step, by which way or −1, its cost, what must at least be seen of it). For a balloon, what is
     taken is what it shrinks the guest by; the cost is that of what the guest holds."""
     asked = np.where(it.ready, np.maximum(it.held_bytes - target, 0), 0)
-    limit, balloon_limit = steps(it, policy)
+    limit, balloon_limit = (_rest(each, it.spent, policy) for each in steps(it, policy))
     amounts = []
     for index in range(len(MECHANISMS)):
         amount = np.minimum(asked, it.ways.takeable[index])
-        amounts.append(amount if index == BALLOON else np.minimum(amount, limit))
+        amounts.append(
+            np.where(balloon_limit > 0, amount, 0) if index == BALLOON else np.minimum(amount, limit)
+        )
     way, cost = it.ways.cheapest(tuple(amounts), policy.least_change_bytes)
     untouched = it.ways.untouched_bytes
     shrunk = np.minimum(amounts[BALLOON] + untouched, balloon_limit)
@@ -153,6 +156,22 @@ def _take(it: Situation, policy: Policy, target: Column) -> tuple[Column, Column
     return take, way, cost, expected
 
 
+def _rest(limit: Column, spent: Column, policy: Policy) -> Column:
+    """What is left of a step; nothing where that is too little for an action."""
+    rest = limit * (1 - spent)
+    found: Column = np.where(rest >= policy.least_change_bytes, rest, 0.0)
+    return found
+
+
+def _spent(it: Situation, policy: Policy, take: Column, way: Column) -> Column:
+    """Of a step, after this plan."""
+    limit, balloon_limit = steps(it, policy)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        now = np.where(take > 0, take / np.where(way == BALLOON, balloon_limit, limit), 0)
+    found: Column = np.minimum(it.spent + np.nan_to_num(now, nan=0.0), 1.0)
+    return found
+
+
 def steps(it: Situation, policy: Policy) -> tuple[Column, Column]:
     """(the most that is taken at once, the most that a balloon is blown up by): more of what the guest calls free."""
     step = policy.step * it.of.known("size_bytes")
@@ -168,8 +187,11 @@ def _give(it: Situation, policy: Policy, target: Column, take: Column) -> Column
     can = it.ready & of.can[BALLOON] & (take == 0)
     room = np.where(can, np.maximum(of.most_bytes - it.ceiling_bytes, 0), 0)
     give = np.where(can, np.minimum(np.maximum(target - held, 0), room), 0)
-    # Not from what the host needs itself; what others give is there the next time.
-    budget = max(0.0, it.available_bytes - it.reserve_bytes)
+    # Not from what the host needs itself; what others give is there the next time. Nor, when looks come early, what was
+    # given just now to guests that wait, and that they have not touched yet.
+    untouched = np.maximum(it.ceiling_bytes - held - of.known("host_swapped_bytes"), 0)
+    promised = it.early * float(untouched[can & it.use.pressed & (room > 0)].sum())
+    budget = max(0.0, it.available_bytes - it.reserve_bytes - promised)
     total = float(give.sum())
     if total > budget:
         give *= budget / total

@@ -54,7 +54,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     stall_us: float | None = None  # time that some task of the guest waited for memory (PSI some)
     full_stall_us: float | None = None
     swap_in_bytes: float | None = None  # by the guest
-    refault_bytes: float | None = None  # of its working set
+    refault_bytes: float | None = None  # of buffers, read again soon after they were dropped
     major_faults: float | None = None
     host_swap_in_bytes: float | None = None  # of the guest's memory, by the host: major faults of its process
 

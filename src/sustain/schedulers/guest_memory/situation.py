@@ -25,6 +25,7 @@ from sustain.schedulers.guest_memory.ways import BALLOON, Ways, ways
 from sustain.schedulers.guest_memory.working_set import Use
 
 _RESERVE = 0.25  # of the goal
+_PUNCTUAL = 0.1  # of a step
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Situation:
     )
     used_bytes: Column  # now: what is charged without the idle tax
     gentle_bytes: Column  # what each is left with for the host's goal
+    early: float  # how far this look comes before its time: 0 not at all, 1 at once after the last
+    spent: Column  # of a step, lately: what may be taken is the rest
     spared: Mask  # have waited lately: nothing is taken from them for the host's goal
     squeezed: Mask  # uses more than its share, and may lose some of that to others
     ways: Ways  # for the host or for others
@@ -135,6 +138,9 @@ def situation(
             least_bytes=policy.least_change_bytes,
         )
 
+    # A step is what is learned of within `rise_s`. Looks are not on time to the millisecond.
+    spent = np.maximum(before["spent"] - elapsed_s / policy.rise_s, 0)
+    spent = np.where((spent < _PUNCTUAL) | hard, 0.0, spent)
     spared = (use.calm_s < policy.fall_s) & (not hard)
     gentle = deepest = can(kept, ready & ~spared, np.full(len(held), hard))
     over = ready & (use.needs_bytes > share) & (held > share)
@@ -159,6 +165,8 @@ def situation(
         share_bytes=share,
         used_bytes=used,
         gentle_bytes=held - gentle.most,
+        early=max(0.0, 1 - elapsed_s / policy.rise_s) if state else 0.0,
+        spent=spent,
         spared=spared,
         squeezed=over,
         ways=deepest,
@@ -179,7 +187,7 @@ def _aligned(of: Table, state: State | None) -> dict[str, Column]:
     """The state's columns in the order of this observation's guests; NaN, or 0, for those that are new."""
     count = len(of.guests)
     keys = tuple((guest.name, guest.life) for guest in of.guests)
-    empty = dict.fromkeys(working_set.REMEMBERED, np.nan) | dict.fromkeys(backoff.REMEMBERED, 0.0)
+    empty = dict.fromkeys(working_set.REMEMBERED, np.nan) | dict.fromkeys((*backoff.REMEMBERED, "spent"), 0.0)
     if state is None:
         return {name: np.full(count, value) for name, value in empty.items()}
     if keys == state.keys:
@@ -193,7 +201,9 @@ def _rise(of: Table, use: Use, ready: Mask, ceiling: Column, policy: Policy, *, 
     """What each guest lacks. No more than its limit, and than it can be given."""
     lacks = np.maximum(use.soon_bytes - ceiling, 0)
     lacks = np.where((lacks >= policy.least_change_bytes) & (not hard), lacks, 0)
-    at_once = working_set.GIVEN_AT_ONCE * policy.step * of["size_bytes"]
+    # What it was given and has not touched yet is on its way to it.
+    untouched = np.maximum(ceiling - of.known("resident_bytes") - of.known("host_swapped_bytes"), 0)
+    at_once = np.maximum(working_set.GIVEN_AT_ONCE * policy.step * of["size_bytes"] - untouched, 0)
     rise = np.where(use.pressed, np.maximum(at_once, lacks), lacks)
     can = ready & of.can[BALLOON]
     room = np.maximum(np.where(can, of.most_bytes, 0) - np.where(can, ceiling, 0), 0)

@@ -6,7 +6,8 @@ a rise within `rise_s` and a fall within `fall_s`, so that a pause does not cost
 A guest that waits for memory, or reads back what was taken from it, is pressed: then all that it has is in use,
 whatever its lists say, since these were wrong. Refaults of buffers count only where its balloon has taken memory from
 it: a kernel that lists pages which are read again and again as inactive tells of no stalls when they have to be read
-anew, and a guest that reads more than it could ever keep refaults with all its memory.
+anew. A guest that reads more than it could ever keep refaults with all its memory: what is usual while nothing is taken
+from it does not count.
 
 A guest whose use has risen may rise as much again: it is left, and given, room for the largest rise of late, which is
 forgotten within `fall_s`, but no more room than it would be given at once if it waited.
@@ -25,7 +26,16 @@ from sustain.schedulers.guest_memory.plan import Column, Mask
 _READ_BACK_SHARE_PER_S = 0.001  # of its size: a guest that reads back more than that lacks memory
 GIVEN_AT_ONCE = 4.0  # steps, since who lacks memory waits now
 COUNTERS = ("stall_us", "swap_in_bytes", "refault_bytes")  # at the guest's time; the host's own beside them
-ESTIMATES = ("stall", "swap_in", "refaults", "working_set_bytes", "active_bytes", "surge_bytes", "calm_s")
+ESTIMATES = (
+    "stall",
+    "swap_in",
+    "refaults",
+    "usual_refaults",
+    "working_set_bytes",
+    "active_bytes",
+    "surge_bytes",
+    "calm_s",
+)
 REMEMBERED = (*COUNTERS, "host_swap_in_bytes", "classes_at_s", *ESTIMATES)
 
 
@@ -41,6 +51,7 @@ class Use:
     stall: Column  # share of time
     swap_in: Column  # bytes per second, read back by the guest or for it
     refaults: Column  # bytes per second, read again by the guest
+    usual_refaults: Column  # while its balloon takes nothing
     rereads: Mask  # that much of them that it lacks what was taken
     came_back_bytes: Column  # since the decision before
     pressed: Mask
@@ -72,8 +83,12 @@ def use(of: Table, before: dict[str, Column], now_s: float, elapsed_s: float, po
     waits = stall > policy.stall_limit
     reads = swap_in > _READ_BACK_SHARE_PER_S * of["size_bytes"]
     refaults = np.where(news, grown["refault_bytes"] / told_s, before["refaults"])
-    shrunk = of["balloon_bytes"] < of["size_bytes"] - policy.least_change_bytes
-    rereads = shrunk & (refaults > _READ_BACK_SHARE_PER_S * of["size_bytes"])
+    shrunk = of["balloon_bytes"] < of.most_bytes - policy.least_change_bytes
+    usual = _zero(before["usual_refaults"])
+    learned_s = np.where(refaults > usual, policy.rise_s, policy.fall_s)
+    learns = ~shrunk & news & ~np.isnan(refaults)
+    usual = np.where(learns, usual + (refaults - usual) * -np.expm1(-elapsed_s / learned_s), usual)
+    rereads = shrunk & (refaults - usual > _READ_BACK_SHARE_PER_S * of["size_bytes"])
     # Where the guest tells how long it waits, swapping in alone is no lack.
     pressed = fresh & (np.where(np.isnan(stall), reads, waits) | rereads)
     active = active_bytes(of)
@@ -97,6 +112,7 @@ def use(of: Table, before: dict[str, Column], now_s: float, elapsed_s: float, po
         stall=stall,
         swap_in=swap_in,
         refaults=refaults,
+        usual_refaults=usual,
         rereads=fresh & rereads,
         came_back_bytes=_zero(grown["swap_in_bytes"]) + _zero(grown["refault_bytes"]) + _zero(host_grown),
         pressed=pressed,
