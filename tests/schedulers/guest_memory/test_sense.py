@@ -292,6 +292,40 @@ def test_a_cgroup(tmp_path: Path) -> None:
     sensor.close()
 
 
+def test_found_guests_of_one_name_keep_theirs(tmp_path: Path) -> None:
+    def starts(pid: int) -> Path:
+        folder = tmp_path / "proc" / str(pid)
+        folder.mkdir(parents=True)
+        (folder / "cwd").symlink_to("/")
+        (folder / "stat").write_text(Path("/proc/self/stat").read_text())
+        words = ("qemu-system-x86_64", "-name", "vm", "-qmp", f"unix:{tmp_path}/{pid}.qmp")
+        (folder / "cmdline").write_text("\0".join((*words, "")))
+        return folder
+
+    def sockets() -> dict[str, str]:
+        return {
+            name: watch.config.qmp.rpartition("/")[2]
+            for name, watch in sensor._watches.items()
+            if watch.config.qmp is not None
+        }
+
+    first = starts(500)
+    sensor = Sensor(GuestsConfig(discover=True, timeout_s=TIMEOUT_S), tmp_path)
+    assert sockets() == {"vm": "500.qmp"}
+    kept = sensor.handles["vm"]
+    starts(400)  # numbers begin anew now and then
+    sensor.read()
+    assert sockets() == {"vm": "500.qmp", "vm.400": "400.qmp"}
+    assert sensor.handles["vm"] is kept
+    first.rename(tmp_path / "ended")
+    sensor.read()
+    assert sockets() == {"vm.400": "400.qmp"}
+    starts(600)
+    sensor.read()
+    assert sockets() == {"vm.400": "400.qmp", "vm": "600.qmp"}
+    sensor.close()
+
+
 @pytest.mark.parametrize(
     "bad",
     [

@@ -23,6 +23,7 @@ from sustain.host import meminfo, pressure, qemu, swaps, vmstat
 from sustain.host.cgroup import Cgroup
 from sustain.host.meminfo import Meminfo
 from sustain.host.pressure import Pressure
+from sustain.host.processes import Identity
 from sustain.host.swaps import Swaps
 from sustain.host.vmstat import Vmstat
 from sustain.schedulers.guest_memory.changes import Changes, Unnoted
@@ -62,6 +63,7 @@ class Sensor:
         self._changes = changes or Unnoted()
         self._sampler = Sampler(self._changes, self._clock, root, window_s, period_s)
         self._watches: dict[str, _Watch] = {}
+        self._names: dict[Identity, str] = {}  # of guests that were found: theirs for as long as they run
         for each in config.guests:
             self._add(each)
         if config.discover:
@@ -151,16 +153,14 @@ class Sensor:
         pids = {each.pid for each in self._config.guests}
         problems = []
         found: dict[str, GuestConfig] = {}
-        for each in qemu.discover(self._root):
+        running = qemu.discover(self._root)
+        names = {each.who: self._names[each.who] for each in running if each.who in self._names}
+        taken = configured | set(names.values())
+        for each in running:
             if each.who.pid in pids or {each.name, each.uuid} & domains:
                 continue
             if each.qmp is not None and os.path.realpath(each.qmp) in sockets:
                 continue
-            name = (
-                each.name
-                if each.name not in found and each.name not in configured
-                else f"{each.name}.{each.who.pid}"
-            )
             if each.qmp is None:
                 kind = (
                     "libvirt manages it: configure it with kind libvirt"
@@ -169,7 +169,13 @@ class Sensor:
                 )
                 problems.append(f"QEMU process {each.who.pid} ({each.name}) is left alone: {kind}")
                 continue
+            name = names.get(each.who)
+            if name is None:
+                name = each.name if each.name not in taken else f"{each.name}.{each.who.pid}"
+                names[each.who] = name
+                taken.add(name)
             found[name] = GuestConfig(name=name, qmp=each.qmp, guest_agent=each.guest_agent, pid=each.who.pid)
+        self._names = names
         for name, watch in list(self._watches.items()):
             if name not in configured and found.get(name) != watch.config:
                 watch.retire()
