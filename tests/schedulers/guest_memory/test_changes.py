@@ -1,16 +1,23 @@
 """What reading changes on the host is noted, and put back: by whoever did it, or by who comes after one that was
 killed. The guests are fakes; DAMON's part is in tests/host/test_damon_kernel.py."""
 
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from sustain.clock import SystemClock
-from sustain.errors import JournalError
+from sustain.errors import HostError, JournalError
+from sustain.host import balloon
+from sustain.host.balloon import Statistics
+from sustain.host.qmp import Qmp
+from sustain.schedulers.guest_memory import libvirt_handle
 from sustain.schedulers.guest_memory.changes import Refused, undo
 from sustain.schedulers.guest_memory.config import GuestConfig, GuestsConfig
+from sustain.schedulers.guest_memory.handles import QemuHandle
+from sustain.schedulers.guest_memory.libvirt_handle import LibvirtHandle
 from sustain.schedulers.guest_memory.model import Policy
 from sustain.schedulers.guest_memory.scheduler import GuestMemory
 from sustain.schedulers.guest_memory.sense import Sensor
@@ -129,3 +136,97 @@ def test_a_look_s_journal_that_is_damaged_keeps_nothing_else_from_being_put_back
     assert "is damaged" in left.problem
     assert (tmp_path / "looking").read_text() == "hello\n"
     agent.close()
+
+
+@pytest.fixture
+def domain(monkeypatch: pytest.MonkeyPatch) -> "MadeDomain":
+    made = MadeDomain()
+    monkeypatch.setattr(libvirt_handle, "Domain", lambda *_: made)
+    return made
+
+
+class MadeDomain:
+    """As libvirt's, that runs. `at_set` is called while statistics are being switched on."""
+
+    def __init__(self) -> None:
+        self.period_s = 0
+        self.at_set: Callable[[], object] = lambda: None
+
+    def running(self) -> str:
+        return "0d5a1e5c-7c11-4a5f-9f0e-6a1d0a4b7e33:7"
+
+    def size_bytes(self) -> int:
+        return SIZE
+
+    def balloon_bytes(self) -> int:
+        return SIZE
+
+    def statistics(self) -> Statistics:
+        return Statistics(updated_s=1)
+
+    def period(self) -> int:
+        return self.period_s
+
+    def set_period(self, period_s: int) -> None:
+        if period_s:
+            self.at_set()
+        self.period_s = period_s
+
+
+def of_domain(journal: Journal) -> LibvirtHandle:
+    return LibvirtHandle(GuestConfig(name="g", kind="libvirt"), Path("/"), 2.0, 3, journal)
+
+
+def of_qemu(qemu: FakeQemu, journal: Journal) -> QemuHandle:
+    return QemuHandle(GuestConfig(name="g", qmp=qemu.path), Path("/"), 2.0, 3, journal)
+
+
+def test_a_look_that_goes_on_switches_nothing_on_after_the_end(
+    qemu: FakeQemu, domain: MadeDomain, tmp_path: Path
+) -> None:
+    with Journal(tmp_path / "j") as journal:
+        for handle, guest in ((of_qemu(qemu, journal), qemu), (of_domain(journal), domain)):
+            handle.close()
+            said = handle.monitor()
+            assert (said.period_s, guest.period_s, journal.entries()) == (0, 0, ())
+            assert "nobody looks any more" in said.problem
+
+
+def test_what_is_being_switched_on_at_the_end_is_switched_off(domain: MadeDomain, tmp_path: Path) -> None:
+    with Journal(tmp_path / "j") as journal:
+        handle = of_domain(journal)
+        closes = threading.Thread(target=handle.close)
+
+        def at_set() -> None:
+            closes.start()
+            closes.join(0.2)  # it waits for us; were it not to, it would be done before this is
+
+        domain.at_set = at_set
+        assert handle.monitor().period_s == 3
+        closes.join(30)
+        assert (domain.period_s, journal.entries()) == (0, ())
+
+
+def test_what_was_switched_on_by_a_call_that_failed_is_switched_off(
+    qemu: FakeQemu, domain: MadeDomain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = balloon.set_period
+
+    def late(qmp: Qmp, device: str, period_s: int) -> None:
+        real(qmp, device, period_s)
+        if period_s:
+            raise HostError("no answer in time")
+
+    def late_too() -> None:
+        domain.period_s = 3
+        raise HostError("no answer in time")
+
+    monkeypatch.setattr(balloon, "set_period", late)
+    domain.at_set = late_too
+    with Journal(tmp_path / "j") as journal:
+        for handle, guest in ((of_qemu(qemu, journal), qemu), (of_domain(journal), domain)):
+            with pytest.raises(HostError, match="in time"):
+                handle.monitor()
+            assert (guest.period_s, len(journal.entries())) == (3, 1)
+            handle.close()
+            assert (guest.period_s, journal.entries()) == (0, ())

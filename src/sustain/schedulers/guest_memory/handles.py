@@ -111,6 +111,7 @@ class ProcessHandle:
         self._root = root
         self._changes = changes or Unnoted()
         self._lock = threading.RLock()
+        self._closed = False  # nothing is switched on any more, also by a look that goes on
         self._who: Identity | None = None
         self._size_bytes: int | None = None  # of its RAM, as its hypervisor said last
         self._areas: tuple[Identity, int, tuple[Area, ...]] | None = None
@@ -168,7 +169,10 @@ class ProcessHandle:
         return self.footprint().resident_bytes
 
     def _note_period(self, life: str, period_s: int) -> str:
-        """Note that its statistics, which are off, are about to be switched on; why they may not be, else ""."""
+        """Note that its statistics, which are off, are about to be switched on; why they may not be, else "". Called
+        with the lock, under which they are switched on then."""
+        if self._closed:
+            return "its balloon's statistics are off, and nobody looks any more"
         target = {"guest": self.name, "life": life}
         try:
             self._changes.note(statistics(self.name), STATISTICS, target, 0, period_s)
@@ -258,8 +262,8 @@ class QemuHandle(ProcessHandle):
             problem = self._note_period(f"{who.pid}:{who.start_ticks}", self._period_s)
             if not problem:
                 period_s = self._period_s
+                self._period_set = who  # before: a call that comes back too late may have set it
                 balloon.set_period(qmp, device, period_s)
-                self._period_set = who
         return _Known(who, asked_s, size, device, period_s, problem)
 
     def period(self) -> int | None:
@@ -288,8 +292,9 @@ class QemuHandle(ProcessHandle):
         return None if size is None else GuestFrames(size, self._ask_qmp, self._ask_agent)
 
     def close(self) -> None:
-        """Switch the statistics off that were switched on here."""
+        """Switch the statistics off that were switched on here, for good."""
         with self._lock:
+            self._closed = True
             who = self.process()
             if who is None or who != self._period_set:
                 return

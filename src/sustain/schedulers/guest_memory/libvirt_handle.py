@@ -58,18 +58,21 @@ class LibvirtHandle(ProcessHandle):
         period_s = self._domain.period()
         problem = ""
         if period_s == 0 and life is not None:
-            problem = self._note_period(life, self._period_s)
-            if not problem:
-                period_s = self._period_s
-                self._domain.set_period(period_s)
-                self._period_set = life
+            with self._lock:
+                problem = self._note_period(life, self._period_s)
+                if not problem:
+                    period_s = self._period_s
+                    self._period_set = life  # before: a call that comes back too late may have set it
+                    self._domain.set_period(period_s)
         return Monitor(size, balloon, self._domain.statistics(), period_s or 0, problem)
 
     def period(self) -> int | None:
-        return self._domain.period()
+        with self._lock:  # not between noting and setting
+            return self._domain.period()
 
     def set_period(self, period_s: int) -> None:
-        self._domain.set_period(period_s)
+        with self._lock:
+            self._domain.set_period(period_s)
 
     def texts(self, paths: Iterable[str]) -> dict[str, str | None]:
         with self._asking:
@@ -87,13 +90,15 @@ class LibvirtHandle(ProcessHandle):
         )
 
     def close(self) -> None:
-        """Switch the statistics off that were switched on here."""
-        if self._period_set is None:
-            return
-        if self._period_set == self.life() and self._domain.period() == self._period_s:
-            self._domain.set_period(0)
-        self._period_set = None
-        self._changes.forget(statistics(self.name))
+        """Switch the statistics off that were switched on here, for good."""
+        with self._lock:
+            self._closed = True
+            if self._period_set is None:
+                return
+            if self._period_set == self.life() and self._domain.period() == self._period_s:
+                self._domain.set_period(0)
+            self._period_set = None
+            self._changes.forget(statistics(self.name))
 
     @contextlib.contextmanager
     def _ask_agent(self) -> Iterator[Domain]:
