@@ -116,7 +116,9 @@ def situation(
     scarce = bool(waiting.any()) and float(waiting.sum()) > available - reserve
     if scarce:
         rise = waiting
-    used = np.nan_to_num(np.where(use.pressed, use.working_set_bytes, use.active_bytes), nan=0.0)
+    # One look that comes early and sees no waiting does not say that a guest has enough.
+    waited = use.calm_s < policy.rise_s
+    used = np.nan_to_num(np.where(waited, use.working_set_bytes, use.active_bytes), nan=0.0)
     limits = np.where(ready, np.nan_to_num(of.reservation_bytes), held), np.where(ready, of.most_bytes, held)
     share = np.full(len(held), np.nan)
     if not reasons:
@@ -145,9 +147,9 @@ def situation(
     gentle = deepest = can(kept, ready & ~spared, np.full(len(held), hard))
     over = ready & (use.needs_bytes > share) & (held > share)
     if not hard and (scarce or over.any()):
-        left = np.fmin(kept, use.soon_bytes) if scarce else kept
+        left = np.where(waited, kept, np.fmin(kept, use.soon_bytes)) if scarce else kept
         left = np.fmax(floor, np.where(over, np.fmin(kept, share), left))
-        deepest = can(left, ready & (~spared | over | scarce), over)
+        deepest = can(left, ready & (~spared | over | (~waited & scarce)), over)
     return Situation(
         of=of,
         use=use,
