@@ -365,11 +365,12 @@ def test_a_battery_that_dies_too_early_leaves_word_of_what_is_missing(tmp_path: 
         a, b = site.begin()
         slow(a, 8)
         full_of_commits(site, a, b, 4)
+        began = site.record()["epoch"]
         outage(a)
         stopped(a)
         until(lambda: a.reports("outage"), lambda: f"a begins its report{lines(a)()}")
         a.cut()
-        start = goes_on(b, 3, a)
+        start = goes_on(b, began + 1, a)
         assert start["wrong"] == "", "what b has is not a prefix"
         assert start["n"] < last(a)["n"]
         (taken,) = b.reports("takeover")
