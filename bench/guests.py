@@ -131,7 +131,8 @@ def before_others() -> Iterator[bool]:
     """What is started meanwhile, guests too, gets the processor before other work of this machine; False: only root may
     have that."""
     usual, session = os.getpriority(os.PRIO_PROCESS, 0), Path("/proc/self/autogroup")
-    group = session.read_text().split()[-1] if session.exists() else None  # sched(7): it comes first
+    words = session.read_text().split() if session.exists() else []  # sched(7): a session's nice comes first
+    group = words[-1] if words else None  # none: no session has been made since the kernel's first process
     try:
         os.setpriority(os.PRIO_PROCESS, 0, usual - 10)
         if group is not None:

@@ -81,13 +81,14 @@ class Holder:
 
 @contextlib.contextmanager
 def some_swap(size_bytes: int = 64 * MIB) -> Iterator[None]:
-    """What this machine has, or a zram device of our own; skips the test where neither can be had."""
-    with taking_turns():
-        if swaps.read().free_bytes >= size_bytes:
-            yield
-        else:
-            with _zram(size_bytes):
-                yield
+    """A zram device of our own, filled before other swap, or what this machine has; skips the test where both lack."""
+    with taking_turns(), contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(_zram(size_bytes))
+        except OSError:
+            if swaps.read().free_bytes < size_bytes:
+                pytest.skip("this machine has no swap and lets us make none")
+        yield
 
 
 @contextlib.contextmanager
@@ -100,15 +101,12 @@ def taking_turns() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _zram(size_bytes: int) -> Iterator[None]:
-    try:
-        number = int(Path("/sys/class/zram-control/hot_add").read_text())
-    except OSError:
-        pytest.skip("this machine has no swap and lets us make none")
+    number = int(Path("/sys/class/zram-control/hot_add").read_text())
     device = Path(f"/dev/zram{number}")
     try:
         Path(f"/sys/block/zram{number}/disksize").write_text(str(size_bytes))
         subprocess.run(["mkswap", "-q", str(device)], check=True)
-        subprocess.run(["swapon", str(device)], check=True)
+        subprocess.run(["swapon", "--priority", "32767", str(device)], check=True)
         try:
             yield
         finally:

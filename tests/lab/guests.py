@@ -453,7 +453,8 @@ def until(condition: Callable[[], bool], limit_s: float = 60) -> None:
 def host_swap(size_mib: int) -> Iterator[str]:
     """Swap on this host, in its own RAM (zram), for as long as the block lasts: the device's name.
 
-    It is everybody's while it is there, so tests that need it and tests that need a host without any take turns by
+    It is filled before any other that the host has, so what is swapped out meanwhile is back when the block ends. It is
+    everybody's while it is there, so tests that need it and tests that need a host without any take turns by
     `host_without_swap`'s lock. LabError where the kernel or the rights are missing.
     """
     with _swap_lock():
@@ -466,7 +467,7 @@ def host_swap(size_mib: int) -> Iterator[str]:
         try:
             Path(f"/sys/block/zram{number}/disksize").write_text(f"{size_mib}M")
             _run("mkswap", device)
-            _run("swapon", device)
+            _run("swapon", "--priority", "32767", device)
             try:
                 yield device
             finally:
