@@ -75,6 +75,29 @@ def test_nobody_rises_beyond_its_share_by_what_is_within_anothers(
     assert not (beyond.any() and robbed.any())
 
 
+def test_for_the_hosts_goal_alone_nobody_loses_what_it_uses_though_it_is_beyond_its_share() -> None:
+    """Nobody lacks anything. A guest of small share uses nearly all that it holds; one of a large share holds as
+    much and uses half."""
+    held, used = np.array([2.0, 2.0]) * GIB, np.array([1.8, 1.0]) * GIB
+    weight, available, goal = np.array([100.0, 1000.0]), 0.2 * GIB, 0.5 * GIB
+    total, reserve = float(held.sum()) + available, 0.1 * GIB
+    share = fill(total - reserve, used, weight, np.zeros(2), np.full(2, 4 * GIB), 0.75)
+    assert share[0] < used[0]
+    of = Claims(
+        held=held,
+        wanted=held,
+        in_use=held,
+        gentle=used,
+        least=np.array([share[0], used[1]]),
+        share=share,
+        used=used,
+        working=used,
+        weight=weight,
+    )
+    target = share_out(of, total, goal, reserve, 0.75)
+    assert target == pytest.approx([1.8 * GIB, 1.9 * GIB], abs=MIB)
+
+
 @settings(max_examples=300, deadline=None)
 @given(claims(), st.floats(1.05, 10))
 def test_more_weight_never_gets_less(

@@ -56,7 +56,8 @@ def decide(
     """One plan, and what to remember. `state` None: the beginning. `effects`: of the plan before."""
     it = situation(observation, state, policy, now_s, effects)
     target, entitlement, capacity = _targets(it, policy)
-    take, way, cost, expected = _take(it, policy, target)
+    most = steps(it, policy)
+    take, way, cost, expected = _take(it, policy, target, most)
     give = _give(it, policy, target, take)
     actions, change = _actions(it, target, take, way, cost, give)
     of, use = it.of, it.use
@@ -97,7 +98,7 @@ def decide(
     # What is taken beyond its share from a guest that uses it comes back, whatever the way: nothing is learned of it.
     remembered["did"] = np.where(way < 0, remembered["did"], np.where(it.squeezed, 0.0, way + 1.0))
     remembered["expected_bytes"] = expected
-    remembered["spent"] = _spent(it, policy, take, way)
+    remembered["spent"] = _spent(it, take, way, most)
     remembered |= {name: of[name] for name in (*working_set.COUNTERS, "host_swap_in_bytes", "classes_at_s")}
     remembered |= {name: getattr(use, name) for name in working_set.ESTIMATES}
     keys = tuple((guest.name, guest.life) for guest in of.guests)
@@ -128,11 +129,13 @@ def _targets(it: Situation, policy: Policy) -> tuple[Column, Column, float]:
     return target, entitlement, total - it.goal_bytes
 
 
-def _take(it: Situation, policy: Policy, target: Column) -> tuple[Column, Column, Column, Column]:
+def _take(
+    it: Situation, policy: Policy, target: Column, most: tuple[Column, Column]
+) -> tuple[Column, Column, Column, Column]:
     """(taken in this step, by which way or −1, its cost, what must at least be seen of it). For a balloon, what is
-    taken is what it shrinks the guest by; the cost is that of what the guest holds."""
+    taken is what it shrinks the guest by; the cost is that of what the guest holds. `most`: `steps`."""
     asked = np.where(it.ready, np.maximum(it.held_bytes - target, 0), 0)
-    limit, balloon_limit = (_rest(each, it.spent, policy) for each in steps(it, policy))
+    limit, balloon_limit = (_rest(each, it.spent, policy) for each in most)
     amounts = []
     for index in range(len(MECHANISMS)):
         amount = np.minimum(asked, it.ways.takeable[index])
@@ -163,9 +166,9 @@ def _rest(limit: Column, spent: Column, policy: Policy) -> Column:
     return found
 
 
-def _spent(it: Situation, policy: Policy, take: Column, way: Column) -> Column:
+def _spent(it: Situation, take: Column, way: Column, most: tuple[Column, Column]) -> Column:
     """Of a step, after this plan."""
-    limit, balloon_limit = steps(it, policy)
+    limit, balloon_limit = most
     with np.errstate(divide="ignore", invalid="ignore"):
         now = np.where(take > 0, take / np.where(way == BALLOON, balloon_limit, limit), 0)
     found: Column = np.minimum(it.spent + np.nan_to_num(now, nan=0.0), 1.0)
@@ -189,8 +192,7 @@ def _give(it: Situation, policy: Policy, target: Column, take: Column) -> Column
     give = np.where(can, np.minimum(np.maximum(target - held, 0), room), 0)
     # Not from what the host needs itself; what others give is there the next time. Nor, when looks come early, what was
     # given just now to guests that wait, and that they have not touched yet.
-    untouched = np.maximum(it.ceiling_bytes - held - of.known("host_swapped_bytes"), 0)
-    promised = it.early * float(untouched[can & it.use.pressed & (room > 0)].sum())
+    promised = it.early * float(it.ways.untouched_bytes[can & it.use.pressed & (room > 0)].sum())
     budget = max(0.0, it.available_bytes - it.reserve_bytes - promised)
     total = float(give.sum())
     if total > budget:

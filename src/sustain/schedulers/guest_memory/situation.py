@@ -111,7 +111,8 @@ def situation(
     at = found[1] if found else None
     reserve = np.nan if at is None else min(at.soft_bytes, max(2 * at.hard_bytes, _RESERVE * goal))
     hard = name in ("hard", "low")
-    rise = _rise(of, use, ready, ceiling, policy, hard=hard)
+    untouched = np.where(of.can[BALLOON], np.maximum(ceiling - held - of.known("host_swapped_bytes"), 0), 0.0)
+    rise = _rise(of, use, ready, ceiling, untouched, policy, hard=hard)
     waiting = np.where(use.pressed, rise, 0)
     scarce = bool(waiting.any()) and float(waiting.sum()) > available - reserve
     if scarce:
@@ -134,6 +135,7 @@ def situation(
             experience.usable,
             from_whom,
             ceiling,
+            untouched,
             left,
             deep=deep,
             hard=hard,
@@ -199,12 +201,13 @@ def _aligned(of: Table, state: State | None) -> dict[str, Column]:
     return {name: np.append(state.columns[name], value)[index] for name, value in empty.items()}
 
 
-def _rise(of: Table, use: Use, ready: Mask, ceiling: Column, policy: Policy, *, hard: bool) -> Column:
+def _rise(
+    of: Table, use: Use, ready: Mask, ceiling: Column, untouched: Column, policy: Policy, *, hard: bool
+) -> Column:
     """What each guest lacks. No more than its limit, and than it can be given."""
     lacks = np.maximum(use.soon_bytes - ceiling, 0)
     lacks = np.where((lacks >= policy.least_change_bytes) & (not hard), lacks, 0)
     # What it was given and has not touched yet is on its way to it.
-    untouched = np.maximum(ceiling - of.known("resident_bytes") - of.known("host_swapped_bytes"), 0)
     at_once = np.maximum(working_set.GIVEN_AT_ONCE * policy.step * of["size_bytes"] - untouched, 0)
     rise = np.where(use.pressed, np.maximum(at_once, lacks), lacks)
     can = ready & of.can[BALLOON]

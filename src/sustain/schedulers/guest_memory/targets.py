@@ -53,9 +53,10 @@ def share_out(claims: Claims, total: float, goal: float, reserve: float, idle_ta
     own = np.minimum(np.where(rises, claims.wanted, claims.in_use), claims.share)
     own = fill(total - reserve, claims.used, claims.weight, claims.least, own, idle_tax)
     gentle = np.where(rises, np.maximum(claims.gentle, own), claims.gentle)
-    # For the goal alone nobody loses what it uses; between guests, who is beyond its share may.
+    # For the goal alone nobody loses what it uses; between guests, where one lacks memory, who is beyond its share may.
+    low = own if rises.any() else claims.gentle
     room = max(total - goal, float(claims.gentle.sum()), min(total - reserve, float(gentle.sum())))
-    found = between(room, own, np.maximum(claims.wanted, own), claims.used)
+    found = between(room, low, np.maximum(claims.wanted, low), claims.used)
     if float(found.sum()) > total - goal:
         # Before that, nobody rises beyond its share.
         within = np.where(rises, np.minimum(found, np.maximum(own, claims.held)), found)

@@ -65,20 +65,18 @@ def ways(
     usable: tuple[Mask, ...],
     ready: Mask,
     ceiling_bytes: Column,
+    untouched: Column,
     kept_bytes: Column,
     *,
     deep: Mask,
     hard: bool,
     least_bytes: float,
 ) -> Ways:
-    """`ceiling_bytes`: what a guest may use now; `kept_bytes`: what it is left with at least; `deep`: active memory
-    may go, too; `hard`: the host's swap is used beside the balloon."""
+    """`ceiling_bytes`: what a guest may use now; `untouched`: bytes of that it does not hold; `kept_bytes`: what it is
+    left with at least; `deep`: active memory may go, too; `hard`: the host's swap is used beside the balloon."""
     swap = max(0.0, (host.swap_free_bytes or 0.0) - _SPARED_SWAP * (host.swap_total_bytes or 0.0))
     held = of.known("resident_bytes")
     can = tuple(a & b & ready for a, b in zip(of.can, usable, strict=True))
-    untouched = np.where(
-        of.can[BALLOON], np.maximum(ceiling_bytes - held - of.known("host_swapped_bytes"), 0), 0.0
-    )
     layers = (reclaim_cost.balloon(of), reclaim_cost.pageout(of), reclaim_cost.reclaim(of, swap))
     room = np.maximum(np.nan_to_num(held - kept_bytes, nan=0.0), 0)
     deflated = np.minimum(
