@@ -10,8 +10,9 @@ import contextlib
 import errno
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -105,16 +106,26 @@ class ProcessHandle:
 
     kind: Kind
 
-    def __init__(self, config: GuestConfig, root: Path, changes: Changes | None = None) -> None:
+    def __init__(
+        self, config: GuestConfig, root: Path, period_s: int, changes: Changes | None = None
+    ) -> None:
+        """`period_s`: between two of its balloon's statistics, where they are off and switched on here."""
         self.name = config.name
         self._config = config
         self._root = root
+        self._period_s = period_s
         self._changes = changes or Unnoted()
         self._lock = threading.RLock()
+        # Apart from the other, so that a silent agent does not hold up the balloon; an agent is asked by one at a time.
+        self._asking = threading.Lock()
         self._closed = False  # nothing is switched on any more, also by a look that goes on
+        self._period_set: str | None = None  # the life whose statistics were switched on here
         self._who: Identity | None = None
         self._size_bytes: int | None = None  # of its RAM, as its hypervisor said last
         self._areas: tuple[Identity, int, tuple[Area, ...]] | None = None
+
+    def life(self) -> str | None:
+        raise NotImplementedError
 
     def process(self) -> Identity | None:
         with self._lock:
@@ -168,17 +179,40 @@ class ProcessHandle:
     def resident(self) -> int | None:
         return self.footprint().resident_bytes
 
-    def _note_period(self, life: str, period_s: int) -> str:
-        """Note that its statistics, which are off, are about to be switched on; why they may not be, else "". Called
-        with the lock, under which they are switched on then."""
+    def period(self) -> int | None:
+        """Seconds between two of its balloon's statistics; 0: they are off, None: it has no balloon."""
+        raise NotImplementedError
+
+    def set_period(self, period_s: int) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Switch the statistics off that were switched on here, for good."""
+        with self._lock:
+            self._closed = True
+            if self._period_set is None:
+                return
+            if self._period_set == self.life() and self.period() == self._period_s:
+                self.set_period(0)
+            self._period_set = None
+            self._changes.forget(statistics(self.name))
+
+    def _switch_on(self, life: str, set_period: Callable[[int], None]) -> tuple[int, str]:
+        """Note that its statistics, which are off, are switched on, and do it by `set_period`: seconds between two of
+        them now, and why they are still off, else "". Called with the lock."""
         if self._closed:
-            return "its balloon's statistics are off, and nobody looks any more"
+            return 0, "its balloon's statistics are off, and nobody looks any more"
         target = {"guest": self.name, "life": life}
         try:
-            self._changes.note(statistics(self.name), STATISTICS, target, 0, period_s)
+            self._changes.note(statistics(self.name), STATISTICS, target, 0, self._period_s)
         except JournalError as error:
-            return f"its balloon's statistics are off, and cannot be switched on, since that cannot be noted: {error}"
-        return ""
+            return (
+                0,
+                f"its balloon's statistics are off, and cannot be switched on, since that cannot be noted: {error}",
+            )
+        self._period_set = life  # before: a call that comes back too late may have set it
+        set_period(self._period_s)
+        return self._period_s, ""
 
     def _find_pid(self) -> int | None:
         raise NotImplementedError
@@ -209,20 +243,15 @@ class QemuHandle(ProcessHandle):
         period_s: int,
         changes: Changes | None = None,
     ) -> None:
-        super().__init__(config, root, changes)
-        self._asking = (
-            threading.Lock()
-        )  # apart from the other, so that a silent agent does not hold up the balloon
+        super().__init__(config, root, period_s, changes)
         self._timeout_s = timeout_s
-        self._period_s = period_s
         self._known: _Known | None = None
         self._updated_s = 0  # of the last statistics
-        self._period_set: Identity | None = None  # whose statistics were switched on by us
         self.has_agent = config.guest_agent is not None
 
     def life(self) -> str | None:
         who = self.process()
-        return None if who is None else f"{who.pid}:{who.start_ticks}"
+        return None if who is None else _life(who)
 
     def balloon(self) -> int | None:
         with self._lock, self._qmp() as qmp:
@@ -259,11 +288,7 @@ class QemuHandle(ProcessHandle):
             return _Known(who, asked_s, size, None, 0)
         period_s, problem = balloon.period(qmp, device), ""
         if period_s == 0:
-            problem = self._note_period(f"{who.pid}:{who.start_ticks}", self._period_s)
-            if not problem:
-                period_s = self._period_s
-                self._period_set = who  # before: a call that comes back too late may have set it
-                balloon.set_period(qmp, device, period_s)
+            period_s, problem = self._switch_on(_life(who), partial(balloon.set_period, qmp, device))
         return _Known(who, asked_s, size, device, period_s, problem)
 
     def period(self) -> int | None:
@@ -291,20 +316,6 @@ class QemuHandle(ProcessHandle):
         size = self.monitor().size_bytes
         return None if size is None else GuestFrames(size, self._ask_qmp, self._ask_agent)
 
-    def close(self) -> None:
-        """Switch the statistics off that were switched on here, for good."""
-        with self._lock:
-            self._closed = True
-            who = self.process()
-            if who is None or who != self._period_set:
-                return
-            with self._qmp() as qmp:
-                device = balloon.find(qmp)
-                if device is not None and balloon.period(qmp, device) == self._period_s:
-                    balloon.set_period(qmp, device, 0)
-            self._period_set = None
-            self._changes.forget(statistics(self.name))
-
     @contextlib.contextmanager
     def _ask_qmp(self) -> Iterator[Qmp]:
         with self._lock, self._qmp() as qmp:
@@ -330,6 +341,10 @@ class QemuHandle(ProcessHandle):
             if error.errno in (errno.ENOENT, errno.ECONNREFUSED):  # nobody listens there
                 return None
             raise
+
+
+def _life(who: Identity) -> str:
+    return f"{who.pid}:{who.start_ticks}"
 
 
 class CgroupHandle:

@@ -4,7 +4,6 @@ Its process is found by its UUID among the QEMU processes of this host, for what
 """
 
 import contextlib
-import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from sustain.host import qemu
 from sustain.host.guest_agent import read_texts
 from sustain.host.guest_frames import GuestFrames
 from sustain.host.libvirt import Domain
-from sustain.schedulers.guest_memory.changes import Changes, statistics
+from sustain.schedulers.guest_memory.changes import Changes
 from sustain.schedulers.guest_memory.config import GuestConfig
 from sustain.schedulers.guest_memory.handles import Monitor, ProcessHandle
 from sustain.schedulers.guest_memory.model import Kind
@@ -34,11 +33,8 @@ class LibvirtHandle(ProcessHandle):
         period_s: int,
         changes: Changes | None = None,
     ) -> None:
-        super().__init__(config, root, changes)
+        super().__init__(config, root, period_s, changes)
         self._domain = Domain(config.uri, config.domain or config.name, timeout_s)
-        self._period_s = period_s
-        self._period_set: str | None = None  # the life whose statistics were switched on here
-        self._asking = threading.Lock()  # an agent is asked by one at a time
 
     def life(self) -> str | None:
         return self._domain.running()
@@ -59,11 +55,7 @@ class LibvirtHandle(ProcessHandle):
         problem = ""
         if period_s == 0 and life is not None:
             with self._lock:
-                problem = self._note_period(life, self._period_s)
-                if not problem:
-                    period_s = self._period_s
-                    self._period_set = life  # before: a call that comes back too late may have set it
-                    self._domain.set_period(period_s)
+                period_s, problem = self._switch_on(life, self._domain.set_period)
         return Monitor(size, balloon, self._domain.statistics(), period_s or 0, problem)
 
     def period(self) -> int | None:
@@ -88,17 +80,6 @@ class LibvirtHandle(ProcessHandle):
         return GuestFrames(
             self._domain.size_bytes(), lambda: contextlib.nullcontext(monitor), self._ask_agent
         )
-
-    def close(self) -> None:
-        """Switch the statistics off that were switched on here, for good."""
-        with self._lock:
-            self._closed = True
-            if self._period_set is None:
-                return
-            if self._period_set == self.life() and self._domain.period() == self._period_s:
-                self._domain.set_period(0)
-            self._period_set = None
-            self._changes.forget(statistics(self.name))
 
     @contextlib.contextmanager
     def _ask_agent(self) -> Iterator[Domain]:
