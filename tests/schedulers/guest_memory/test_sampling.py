@@ -141,6 +141,32 @@ def test_page_idle_counts_over_a_whole_window_however_often_it_is_asked(tmp_path
     assert sampler.look("g", Identity(5, 2), areas) is None  # another one of that name
 
 
+@pytest.mark.parametrize(("period_s", "remembered"), [(10.0, False), (120.0, True)])
+def test_marked_pages_of_a_guest_that_nobody_asks_about_are_forgotten(
+    tmp_path: Path, period_s: float, remembered: bool
+) -> None:
+    Tree(tmp_path, COUNT, absent=set())
+    clock, who, areas = FakeClock(), Identity(5, 1), (Area(0, COUNT * PAGE, "anonymous", ""),)
+    sampler = Sampler(Noted(), clock, tmp_path, window_s=100.0, period_s=period_s)
+
+    def known() -> set[str]:
+        return set(sampler._marked)
+
+    for name in ("gone", "often"):
+        sampler.look(name, who, areas)
+    clock.advance(50)
+    assert sampler.look("often", who, areas) is None  # within its window: nothing is drawn
+    clock.advance(15)
+    sampler.look("new", who, areas)
+    assert known() == ({"gone", "often", "new"} if remembered else {"often", "new"})
+    clock.advance(40)
+    assert sampler.look("often", who, areas) is not None
+    clock.advance(1000)
+    # However late: the others are forgotten, not the one that is asked about.
+    assert sampler.look("often", who, areas) is not None
+    assert known() == {"often"}
+
+
 def test_what_damon_counted(
     tmp_path: Path, memory: Memory, me: Identity, noted: Noted, opened: Callable[[], Sampler]
 ) -> None:

@@ -64,9 +64,10 @@ class Sampler:
         self._clock = clock
         self._root = root
         self._window_s = window_s
+        self._lock = threading.Lock()  # of `_marked`; looks at several guests go on at once
         self._marked: dict[str, _Marked] = {}
-        forgotten_s = max(_FORGOTTEN_S, _FORGOTTEN_LOOKS * period_s)
-        self._watcher = _Watcher(changes, clock, root, window_s, forgotten_s)
+        self._forgotten_s = max(_FORGOTTEN_S, _FORGOTTEN_LOOKS * period_s)
+        self._watcher = _Watcher(changes, clock, root, window_s, self._forgotten_s)
 
     def look(self, name: str, who: Identity, areas: tuple[Area, ...]) -> Sampled | None:
         """What is known of that guest's memory; None: it has begun, ask again. Raises SustainError."""
@@ -82,23 +83,33 @@ class Sampler:
 
     def _by_page_idle(self, name: str, who: Identity, areas: tuple[Area, ...]) -> Sampled | None:
         now_s = self._clock.boottime_ns() / 1e9
-        before = self._marked.get(name)
-        if before is not None and before.who != who:
-            before = None
-        if before is not None and now_s - before.at_s < _WHOLE * self._window_s:
-            return before.found
-        self._marked.pop(name, None)  # what fails begins anew
+        with self._lock:
+            before = self._marked.get(name)
+            if before is not None and before.who != who:
+                before = None
+            if before is not None and now_s - before.at_s < _WHOLE * self._window_s:
+                before.asked_s = now_s
+                return before.found
+            self._marked.pop(name, None)  # what fails begins anew
+            self._forget(now_s)
         found = None
         if before is not None:
             used = page_idle.look(who.pid, before.sample, self._root)
             how = f"page_idle, used within {now_s - before.at_s:.0f} s"
             found = Sampled(now_s, used.accessed, used.accessed + used.idle, how)
         sample = page_idle.mark(who.pid, areas, PAGES, random.getrandbits(64), self._root)
-        self._marked[name] = _Marked(who, sample, now_s, found)
+        with self._lock:
+            self._marked[name] = _Marked(who, sample, now_s, found, now_s)
         return found
 
+    def _forget(self, now_s: float) -> None:
+        """The guests that nobody asks about any more: they have gone, or their agents speak again."""
+        for name, marked in list(self._marked.items()):
+            if now_s - marked.asked_s > self._forgotten_s:
+                del self._marked[name]
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class _Marked:
     """Pages of one guest that wait to be used, and what became of those before them."""
 
@@ -106,6 +117,7 @@ class _Marked:
     sample: page_idle.Sample
     at_s: float
     found: Sampled | None
+    asked_s: float
 
 
 @dataclass(slots=True)
