@@ -154,6 +154,7 @@ def test_what_cannot_be_meant(rig: Rig, sus: Sus, tmp_path: Path) -> None:
     rig.config.write_text("[agent]\n")
     sus("memory", "status", *here).failed_with("guest_memory", status=2)
     sus("agent", "--config", rig.config).failed_with("no scheduler", status=2)
+    sus("record", tmp_path / "seen", "--config", rig.config).failed_with("no scheduler", status=2)
     rig.config.write_text("[guest_memory]\nperoid = 1\n")
     ran = sus("agent", "check", "--config", rig.config)
     ran.failed_with("guest_memory.peroid", status=2)

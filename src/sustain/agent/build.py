@@ -21,9 +21,7 @@ AnyScheduler = Scheduler[Any, Any, Any, Any]
 
 def schedulers(config: AgentConfig, clock: Clock | None = None) -> list[AnyScheduler]:
     """All that are enabled, ready to act. Raises ConfigError when none is, JournalBusy when an agent runs already."""
-    if config.guest_memory is None:
-        raise ConfigError("no scheduler is enabled", hint="add a section [guest_memory] to the configuration")
-    section = config.guest_memory
+    section = enabled(config)
     journal = journal_of(config, GuestMemory.name)
     left = Path(config.agent.state_dir) / f"{_LOOKING}.journal"
     return [
@@ -39,9 +37,20 @@ def schedulers(config: AgentConfig, clock: Clock | None = None) -> list[AnySched
     ]
 
 
-def guest_memory(config: AgentConfig, section: GuestMemorySection, clock: Clock | None = None) -> GuestMemory:
+def enabled(config: AgentConfig, where: str = "configuration") -> GuestMemorySection:
+    """The section of the one scheduler that there is. Raises ConfigError when `where`, the configuration, has none."""
+    if config.guest_memory is None:
+        raise ConfigError(
+            f"{where}: no scheduler is enabled", hint="add a section [guest_memory]; it may be empty"
+        )
+    return config.guest_memory
+
+
+def guest_memory(config: AgentConfig, clock: Clock | None = None) -> GuestMemory:
     """The guest memory scheduler, which can look and decide, and not act. What it changes in order to look (a balloon's
-    statistics, DAMON) is noted beside the agent's journal; where that cannot be, it is not changed."""
+    statistics, DAMON) is noted beside the agent's journal; where that cannot be, it is not changed. Raises ConfigError
+    when it is not enabled."""
+    section = enabled(config)
     changes: Changes
     try:
         changes = journal_of(config, _LOOKING)

@@ -137,7 +137,7 @@ def _look(args: argparse.Namespace, config: Any, question: str, words: Mapping[s
     from sustain.schedulers.loop import Loop
 
     clock = SystemClock()
-    scheduler = guest_memory(config, config.guest_memory, clock)
+    scheduler = guest_memory(config, clock)
     try:
         loop: Any = Loop(scheduler, clock, act=False)
         for number in range(2):

@@ -26,19 +26,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from sustain.agent.build import guest_memory
+    from sustain.agent.build import enabled, guest_memory
     from sustain.agent.config import load
     from sustain.clock import SystemClock
-    from sustain.errors import ConfigError
     from sustain.schedulers.loop import next_start
     from sustain.schedulers.recording import Recorder
 
     config = load(args.config)
-    section = config.guest_memory
-    if section is None:
-        raise ConfigError(f"{args.config}: no scheduler is enabled", hint="add a section [guest_memory]")
+    section = enabled(config, args.config)
     clock = SystemClock()
-    scheduler = guest_memory(config, section, clock)
+    scheduler = guest_memory(config, clock)
     period_s = args.period or section.period_s
     stop = {signal.SIGINT, signal.SIGTERM}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, stop)
