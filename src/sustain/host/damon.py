@@ -183,7 +183,9 @@ class Damon:
         """Raises HostError when it is not ours any more."""
         if _inode(self._admin) != self.inode:
             raise HostError(
-                f"{self._admin}: somebody else has set up DAMON anew", hint="", errno=errno.ESTALE
+                f"{self._admin}: somebody else has set up DAMON anew",
+                hint="only one can use it at a time; a guest whose agent answers needs no DAMON",
+                errno=errno.ESTALE,
             )
 
     def _give_back(self, slot: int) -> None:

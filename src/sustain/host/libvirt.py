@@ -29,14 +29,13 @@ from sustain.host.overdue import Caller
 T = TypeVar("T")
 
 _KIB = 1024
-_ALIVE_S, _ALIVE_COUNT = (
-    5,
-    3,
-)  # a daemon that gives no sign of life for so long, so often in a row, is given up
+_ALIVE_S, _ALIVE_COUNT = 5, 3  # so long without a sign of life, so often in a row: a daemon is given up
 _AGENT_S = 1.0  # more than the agent's own limit, which libvirt keeps
 _HINT = (
     "libvirt hangs on it; does `virsh dominfo` come back? Is libvirtd stuck, or another job of the domain?"
 )
+_AGENT_HINT = "does `virsh qemu-agent-command` get more out of it? An agent may have commands disabled"
+_MONITOR_HINT = "does `virsh qemu-monitor-command` get more out of it? This QEMU may not know the command"
 
 
 class _Place:
@@ -136,7 +135,10 @@ class Domain:
             stats = balloon.find("stats")
             return 0 if stats is None else int(stats.get("period", "0"))
         except (ElementTree.ParseError, ValueError) as error:
-            raise HostError(f"{self.uri} {self.name}: its description: {error}") from None
+            raise HostError(
+                f"{self.uri} {self.name}: its description: {error}",
+                hint="what does `virsh dumpxml` show as its memballoon?",
+            ) from None
 
     def set_period(self, period_s: int) -> None:
         """Seconds between two statistics of the running domain; 0: none."""
@@ -156,12 +158,16 @@ class Domain:
             )
         except library.libvirtError as error:
             if error.get_error_code() == library.VIR_ERR_INTERNAL_ERROR:  # the agent's own "no" comes as this
-                raise AgentRefused(f"{self.uri} {self.name}: guest agent: {command}: {error}") from None
+                raise AgentRefused(
+                    f"{self.uri} {self.name}: guest agent: {command}: {error}", hint=_AGENT_HINT
+                ) from None
             raise self._error(error) from None
         try:
             return json.loads(text)["return"]
         except (KeyError, TypeError, ValueError):
-            raise AgentRefused(f"{self.uri} {self.name}: guest agent: {text[:80]!r} is no answer") from None
+            raise AgentRefused(
+                f"{self.uri} {self.name}: guest agent: {text[:80]!r} is no answer", hint=_AGENT_HINT
+            ) from None
 
     def ask_monitor(self, command: str, **arguments: Any) -> Any:
         """A command for QEMU's monitor, past libvirt, and the answer. Only for what changes nothing: libvirt does not
@@ -173,10 +179,13 @@ class Domain:
         try:
             answer = json.loads(text)
             if "error" in answer:
-                raise HostError(f"{self.uri} {self.name}: {command}: {answer['error'].get('desc')}")
+                why = answer["error"].get("desc")
+                raise HostError(f"{self.uri} {self.name}: {command}: {why}", hint=_MONITOR_HINT)
             return answer["return"]
         except (AttributeError, KeyError, TypeError, ValueError):
-            raise HostError(f"{self.uri} {self.name}: {command}: {text[:80]!r} is no answer") from None
+            raise HostError(
+                f"{self.uri} {self.name}: {command}: {text[:80]!r} is no answer", hint=_MONITOR_HINT
+            ) from None
 
     def _stats(self) -> dict[str, int]:
         return dict(self._call(lambda domain: domain.memoryStats()))

@@ -305,7 +305,7 @@ class QemuHandle(ProcessHandle):
 
     def texts(self, paths: Iterable[str]) -> dict[str, str | None]:
         if self._config.guest_agent is None:
-            raise HostError(f"{self.name}: no guest agent is configured")
+            raise HostError(f"{self.name}: no guest agent is configured", hint="guest_agent = PATH")
         with self._asking, GuestAgent(self._config.guest_agent, self._timeout_s) as agent:
             return read_texts(agent, paths)
 
