@@ -26,7 +26,7 @@ from sustain.schedulers.guest_memory.pageout import Frames, Pager
 from sustain.schedulers.guest_memory.undo import (
     NEAR_BYTES,
     OWN_BYTES,
-    Undo,
+    Restoration,
     balloon_key,
     limit_key,
     moving_key,
@@ -116,14 +116,14 @@ class Actuator:
     def restore(self) -> Report:
         """Put back all that was changed, here or by a predecessor, and not by somebody else since."""
         self._round.end.set()
-        undo = Undo(
+        restoration = Restoration(
             self._handles,
             self._journal,
             lambda name: self._guests.setdefault(name, _Guest()).gate,
             root=self._root,
             limit_s=self._limit_s,
         )
-        return undo.restore()
+        return restoration.restore()
 
     def close(self) -> None:
         """Start nothing more; what is under way ends at its next step. Changes stay."""

@@ -37,8 +37,8 @@ def limit_key(group: Cgroup) -> str:
     return f"cgroup-limit:{group.directory}"
 
 
-class Undo:
-    """Of one journal. `gate`: the lock that is held while something of the guest is noted and set."""
+class Restoration:
+    """Of what one journal holds. `gate`: the lock that is held while something of the guest is noted and set."""
 
     def __init__(
         self,
