@@ -20,39 +20,33 @@ import msgspec
 from bench.harness import Answer, memory_dir
 from sustain.agent.http import get
 from sustain.errors import AgentError
-from sustain.testing.guest import FakeAgent, FakeQemu
+from sustain.testing.guest import FakeAgent, FakeQemu, files_at_rest
 
 QUESTION = "what does an idle agent cost, with 20 guests asked every 10 s?"
 _GUESTS = 20
 _PERIOD_S = 10.0
 _SIZE_BYTES, _TOUCHED_BYTES = 2 << 30, 32 << 20
-_FILES = {
-    "/proc/meminfo": "".join(
-        f"{name}: {kib} kB\n"
-        for name, kib in {
-            "MemTotal": 2000000,
-            "MemFree": 900000,
-            "MemAvailable": 1500000,
-            "Active(anon)": 300000,
-            "Inactive(anon)": 100000,
-            "Active(file)": 300000,
-            "Inactive(file)": 200000,
-            "Unevictable": 0,
-            "Dirty": 100,
-            "Writeback": 0,
-            "SUnreclaim": 40000,
-            "KernelStack": 3000,
-            "PageTables": 5000,
-            "Percpu": 2000,
-            "SwapTotal": 0,
-            "SwapFree": 0,
-            "Shmem": 1000,
-        }.items()
-    ),
-    "/proc/vmstat": "pswpin 0\npswpout 0\nworkingset_refault_file 0\nworkingset_refault_anon 0\npgmajfault 10\n",
-    "/proc/pressure/memory": "some avg10=0.00 avg60=0.00 avg300=0.00 total=0\n"
-    "full avg10=0.00 avg60=0.00 avg300=0.00 total=0\n",
-}
+_FILES = files_at_rest(
+    {
+        "MemTotal": 2000000,
+        "MemFree": 900000,
+        "MemAvailable": 1500000,
+        "Active(anon)": 300000,
+        "Inactive(anon)": 100000,
+        "Active(file)": 300000,
+        "Inactive(file)": 200000,
+        "Unevictable": 0,
+        "Dirty": 100,
+        "Writeback": 0,
+        "SUnreclaim": 40000,
+        "KernelStack": 3000,
+        "PageTables": 5000,
+        "Percpu": 2000,
+        "SwapTotal": 0,
+        "SwapFree": 0,
+        "Shmem": 1000,
+    }
+)
 
 _STATISTICS = {
     "stat-total-memory": 2000000 << 10,

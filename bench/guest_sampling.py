@@ -26,20 +26,15 @@ from bench.harness import Answer, interleave, medians
 
 QUESTION = "processor time of one look at a guest of 1 GiB, by each source"
 _DRAWN_S, _WINDOW_S = 300.0, 10.0
-_KINDS = {"Active(anon)": 300, "Inactive(anon)": 100, "Active(file)": 300, "Inactive(file)": 200}
-_FILES = {
-    "/proc/meminfo": "".join(
-        f"{name}: {mib << 10} kB\n"
-        for name, mib in {
-            "MemTotal": 1000,
-            "MemFree": 50,
-            "MemAvailable": 500,
-            "SUnreclaim": 20,
-            **_KINDS,
-        }.items()
-    ),
-    "/proc/vmstat": "pswpin 0\npswpout 0\nworkingset_refault_file 0\npgmajfault 10\n",
-    "/proc/pressure/memory": "some avg10=0 avg60=0 avg300=0 total=0\nfull avg10=0 avg60=0 avg300=0 total=0\n",
+_MEMINFO_MIB = {
+    "MemTotal": 1000,
+    "MemFree": 50,
+    "MemAvailable": 500,
+    "SUnreclaim": 20,
+    "Active(anon)": 300,
+    "Inactive(anon)": 100,
+    "Active(file)": 300,
+    "Inactive(file)": 200,
 }
 
 
@@ -117,10 +112,11 @@ def _looks(stack: ExitStack, pid: int, size: int) -> dict[str, Callable[[], floa
     from sustain.schedulers.guest_memory.handles import QemuHandle
     from sustain.schedulers.guest_memory.look import Looker
     from sustain.schedulers.guest_memory.sampling import Sampler
-    from sustain.testing.guest import FakeAgent, FakeQemu
+    from sustain.testing.guest import FakeAgent, FakeQemu, files_at_rest
 
     place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sustain-bench-")))
     clock = SystemClock()
+    files = files_at_rest({name: mib << 10 for name, mib in _MEMINFO_MIB.items()})
     looks: dict[str, Callable[[], float]] = {}
     for name, config in (
         ("guest agent", {"qmp": "a.qmp", "guest_agent": "a.qga"}),
@@ -133,7 +129,7 @@ def _looks(stack: ExitStack, pid: int, size: int) -> dict[str, Callable[[], floa
             qemu.statistics = {"stat-total-memory": size, "stat-free-memory": size // 4}
             qemu.updated_s = int(time.time()) + 3600
         if "guest_agent" in paths:
-            stack.enter_context(FakeAgent(paths["guest_agent"], dict(_FILES)))
+            stack.enter_context(FakeAgent(paths["guest_agent"], files))
         ways = GuestConfig(name=name, pid=pid, qmp=paths.get("qmp"), guest_agent=paths.get("guest_agent"))
         handle = QemuHandle(ways, Path("/"), 5.0, 5)
         looker = Looker(clock, 0.0 if name == "balloon" else 30.0, Path("/"), Sampler(Unnoted(), clock))

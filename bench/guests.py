@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Protocol
 
 from msgspec.structs import replace
+from tests.host.cgroups import make_cgroup
 from tests.lab.guests import GuestVm, Images, boot, host_swap
 from tests.lab.small_host import SmallHost
 from tests.lab.vm import LabError
@@ -244,22 +245,14 @@ class Walls:
 @contextlib.contextmanager
 def walls(total_bytes: int) -> Iterator[Walls | None]:
     """None: this machine lets us make no cgroup with a memory controller. Whoever runs in it must end before."""
-    for parent in (Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")):
-        directory = parent / f"sustain-bench-{os.getpid()}"
-        try:
-            directory.mkdir()
-        except OSError:
-            continue
-        try:
-            try:
-                group = Cgroup.open(directory)
-            except HostError:
-                continue
-            yield Walls(group, total_bytes)
-            return
-        finally:
-            directory.rmdir()
-    yield None
+    group = make_cgroup(f"sustain-bench-{os.getpid()}")
+    if group is None:
+        yield None
+        return
+    try:
+        yield Walls(group, total_bytes)
+    finally:
+        group.directory.rmdir()
 
 
 class Host(SmallHost):

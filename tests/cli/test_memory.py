@@ -13,35 +13,31 @@ from typing import Any
 
 import pytest
 
-from sustain.testing.guest import FakeAgent, FakeQemu
+from sustain.testing.guest import FakeAgent, FakeQemu, files_at_rest
 from tests.cli.conftest import Ran
 
 SIZE = 256 << 20
-MEMINFO = {
-    "MemTotal": 250 << 10,
-    "MemFree": 180 << 10,
-    "MemAvailable": 220 << 10,
-    "Active(anon)": 4 << 10,
-    "Inactive(anon)": 8 << 10,
-    "Active(file)": 4 << 10,
-    "Inactive(file)": 36 << 10,
-    "Unevictable": 0,
-    "Dirty": 0,
-    "Writeback": 0,
-    "SUnreclaim": 8 << 10,
-    "KernelStack": 1 << 10,
-    "PageTables": 1 << 10,
-    "Percpu": 1 << 10,
-    "SwapTotal": 0,
-    "SwapFree": 0,
-    "Shmem": 0,
-}
-FILES = {
-    "/proc/meminfo": "".join(f"{name}: {kib} kB\n" for name, kib in MEMINFO.items()),
-    "/proc/vmstat": "pswpin 0\npswpout 0\nworkingset_refault_file 0\nworkingset_refault_anon 0\npgmajfault 10\n",
-    "/proc/pressure/memory": "some avg10=0.00 avg60=0.00 avg300=0.00 total=0\n"
-    "full avg10=0.00 avg60=0.00 avg300=0.00 total=0\n",
-}
+FILES = files_at_rest(
+    {
+        "MemTotal": 250 << 10,
+        "MemFree": 180 << 10,
+        "MemAvailable": 220 << 10,
+        "Active(anon)": 4 << 10,
+        "Inactive(anon)": 8 << 10,
+        "Active(file)": 4 << 10,
+        "Inactive(file)": 36 << 10,
+        "Unevictable": 0,
+        "Dirty": 0,
+        "Writeback": 0,
+        "SUnreclaim": 8 << 10,
+        "KernelStack": 1 << 10,
+        "PageTables": 1 << 10,
+        "Percpu": 1 << 10,
+        "SwapTotal": 0,
+        "SwapFree": 0,
+        "Shmem": 0,
+    }
+)
 
 
 class Rig:

@@ -12,11 +12,11 @@ from typing import Self
 
 import pytest
 
-from sustain.errors import HostError
 from sustain.host import pagemap, swaps
 from sustain.host.cgroup import Cgroup
 from sustain.host.pagemap import Pagemap
 from sustain.host.processes import identify
+from tests.host.cgroups import make_cgroup
 
 MIB = 1 << 20
 
@@ -118,22 +118,13 @@ def _zram(size_bytes: int) -> Iterator[None]:
 @contextlib.contextmanager
 def own_cgroup() -> Iterator[Cgroup]:
     """A cgroup of our own with a memory controller, of either version; skips the test where we may make none."""
-    for parent in (Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")):
-        directory = parent / f"sustain-test-{os.getpid()}"
-        try:
-            directory.mkdir()
-        except OSError:
-            continue
-        try:
-            try:
-                group = Cgroup.open(directory)
-            except HostError as error:
-                pytest.skip(f"no memory controller for us: {error}")
-            yield group
-        finally:
-            directory.rmdir()
-        return
-    pytest.skip("this machine lets us make no cgroup")
+    group = make_cgroup(f"sustain-test-{os.getpid()}")
+    if group is None:
+        pytest.skip("this machine lets us make no cgroup with a memory controller")
+    try:
+        yield group
+    finally:
+        group.directory.rmdir()
 
 
 _READER = """
