@@ -114,11 +114,17 @@ def test_killed_at_any_moment_the_next_one_puts_back(rig: Rig) -> None:
     for _ in range(3):
         agent = rig.start()
         rig.hear("READY=1")
+        # Of this one or, while that is not yet put back, of the one before; so what is left at the kill may be nothing.
         while rig.values()["a"] == 9:
             assert agent.poll() is None
         agent.kill()
         agent.wait()
-        assert rig.values()["a"] < 9
+    agent = rig.start()
+    rig.hear("READY=1")
+    rig.until_it_has_acted()
+    agent.kill()
+    agent.wait()
+    assert rig.values()["a"] < 9
     last = rig.start()
     rig.hear("READY=1")
     rig.until_it_has_acted()
