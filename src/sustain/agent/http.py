@@ -37,6 +37,9 @@ class _Server(ThreadingHTTPServer):
 
     def server_bind(self) -> None:
         # Without HTTPServer's: it asks the resolver for our name, which may take its time.
+        if self.address_family != socket.AF_UNIX:
+            # Connections that a killed agent had answered lie in TIME_WAIT for a minute, and keep nobody from starting.
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
 
