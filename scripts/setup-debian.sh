@@ -30,6 +30,7 @@ lab_needs=(
     gcc gcc
     /usr/include/stdio.h libc6-dev
     dpkg dpkg
+    /lib/systemd/systemd systemd
 )
 power_needs=(
     upsd nut-server
