@@ -3,9 +3,10 @@
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sustain_core::arrival::{State, path_beside};
+use sustain_core::control::Lock;
 use sustain_core::fetcher::{Fetcher, Source};
 use sustain_core::format::{Durability, Superblock};
 use sustain_core::replica::{Replica, SnapshotStart};
@@ -193,6 +194,26 @@ fn nothing_is_believed_of_a_file_that_is_not_its_own() {
     assert!(matches!(Fetcher::open(&h.new), Err(Error::StoreCorrupt(_))));
     std::fs::remove_file(&own).unwrap();
     assert!(matches!(Store::open(&h.new, Options::default()), Err(Error::StoreCorrupt(_))));
+}
+
+#[test]
+fn an_opener_waits_for_a_fetcher_that_finishes_and_not_for_an_application() {
+    let h = hosts();
+    let open = |path: &Path| Store::open(path, Options::default());
+    // What a fetcher does that makes of a complete store an ordinary one.
+    let file = OpenOptions::new().read(true).write(true).open(&h.source).unwrap();
+    assert!(Lock::Writer.take(&file).unwrap());
+    std::thread::scope(|scope| {
+        let opener = scope.spawn(|| open(&h.source));
+        std::thread::sleep(Duration::from_millis(200));
+        assert!(!opener.is_finished(), "it waits");
+        Lock::Writer.release(&file);
+        let store = opener.join().unwrap().unwrap();
+        let began = Instant::now();
+        assert!(matches!(open(&h.source), Err(Error::StoreBusy(_))));
+        assert!(began.elapsed() < Duration::from_secs(4));
+        store.close().unwrap();
+    });
 }
 
 #[test]

@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::ThreadId;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::arrival::{Arrival, State};
 use crate::base::Base;
@@ -232,23 +232,42 @@ fn wait_for_all(arrival: &Arrival) -> Result<()> {
     }
 }
 
+/// How long a fetcher may hold the writer's lock at the end of its work: as long as a superblock takes to be written.
+const FINISHING: Duration = Duration::from_secs(5);
+
 /// Take the writer's lock on a mapped store file, or say who has it.
 ///
 /// # Errors
 /// `StoreBusy`.
 pub fn take_writer_lock(m: &FileMedium, path: &Path) -> Result<()> {
-    let taken = Lock::Writer.take(m.mapping().file());
-    if taken.map_err(|e| Error::io(format!("lock {}", path.display()), e))? {
-        return Ok(());
-    }
+    let file = m.mapping().file();
+    let take = || Lock::Writer.take(file).map_err(|e| Error::io(format!("lock {}", path.display()), e));
     let c = Control::of(m.mapping());
-    let who = match c.get(word::HOLDER) {
-        1 => "an application",
-        2 => "a receiver",
-        _ => "another process",
-    };
-    let pid = c.get(word::WRITER_PID);
-    Err(Error::StoreBusy(format!("{}: {who} (pid {pid}) holds the store", path.display())))
+    let began = Instant::now();
+    while !take()? {
+        // A fetcher says nowhere that it has it. It is one when whoever said so last has ended, or the store arrives.
+        let pid = c.get(word::WRITER_PID);
+        let transient = !is_alive(pid) || FileMedium::open(path, true)?.1.incompat & INCOMPAT_ARRIVING != 0;
+        if transient && began.elapsed() < FINISHING {
+            std::thread::sleep(Duration::from_millis(2));
+            continue;
+        }
+        let who = match c.get(word::HOLDER) {
+            1 => "an application",
+            2 => "a receiver",
+            _ => "another process",
+        };
+        return Err(Error::StoreBusy(format!("{}: {who} (pid {pid}) holds the store", path.display())));
+    }
+    Ok(())
+}
+
+/// Whether there is a process of that number, in this namespace of them.
+fn is_alive(pid: u64) -> bool {
+    let Ok(pid) = libc::pid_t::try_from(pid) else { return false };
+    // SAFETY: signal 0 is not sent.
+    let sent = pid > 0 && unsafe { libc::kill(pid, 0) } == 0;
+    sent || pid > 0 && std::io::Error::last_os_error().raw_os_error() == Some(libc::EPERM)
 }
 
 impl<M: Medium + 'static> Store<M> {
