@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from tests.host.resting import files_at_rest
 
 from bench.harness import Answer, memory_dir
 from sustain.agent.http import get
 from sustain.errors import AgentError
-from sustain.testing.guest import FakeAgent, FakeQemu, files_at_rest
+from sustain.testing.guest import FakeAgent, FakeQemu
 
 QUESTION = "what does an idle agent cost, with 20 guests asked every 10 s?"
 _GUESTS = 20

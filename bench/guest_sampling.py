@@ -106,13 +106,15 @@ def in_lab() -> dict[str, Any]:
 
 def _looks(stack: ExitStack, pid: int, size: int) -> dict[str, Callable[[], float]]:
     """Whole looks, by the senses as they are."""
+    from tests.host.resting import files_at_rest
+
     from sustain.clock import SystemClock
     from sustain.schedulers.guest_memory.changes import Unnoted
     from sustain.schedulers.guest_memory.config import GuestConfig
     from sustain.schedulers.guest_memory.handles import QemuHandle
     from sustain.schedulers.guest_memory.look import Looker
     from sustain.schedulers.guest_memory.sampling import Sampler
-    from sustain.testing.guest import FakeAgent, FakeQemu, files_at_rest
+    from sustain.testing.guest import FakeAgent, FakeQemu
 
     place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sustain-bench-")))
     clock = SystemClock()

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from sustain.testing.guest import FakeAgent, FakeQemu, files_at_rest
+from sustain.testing.guest import FakeAgent, FakeQemu
 from tests.cli.conftest import Ran
+from tests.host.resting import files_at_rest
 
 SIZE = 256 << 20
 FILES = files_at_rest(

@@ -8,7 +8,6 @@ import base64
 import json
 import socket
 import threading
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -197,13 +196,3 @@ class FakeAgent(_Server):
         content = self._open[handle]
         self._open[handle] = content[count:]
         return content[:count], content[count:]
-
-
-def files_at_rest(meminfo_kib: Mapping[str, int]) -> dict[str, str]:
-    """What its agent is asked for, of a guest with such a /proc/meminfo in which nothing happens."""
-    stalls = "avg10=0.00 avg60=0.00 avg300=0.00 total=0"
-    return {
-        "/proc/meminfo": "".join(f"{name}: {kib} kB\n" for name, kib in meminfo_kib.items()),
-        "/proc/vmstat": "pswpin 0\npswpout 0\nworkingset_refault_file 0\nworkingset_refault_anon 0\npgmajfault 10\n",
-        "/proc/pressure/memory": f"some {stalls}\nfull {stalls}\n",
-    }
