@@ -25,6 +25,7 @@ from sustain.errors import AgentError
 from sustain.host import balloon
 from sustain.host.qmp import Qmp
 from sustain.testing.guest import FakeAgent, FakeQemu
+from tests.host.resting import files_at_rest
 
 RUN = Path("/run/guests")
 SIZE_BYTES = 128 << 20
@@ -76,8 +77,8 @@ exec("while True: memory[::4096] = bytes(len(memory) // 4096); time.sleep(0.2)")
 """
 
 
-def meminfo(free: int, inactive: int) -> str:
-    """Of a guest with so many MiB free and of inactive anonymous memory."""
+def told(free: int, inactive: int) -> dict[str, str]:
+    """What the agent of a guest with so many MiB free and of inactive anonymous memory is asked for."""
     total = SIZE_BYTES >> 20
     sizes = {"MemTotal": total, "MemFree": free, "MemAvailable": free, "Inactive(anon)": inactive}
     sizes |= {"Active(anon)": total - free - inactive - 8, "SUnreclaim": 8, "SwapTotal": 0, "SwapFree": 0}
@@ -91,7 +92,7 @@ def meminfo(free: int, inactive: int) -> str:
         "PageTables",
     )
     sizes |= dict.fromkeys((*others, "Percpu", "Shmem"), 0)
-    return "".join(f"{name}: {size << 10} kB\n" for name, size in sizes.items())
+    return files_at_rest({name: size << 10 for name, size in sizes.items()})
 
 
 class Qemu(FakeQemu):
@@ -128,12 +129,7 @@ def guest(name: str, free: int, inactive: int) -> None:
     os.setgid(NOBODY)
     os.setuid(NOBODY)
     os.umask(0o077)
-    files = {
-        "/proc/meminfo": meminfo(free, inactive),
-        "/proc/vmstat": "pswpin 0\npswpout 0\nworkingset_refault_anon 0\npgmajfault 1\n",
-        "/proc/pressure/memory": "some avg10=0.00 avg60=0.00 avg300=0.00 total=0\n",
-    }
-    with FakeAgent(folder / "agent", files), Qemu(folder / "qmp", memory) as qemu:
+    with FakeAgent(folder / "agent", told(free, inactive)), Qemu(folder / "qmp", memory) as qemu:
         qemu.statistics = {"stat-free-memory": free << 20, "stat-total-memory": SIZE_BYTES}
         while True:
             qemu.updated_s = int(time.time())

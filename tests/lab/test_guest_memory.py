@@ -214,9 +214,8 @@ def test_balloons_move_memory_and_are_put_back(
     took, no_driver, too_much = effects
     assert took.done, effects
     assert took.freed_bytes == pytest.approx(resident - cache.resident_bytes(), abs=8 * MIB)
-    until(
-        lambda: cache.resident_bytes() <= 161 * MIB
-    )  # a balloon that is near its goal counts as there, and goes on
+    # A balloon that is near its goal counts as there, and goes on.
+    until(lambda: cache.resident_bytes() <= 161 * MIB)
     assert not no_driver.done
     assert "no driver" in (no_driver.problem or "")
     assert not too_much.done, effects  # what it holds it cannot give: it has no swap
