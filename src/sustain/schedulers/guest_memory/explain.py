@@ -55,7 +55,7 @@ def _guest(one: GuestPlan, policy: Policy) -> list[str]:
         f"  working set   {_size(one.working_set_bytes)}: that over time, up within {policy.rise_s:g} s, down within "
         f"{policy.fall_s:g} s" + (", and all that it has, since it is pressed" if one.pressed else ""),
         f"  needs         {_size(one.needs_bytes)}: {policy.headroom:.0%} of headroom more, or room for a rise like "
-        "its largest of late",
+        f"its largest within {policy.rise_s:g} s of late",
         f"  waits         {_share(one.stall)} of the time for memory (limit {policy.stall_limit:.1%}); "
         f"swaps in {_size(one.swap_in_bytes_per_s)}/s, reads {_size(one.refault_bytes_per_s)}/s again",
         f"  least         {_size(one.floor_bytes)}: the greater of its reservation {_size(own.reservation_bytes)} and "

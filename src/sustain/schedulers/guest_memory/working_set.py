@@ -10,7 +10,8 @@ anew. A guest that reads more than it could ever keep refaults with all its memo
 from it does not count.
 
 A guest whose use has risen may rise as much again: it is left, and given, room for the largest rise of late, which is
-forgotten within `fall_s`, but no more room than it would be given at once if it waited.
+forgotten within `fall_s`, but no more room than it would be given at once if it waited. A rise is one within `rise_s`,
+however many answers told of it: a sum of rises that fades with that time, and that a fall makes smaller.
 
 Rates are made of two answers of the guest at its own times. Counters that go back belong to another boot.
 """
@@ -33,6 +34,7 @@ ESTIMATES = (
     "usual_refaults",
     "working_set_bytes",
     "active_bytes",
+    "risen_bytes",
     "surge_bytes",
     "calm_s",
 )
@@ -45,7 +47,8 @@ class Use:
 
     active_bytes: Column
     working_set_bytes: Column
-    surge_bytes: Column  # the largest rise of its use lately
+    risen_bytes: Column  # how much its use has risen within `rise_s`
+    surge_bytes: Column  # the largest of such rises lately
     soon_bytes: Column  # what it may use soon, if its use rises as it did lately
     needs_bytes: Column  # what it is left, and given, outside the hard states
     stall: Column  # share of time
@@ -100,12 +103,14 @@ def use(of: Table, before: dict[str, Column], now_s: float, elapsed_s: float, po
     moved = old + (now - old) * -np.expm1(-elapsed_s / time_s)
     moved = np.where(pressed, np.fmax(moved, now), moved)
     estimate = np.where(np.isnan(old), now, np.where(fresh & ~np.isnan(now), moved, old))
-    rise = np.where(news & fresh, _zero(active - before["active_bytes"]), 0)
-    surge = np.fmax(_zero(before["surge_bytes"]) * np.exp(-elapsed_s / policy.fall_s), rise)
+    risen = _zero(before["risen_bytes"]) * np.exp(-_zero(np.where(news, told_s, 0)) / policy.rise_s)
+    risen = np.maximum(risen + np.where(news & fresh, _zero(active - before["active_bytes"]), 0), 0)
+    surge = np.fmax(_zero(before["surge_bytes"]) * np.exp(-elapsed_s / policy.fall_s), risen)
     room = np.fmin(surge, GIVEN_AT_ONCE * policy.step * of["size_bytes"])
     return Use(
         active_bytes=active,
         working_set_bytes=estimate,
+        risen_bytes=risen,
         surge_bytes=surge,
         soon_bytes=np.fmax(active * (1 + policy.headroom), active + room),
         needs_bytes=np.fmax(np.fmax(estimate, active) * (1 + policy.headroom), active + room),
