@@ -113,3 +113,53 @@ def test_many_runs_before_an_empty_stretch_are_told_once() -> None:
         assert found.present == tuple((start + page, start + page + PAGE_BYTES) for page in pages)
         assert found.present_bytes == len(pages) * PAGE_BYTES
         table.close()
+
+
+def test_blocks_are_counted_and_large_ones_known() -> None:
+    if not pagemap.has_scan():
+        pytest.skip("this kernel has no PAGEMAP_SCAN")
+    block = pagemap.BLOCK_BYTES
+    with mmap.mmap(-1, 6 * block, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as view:
+        at = ctypes.addressof(ctypes.c_char.from_buffer(view))
+        start = -(-at // block) * block
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(5 * block), 15)  # NOHUGEPAGE
+        for number, pages in enumerate((0, 512, 1, 200, 300)):
+            for page in range(pages):
+                view[start - at + number * block + (page * 3 % 512) * PAGE_BYTES] = 1
+        first = libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(2 * block), 14)  # HUGEPAGE
+        collapsed = (
+            first == 0 and libc.madvise(ctypes.c_void_p(start + block), ctypes.c_size_t(block), 25) == 0
+        )
+        table = Pagemap(os.getpid())
+        try:
+            found = table.blocks(start, start + 5 * block)
+            none = table.blocks(start, start)
+        finally:
+            table.close()
+    assert found.start == start
+    assert found.present.tolist() == [0, 512, 1, 200, 300]
+    assert found.huge.tolist() == [False, collapsed, False, False, False]
+    assert len(none.present) == 0
+
+
+def test_blocks_over_the_borders_of_what_is_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not pagemap.has_scan():
+        pytest.skip("this kernel has no PAGEMAP_SCAN")
+    monkeypatch.setattr(pagemap, "_CHUNK_BLOCKS", 2)
+    monkeypatch.setattr(pagemap, "_RUNS", 100)  # of the kernel's answers too
+    test_blocks_are_counted_and_large_ones_known()
+
+
+def test_blocks_without_a_scan_are_refused(tmp_path: Path) -> None:
+    table = recorded(tmp_path, [_PRESENT] * 1024)
+    with pytest.raises(RegionIOError, match="not known") as caught:
+        table.blocks(0, pagemap.BLOCK_BYTES)
+    assert "6.7" in caught.value.hint
+    table.close()
+
+
+def test_frames(tmp_path: Path) -> None:
+    table = recorded(tmp_path, [_PRESENT | 77, _SWAPPED | 5, 0, _PRESENT | _SOFT_DIRTY | 3])
+    assert pagemap.frame_of(table.entries(0, 4 * PAGE_BYTES)).tolist() == [77, 0, 0, 3]
+    table.close()

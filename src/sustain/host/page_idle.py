@@ -39,8 +39,13 @@ class Use:
     idle: int
 
 
+def path(root: Path = Path("/")) -> Path:
+    """Where the bitmap is, on kernels that have it."""
+    return root / _BITMAP
+
+
 def available(root: Path = Path("/")) -> bool:
-    return (root / _BITMAP).exists()
+    return path(root).exists()
 
 
 def mark(pid: int, areas: tuple[Area, ...], count: int, seed: int, root: Path = Path("/")) -> Sample:
@@ -54,27 +59,27 @@ def mark(pid: int, areas: tuple[Area, ...], count: int, seed: int, root: Path = 
             address = _address(areas, sizes, number)
             if frame := frames.of(address):
                 pages.append((address, frame))
-    path = root / _BITMAP
+    bitmap = path(root)
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(bitmap, os.O_RDWR | os.O_CLOEXEC)
         try:
             for word, bits in _words(frame for _, frame in pages).items():
                 os.pwrite(fd, bits.to_bytes(8, "little"), word * 8)  # ones mark; zeros leave alone
         finally:
             os.close(fd)
     except OSError as error:
-        raise files.refused(path, error) from None
+        raise files.refused(bitmap, error) from None
     return Sample(tuple(pages), len(chosen))
 
 
 def look(pid: int, sample: Sample, root: Path = Path("/")) -> Use:
     """How many of them were used since. Raises HostError."""
     accessed = idle = 0
-    path = root / _BITMAP
+    bitmap = path(root)
     with _Frames(pid, root) as frames:
         here = [frame for address, frame in sample.pages if frames.of(address) == frame]
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(bitmap, os.O_RDONLY | os.O_CLOEXEC)
         try:
             for word, bits in _words(here).items():
                 left = bits & int.from_bytes(os.pread(fd, 8, word * 8), "little")
@@ -83,7 +88,7 @@ def look(pid: int, sample: Sample, root: Path = Path("/")) -> Use:
         finally:
             os.close(fd)
     except OSError as error:
-        raise files.refused(path, error) from None
+        raise files.refused(bitmap, error) from None
     return Use(accessed, idle)
 
 

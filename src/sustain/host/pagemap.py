@@ -1,5 +1,5 @@
 """/proc/PID/pagemap: which pages of another process were written, and where its pages are. Used by change tracking
-(`powerfail.regions.track`) and by the guest memory scheduler.
+(`powerfail.regions.track`), by the guest memory scheduler and by the large-page prioritiser.
 
 Written pages, in two ways, both by the kernel's Documentation/admin-guide/mm/pagemap.rst and soft-dirty.rst:
 - `PAGEMAP_SCAN` (Linux 6.7) over memory that the process itself has registered with userfaultfd for asynchronous
@@ -8,6 +8,7 @@ Written pages, in two ways, both by the kernel's Documentation/admin-guide/mm/pa
   Between the two a write is lost, so the process must stand still meanwhile.
 Where pages are (`census`): PAGEMAP_SCAN, which needs no registration; older kernels: by the entries, which do not tell
 large pages and the zero page from others. Neither sees what of shared memory is not mapped, in swap or not.
+  The same in columns, by aligned blocks of 2 MiB (`blocks`), for those that look at a million of them.
 
 Looking into another process needs the rights that ptrace needs for reading: the same user, or root.
 """
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 PAGE_BYTES = 4096
+BLOCK_BYTES = 2 << 20
+PAGES_OF_BLOCK = BLOCK_BYTES // PAGE_BYTES
 Run = tuple[int, int]  # addresses: from, to
 
 _PAGEMAP_SCAN = 3 << 30 | 96 << 16 | ord("f") << 8 | 16
@@ -39,7 +42,10 @@ _WRITTEN = 1 << 1
 _AT_FILE, _AT_PRESENT, _AT_SWAPPED, _AT_ZERO, _AT_HUGE = 1 << 2, 1 << 3, 1 << 4, 1 << 5, 1 << 6
 _RUNS = 4096
 _SOFT_DIRTY, _OF_FILE, _SWAPPED, _PRESENT = 1 << 55, 1 << 61, 1 << 62, 1 << 63
+_FRAME = (1 << 55) - 1
 _CHUNK_PAGES = 1 << 16
+_CHUNK_BLOCKS = 1024
+_NO_SCAN = frozenset((errno.ENOTTY, errno.EINVAL))
 
 
 class NotRegistered(RegionIOError):
@@ -57,6 +63,15 @@ class Census:
     zero_bytes: int | None  # of the present: the zero page, which takes nothing
     present: tuple[Run, ...]
     swapped: tuple[Run, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BlockCounts:
+    """Aligned blocks of 2 MiB in a row, in columns of one length."""
+
+    start: int  # of the first
+    present: "np.ndarray[Any, np.dtype[np.int16]]"  # pages in memory, 0 … 512; without the zero page, which takes none
+    huge: "np.ndarray[Any, np.dtype[np.bool_]]"  # mapped large
 
 
 class Pagemap:
@@ -97,7 +112,7 @@ class Pagemap:
             )
             scanned = True
         except RegionIOError as error:
-            if error.errno not in (errno.ENOTTY, errno.EINVAL):
+            if error.errno not in _NO_SCAN:
                 raise
             parts, scanned = self._entries(start, end), False
         sums = dict.fromkeys((_AT_FILE, _AT_PRESENT, _AT_SWAPPED, _AT_ZERO, _AT_HUGE), 0)
@@ -121,6 +136,42 @@ class Pagemap:
             tuple(swapped),
         )
 
+    def blocks(self, start: int, end: int) -> BlockCounts:
+        """The pages of the blocks from `start` to `end`, both aligned. Raises RegionIOError: also where the kernel has
+        no PAGEMAP_SCAN, since nothing else tells what is mapped large, block by block."""
+        import numpy as np
+
+        assert start % BLOCK_BYTES == end % BLOCK_BYTES == 0
+        count = (end - start) // BLOCK_BYTES
+        present, huge = np.zeros(count, np.int16), np.zeros(count, np.bool_)
+        for first in range(0, count, _CHUNK_BLOCKS):
+            last = min(first + _CHUNK_BLOCKS, count)
+            begin, until = start + first * BLOCK_BYTES, start + last * BLOCK_BYTES
+            try:
+                found = list(self._batches(begin, until, 0, _AT_PRESENT, _AT_ZERO | _AT_HUGE))
+            except RegionIOError as error:
+                if error.errno not in _NO_SCAN:
+                    raise
+                hint = "it needs Linux 6.7 (PAGEMAP_SCAN)"
+                raise RegionIOError(
+                    f"{self._path}: what is mapped large is not known", hint=hint, errno=errno.ENOTTY
+                ) from None
+            runs = np.concatenate(found) if found else np.zeros((0, 3), np.uint64)
+            pages = ((runs[:, :2] - np.uint64(begin)) // np.uint64(PAGE_BYTES)).astype(np.int64)
+            for column, chosen in (
+                (present, runs[:, 2] & np.uint64(_AT_ZERO) == 0),
+                (huge, runs[:, 2] & np.uint64(_AT_HUGE) != 0),
+            ):
+                column[first:last] = _by_block(pages[chosen], last - first)
+        return BlockCounts(start, present, huge)
+
+    def entries(self, start: int, end: int) -> "np.ndarray[Any, np.dtype[np.uint64]]":
+        """The kernel's entries of all pages from `start` to `end`: `frame_of` says what of it is a frame."""
+        import numpy as np
+
+        found = [entries for _, entries in self._read(start, end)]
+        return np.concatenate(found) if found else np.zeros(0, np.uint64)
+
     def present(self, pages: Iterable[int]) -> int:
         """How many of these pages (addresses) are in memory now."""
         try:
@@ -133,6 +184,21 @@ class Pagemap:
         self, start: int, end: int, flags: int, wanted: int, told: int
     ) -> Iterator[tuple[int, int, int]]:
         """PAGEMAP_SCAN: runs (from, to, categories) of pages in any of the `wanted` categories."""
+        for count in self._calls(start, end, flags, wanted, told):
+            words = self._runs[: 3 * count]
+            yield from zip(words[0::3], words[1::3], words[2::3], strict=True)
+
+    def _batches(
+        self, start: int, end: int, flags: int, wanted: int, told: int
+    ) -> "Iterator[np.ndarray[Any, np.dtype[np.uint64]]]":
+        """The same in rows of arrays."""
+        import numpy as np
+
+        for count in self._calls(start, end, flags, wanted, told):
+            yield np.frombuffer(memoryview(self._runs), np.uint64, 3 * count).reshape(-1, 3).copy()
+
+    def _calls(self, start: int, end: int, flags: int, wanted: int, told: int) -> Iterator[int]:
+        """How many runs the kernel has put into `_runs`, call by call."""
         while start < end:
             where = ctypes.addressof(self._runs)
             fields = (96, flags, start, end, 0, where, _RUNS, 0, 0, 0, wanted, told)
@@ -143,12 +209,11 @@ class Pagemap:
                 if error.errno == errno.EPERM:
                     raise NotRegistered(f"{self._path}: {start:#x}: not registered", hint="") from None
                 raise _refused(self._path, error) from None
-            words = self._runs[: 3 * count]
             # Where many runs end before an empty stretch, Linux (6.18) says it has walked less far than it told of.
-            walked = max(_ARGUMENT.unpack(argument)[4], words[-2] if count else 0)
+            walked = max(_ARGUMENT.unpack(argument)[4], self._runs[3 * count - 2] if count else 0)
             if walked <= start:
                 raise RegionIOError(f"{self._path}: PAGEMAP_SCAN does not get on", hint="")
-            yield from zip(words[0::3], words[1::3], words[2::3], strict=True)
+            yield count
             start = walked
 
     def _entries(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
@@ -220,6 +285,25 @@ def _append(runs: list[Run], begin: int, until: int) -> None:
         runs[-1] = (runs[-1][0], until)
     else:
         runs.append((begin, until))
+
+
+def _by_block(runs: "np.ndarray[Any, Any]", blocks: int) -> "np.ndarray[Any, Any]":
+    """Pages of these runs (numbers: from, to) in each block."""
+    import numpy as np
+
+    edges = np.zeros(blocks * PAGES_OF_BLOCK + 1, np.int8)
+    # Runs do not overlap, but one may begin where another ends.
+    edges[runs[:, 0]] += 1
+    edges[runs[:, 1]] -= 1
+    inside = np.cumsum(edges[:-1], dtype=np.int8)
+    return np.asarray(inside.reshape(blocks, PAGES_OF_BLOCK).sum(axis=1, dtype=np.int16))
+
+
+def frame_of(entries: "np.ndarray[Any, np.dtype[np.uint64]]") -> "np.ndarray[Any, np.dtype[np.uint64]]":
+    """The frame of each page; 0: it is not in memory, or frames are hidden from us."""
+    import numpy as np
+
+    return np.where(entries & np.uint64(_PRESENT) != 0, entries & np.uint64(_FRAME), np.uint64(0))
 
 
 def has_soft_dirty() -> bool:
