@@ -1,0 +1,88 @@
+"""Which of the blocks that may be large are to be, within a budget of large pages. Pure.
+
+Used by `decide`. The model: pinned blocks are large whatever their score; of the others the best are chosen, first for
+each target what is its own by shares, then the best of all. Everything is partitioned, not sorted: of a million blocks
+only those that are acted upon now need an order.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sustain.schedulers.large_pages.budget import guaranteed
+from sustain.schedulers.large_pages.judge import Mask, Rows
+from sustain.schedulers.large_pages.state import slices
+
+Scores = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Of the pool, in its order."""
+
+    mask: Mask  # is to be large
+    own: Mask  # as a part of what is its target's own
+
+
+def choose(
+    score: Scores,
+    target: NDArray[np.int32],
+    places: int | None,
+    own: NDArray[np.int64],
+    caps: NDArray[np.int64] | None,
+    shares: NDArray[np.float64],
+) -> Chosen:
+    """Of a pool in the order of its targets. `places`: how many at most, None: no limit; `own`: how many are each
+    target's own; `caps`: how many each may have (None: no limit to any)."""
+    allowed = np.ones(len(score), np.bool_)
+    if caps is not None:
+        allowed[:] = False
+        for rows, cap in zip(slices(target, len(caps)), caps.tolist(), strict=True):
+            allowed[rows.start + best(score[rows], cap)] = True
+    if places is None or places >= int(np.count_nonzero(allowed)):
+        return Chosen(allowed, np.zeros_like(allowed))
+    places = max(0, places)
+    mine = np.zeros_like(allowed)
+    if int(own.sum()) > places:
+        own = guaranteed(places, own, shares)
+    for part, count in zip(slices(target, len(own)), own.tolist(), strict=True):
+        rows = part.start + np.flatnonzero(allowed[part])
+        mine[rows[best(score[rows], count)]] = True
+    rest = np.flatnonzero(allowed & ~mine)
+    chosen = mine.copy()
+    chosen[rest[best(score[rest], places - int(np.count_nonzero(mine)))]] = True
+    return Chosen(chosen, mine)
+
+
+def best(score: Scores, count: int) -> Rows:
+    """Indices of the `count` highest, in no order; of equal ones the first come first."""
+    if count >= len(score):
+        return np.arange(len(score))
+    if count <= 0:
+        return np.zeros(0, np.intp)
+    bound = np.partition(score, len(score) - count)[len(score) - count]
+    above = np.flatnonzero(score > bound)
+    level = np.flatnonzero(score == bound)
+    return np.concatenate((above, level[: count - len(above)]))
+
+
+def in_order(score: Scores, count: int) -> Rows:
+    """Indices of the `count` highest, the highest first."""
+    found = np.sort(best(score, count))
+    return found[np.argsort(-score[found], kind="stable")]
+
+
+def in_turns(score: Scores, target: NDArray[np.int32], own: NDArray[np.int64], count: int) -> Rows:
+    """The same, with targets in turns as often as blocks are their own, so that none has to wait for another's."""
+    rows: list[Rows] = []
+    turns: list[NDArray[np.float64]] = []
+    for index in np.unique(target).tolist():
+        mine = np.flatnonzero(target == index)
+        mine = mine[in_order(score[mine], count)]
+        rows.append(mine)
+        turns.append(np.arange(1, len(mine) + 1) / max(1, int(own[index])))
+    if not rows:
+        return np.zeros(0, np.intp)
+    all_rows, all_turns = np.concatenate(rows), np.concatenate(turns)
+    return all_rows[np.argsort(all_turns, kind="stable")[:count]]

@@ -1,0 +1,169 @@
+"""What is found of every block before anything is chosen: a code, and a score in pages for those that may be. Pure.
+
+Used by `decide`. The worth of a block that may become large, in accessed pages:
+
+    worth = estimate − fill · (pages that mapping it large would fill) − compaction (where no large page is free)
+
+times 1 + `prefer` where the guest in it maps it large, too. What a block that is large is worth is its estimate, times
+the same, times 1 + `margin`: it has been filled, and one that takes its place has to be better by that much. So of
+two blocks with constant counts none takes the other's place twice.
+
+A count is no rate: a page that was accessed once and one that was accessed a million times are alike. So the worth of a
+block is not seconds saved, and what a large page costs is set against it in pages, by constants of the policy.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sustain.schedulers.large_pages.model import PAGES, Observation
+from sustain.schedulers.large_pages.plan import Finding
+from sustain.schedulers.large_pages.policy import Policy
+from sustain.schedulers.large_pages.state import Memory, TargetMemory, rows_of
+
+Mask = NDArray[np.bool_]
+Rows = NDArray[np.intp]
+
+
+@dataclass
+class Judgement:
+    """Of each block. `finding` and `score` are written to further while blocks are chosen; the rest is not."""
+
+    finding: NDArray[np.uint8]
+    score: NDArray[np.float32]
+    fill: NDArray[np.float32]  # pages that mapping it large would fill
+    candidates: Rows  # small, and may become large
+    movable: Rows  # large, and may be demoted for better ones
+    cold: Rows  # large, and to be demoted
+    counted: Rows  # mapped small for a recount, counted, and to be large again
+    recounting: int  # blocks that have a place, and are small for a recount
+    countable: Rows  # large, and may be demoted for a recount
+    known: Mask  # of its target something may be done, and its estimate is good
+
+
+def judge(
+    seen: Observation,
+    memory: Memory,
+    targets: dict[str, TargetMemory],
+    policy: Policy,
+    now_s: float,
+    scarce: bool,
+) -> Judgement:
+    """`memory` and `targets` are those of now."""
+    blocks = seen.blocks
+    large = blocks.large
+    finding = np.where(large, np.uint8(Finding.KEPT), np.uint8(Finding.LOW))
+    only, waits = _of_targets(seen, targets, policy, now_s)
+    estimate, error = memory.estimate, memory.error * np.float32(policy.certainty)
+    with np.errstate(invalid="ignore"):
+        hot = estimate - error >= policy.high
+        chilly = estimate + error < policy.low
+    settled = memory.changed_s <= now_s - policy.residence_s
+    fill = np.maximum(PAGES - np.where(blocks.populated >= 0, blocks.populated, estimate), 0)
+    worth = estimate - np.float32(policy.fill) * fill
+    if not scarce and seen.host.free_large_pages == 0:
+        worth -= np.float32(policy.compaction)
+    liked = blocks.guest_large == 1
+    worth[liked] *= np.float32(1 + policy.prefer)
+
+    recounting = ~large & (memory.recount_s > -np.inf)
+    wanted = ~large & hot & ~recounting
+    if scarce:
+        _put(finding, Finding.SCARCE, wanted)
+    with np.errstate(invalid="ignore"):
+        poor = wanted & ~(worth > 0)
+    _put(finding, Finding.NOT_WORTH, poor)
+    _put(finding, Finding.SETTLING, (wanted | (large & chilly)) & ~settled)
+    _put(finding, Finding.NOT_ELIGIBLE, ~large & ~blocks.eligible)
+    late = memory.retry_s > now_s
+    _put(finding, Finding.WAITS, late & (wanted | large | recounting))
+    known = _known(finding, seen, memory, policy, now_s, only, waits)
+    free = ~late & ~_spread(seen, only | waits)
+    ready = known & free
+
+    score = np.full(len(blocks), np.nan, np.float32)
+    candidates = np.flatnonzero(wanted & ~poor & settled & blocks.eligible & ready)
+    if scarce:
+        candidates = candidates[:0]
+    score[candidates] = worth[candidates]
+    held = large & ready & settled
+    cold = np.flatnonzero(held & chilly)
+    movable = np.flatnonzero(held & ~chilly)
+    factor = np.where(liked[movable], np.float32(1 + policy.prefer), np.float32(1))
+    score[movable] = estimate[movable] * factor * np.float32(1 + policy.margin)
+    counted, pending = _recounts(seen, memory, recounting & free, policy, now_s)
+    finding[pending] = Finding.RECOUNT
+    countable = np.flatnonzero(large & settled & free)
+    return Judgement(
+        finding=finding,
+        score=score,
+        fill=fill,
+        candidates=candidates,
+        movable=movable,
+        cold=cold,
+        counted=counted[:0] if scarce else counted,
+        recounting=len(counted) + len(pending),
+        countable=countable,
+        known=ready,
+    )
+
+
+def _of_targets(
+    seen: Observation, targets: dict[str, TargetMemory], policy: Policy, now_s: float
+) -> tuple[Mask, Mask]:
+    """(is only counted, refused lately), of each target."""
+    mine = [targets[each.life] for each in seen.targets]
+    only = [
+        policy.of(each.name).counted_only
+        or one.counts < policy.least_counts
+        or now_s - one.since_s < policy.counting_s
+        for each, one in zip(seen.targets, mine, strict=True)
+    ]
+    return np.array(only, np.bool_), np.array([one.retry_s > now_s for one in mine], np.bool_)
+
+
+def _known(
+    finding: NDArray[np.uint8],
+    seen: Observation,
+    memory: Memory,
+    policy: Policy,
+    now_s: float,
+    only: Mask,
+    waits: Mask,
+) -> Mask:
+    """Whether its estimate may be acted upon; writes why not to `finding`."""
+    unknown = np.isnan(memory.estimate)
+    stale = memory.counted_s < now_s - policy.fresh_s
+    few = memory.counts < policy.least_counts
+    _put(finding, Finding.FEW_COUNTS, few)
+    _put(finding, Finding.STALE, stale)
+    _put(finding, Finding.UNKNOWN, unknown)
+    for mask, kind in ((waits, Finding.TARGET_WAITS), (only, Finding.COUNTED_ONLY)):
+        if mask.any():
+            _put(finding, kind, _spread(seen, mask))
+    found: Mask = ~(unknown | stale | few)
+    return found
+
+
+def _recounts(
+    seen: Observation, memory: Memory, recounting: Mask, policy: Policy, now_s: float
+) -> tuple[Rows, Rows]:
+    """(counted since they were demoted for it, and good enough to be large; not counted yet). A count belongs to it
+    when all of its period was after the demotion."""
+    rows = np.flatnonzero(recounting)
+    windows_s = np.array([target.window_s or 0.0 for target in seen.targets], np.float64)
+    begun_s = memory.fine_s[rows] - windows_s[seen.blocks.target[rows]]
+    counted = begun_s >= memory.recount_s[rows]
+    overdue = ~counted & (memory.recount_s[rows] < now_s - policy.fresh_s)
+    good = memory.estimate[rows] + policy.certainty * memory.error[rows] >= policy.low
+    return rows[counted & good], rows[~counted & ~overdue]
+
+
+def _put(finding: NDArray[np.uint8], kind: Finding, where: Mask) -> None:
+    np.copyto(finding, np.uint8(kind), where=where)
+
+
+def _spread(seen: Observation, mask: Mask) -> Mask:
+    """What is known of targets, for each of their blocks."""
+    return np.repeat(mask, [each.stop - each.start for each in rows_of(seen)])

@@ -1,0 +1,241 @@
+"""What a decision remembers of blocks, and how a new look at them is taken into it. Pure.
+
+Used by `decide`. The model, for each block:
+
+- A count that is new (its counting period ended later than that of the last one) moves the estimate towards it, by
+  `weight` when it comes `weight_period_s` after the last one, and by as much as that makes in shorter or longer
+  times: w(Δt) = 1 − (1 − weight)^(Δt / weight_period_s). HawkEye's (6·old + 4·new)/10 is the default. Its standard
+  error is that of such a sum.
+- Of a block that is mapped large and counted as a `whole`, only that nothing of it was used is news: that is a count
+  of 0. That something was used leaves the estimate as it was, and new.
+- What the estimate and the age say of a block goes with it by (life of the target, address). A target that was
+  started anew, and memory that was mapped anew later, begin anew.
+"""
+
+from dataclasses import dataclass, fields, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sustain.schedulers.large_pages.model import BLOCK_BYTES, Blocks, Observation
+from sustain.schedulers.large_pages.policy import Policy
+
+_SAME_S = 0.05  # ages are single-precision floats; counting periods are longer by far
+_PIECE = 1 << 15  # rows
+_ADDRESS_BITS = 43  # of an address in blocks: 64 − 21
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Of each block, in columns as long as the observation's."""
+
+    estimate: NDArray[np.float32]  # pages accessed in a counting period, over time; NaN: never counted
+    error: NDArray[np.float32]  # one standard error of that
+    counted_s: NDArray[np.float64]  # when the last counting period ended; −inf: never
+    fine_s: NDArray[np.float64]  # the same of the last one that told small pages apart
+    counts: NDArray[np.uint8]  # how many, up to 255
+    large: NDArray[np.bool_]  # as it was seen last
+    changed_s: NDArray[np.float64]  # when it was first seen to have become large or small; −inf: always was
+    base: NDArray[np.int16]  # pages that were present before it was mapped large by us; −1: it was not
+    retry_s: NDArray[np.float64]  # not tried before that
+    failures: NDArray[np.uint8]  # in a row
+    recount_s: NDArray[np.float64]  # since when it is mapped small for a recount; −inf: it is not
+
+
+@dataclass(frozen=True)
+class TargetMemory:
+    """Of each target, by its life. What it may not be done to is refused until `retry_s`."""
+
+    since_s: float  # first seen
+    counts: int = 0  # counting periods
+    counted_s: float = -np.inf
+    retry_s: float = -np.inf
+    failures: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class State:
+    """What a decision remembers for the next."""
+
+    at_s: float
+    lives: tuple[str, ...]  # of the observation's targets, in their order
+    targets: dict[str, TargetMemory]
+    target: NDArray[np.int32]
+    address: NDArray[np.uint64]
+    memory: Memory
+    scarce: bool = False
+    allowance_s: float = np.nan  # processor time that may be spent at once; NaN: the beginning
+    collapse_s: float = np.nan  # what one takes, by experience
+    demote_s: float = np.nan
+    no_pages_until_s: float = -np.inf  # large pages are not to be had before that, by experience
+    no_pages_failures: int = 0
+
+
+_NEW: dict[str, Any] = {
+    "estimate": np.nan,
+    "error": np.nan,
+    "counted_s": -np.inf,
+    "fine_s": -np.inf,
+    "counts": 0,
+    "changed_s": -np.inf,
+    "base": -1,
+    "retry_s": -np.inf,
+    "failures": 0,
+    "recount_s": -np.inf,
+}
+
+
+def remembered(seen: Observation, state: State | None) -> Memory:
+    """What is remembered of the blocks of this observation, in its order; new ones as new."""
+    blocks, lives = seen.blocks, tuple(target.life for target in seen.targets)
+    if state is None:
+        return _fresh(blocks)
+    if (
+        lives == state.lives
+        and np.array_equal(blocks.address, state.address)
+        and np.array_equal(blocks.target, state.target)
+    ):
+        return state.memory
+    now = {life: index for index, life in enumerate(lives)}
+    moved = np.array([now.get(life, -1) for life in state.lives], np.int32)
+    owner = moved[state.target] if len(state.target) else state.target
+    kept = np.flatnonzero(owner >= 0)
+    old, new = keys(owner[kept], state.address[kept]), keys(blocks.target, blocks.address)
+    if len(old) > 1 and not np.all(old[:-1] < old[1:]):  # targets came in another order
+        order = np.argsort(old, kind="stable")
+        old, kept = old[order], kept[order]
+    found = _fresh(blocks)
+    at = np.searchsorted(old, new)
+    at[at == len(old)] = 0
+    known = np.flatnonzero(old[at] == new) if len(old) else np.zeros(0, np.intp)
+    rows = kept[at[known]] if len(old) else known
+    for field in fields(Memory):
+        getattr(found, field.name)[known] = getattr(state.memory, field.name)[rows]
+    return found
+
+
+def counted(memory: Memory, seen: Observation, policy: Policy) -> Memory:
+    """The same with what this observation counted, and with what became large or small meanwhile."""
+    found = replace(
+        memory,
+        estimate=memory.estimate.copy(),
+        error=memory.error.copy(),
+        counted_s=memory.counted_s.copy(),
+        fine_s=memory.fine_s.copy(),
+        counts=memory.counts.copy(),
+    )
+    for begin in range(0, len(seen.blocks), _PIECE):  # in pieces that stay in the processor's caches
+        _count(found, seen, policy, slice(begin, begin + _PIECE))
+    return _changed(found, seen.blocks, seen.now_s)
+
+
+def _count(memory: Memory, seen: Observation, policy: Policy, rows: slice) -> None:
+    """Writes what is new of those rows into `memory`."""
+    blocks = seen.blocks
+    touched, whole = blocks.touched[rows], blocks.whole[rows]
+    noise = np.where(whole, np.float32(0), blocks.error[rows])
+    ended_s = seen.now_s - blocks.age_s[rows].astype(np.float64)
+    # That a block was used as a whole did not move its estimate, so what tells pages apart counts from the last time.
+    passed_s = ended_s - np.where(whole, memory.counted_s[rows], memory.fine_s[rows])
+    with np.errstate(invalid="ignore"):
+        news = (ended_s > memory.counted_s[rows] + _SAME_S) & (noise >= 0) & (touched >= 0)  # NaN is neither
+    if not news.any():
+        return
+    estimate, error = memory.estimate[rows], memory.error[rows]
+    first = np.isnan(estimate)
+    rate = np.log1p(-np.float32(policy.weight)) if policy.weight < 1 else np.float32(-np.inf)
+    with np.errstate(invalid="ignore"):
+        kept = np.exp((passed_s / policy.weight_period_s).astype(np.float32) * rate)  # −inf: the first
+    kept[first] = 0
+    used = whole & (touched > 0)
+    kept[used] = 1  # of one without an estimate nothing finer is known: it has none after that, too
+    new = np.float32(1) - kept
+    before = np.where(first & ~used, np.float32(0), estimate)
+    doubt = np.where(first & ~used, np.float32(0), error)
+    np.copyto(estimate, kept * before + new * touched, where=news)
+    np.copyto(error, np.sqrt((kept * doubt) ** 2 + (new * noise) ** 2), where=news)
+    np.copyto(memory.counted_s[rows], ended_s, where=news)
+    np.copyto(memory.fine_s[rows], ended_s, where=news & ~whole)
+    memory.counts[rows] += news & (memory.counts[rows] < 255)
+
+
+def _changed(memory: Memory, blocks: Blocks, now_s: float) -> Memory:
+    """With what became large or small since. A recount is no change."""
+    rows = np.flatnonzero((blocks.large != memory.large) & ~(memory.recount_s > -np.inf))
+    changed_s, base = memory.changed_s, memory.base
+    if len(rows):
+        changed_s = changed_s.copy()
+        changed_s[rows] = now_s
+    filled = np.flatnonzero(~blocks.large & (base >= 0))
+    if len(filled):  # what was filled stays until the kernel takes it; then nothing is known of it any more
+        gone = (blocks.populated[filled] >= 0) & (blocks.populated[filled] <= base[filled])
+        base = base.copy()
+        base[filled[gone]] = -1
+    return replace(memory, large=blocks.large, changed_s=changed_s, base=base)
+
+
+def bloat_pages(memory: Memory, blocks: Blocks) -> NDArray[np.float32]:
+    """Pages of each block that mapping it large has filled, and that are not accessed, as far as that is known."""
+    found = np.zeros(len(blocks), np.float32)
+    rows = np.flatnonzero(memory.base >= 0)
+    present = np.where(blocks.populated[rows] >= 0, blocks.populated[rows], 0)
+    present = np.where(blocks.large[rows], 512, present)
+    used = np.maximum(memory.base[rows], np.nan_to_num(memory.estimate[rows], nan=0.0))
+    found[rows] = np.maximum(present - used, 0)
+    return found
+
+
+def target_memory(seen: Observation, state: State | None, memory: Memory) -> dict[str, TargetMemory]:
+    """Of the targets that are there; `memory` after `counted`."""
+    before = {} if state is None else state.targets
+    found = {}
+    for target, rows in zip(seen.targets, rows_of(seen), strict=True):
+        ended_s = float(memory.counted_s[rows].max(initial=-np.inf))
+        old = before.get(target.life) or TargetMemory(since_s=seen.now_s)
+        new = ended_s > old.counted_s + _SAME_S
+        found[target.life] = TargetMemory(
+            old.since_s,
+            old.counts + new,
+            max(ended_s, old.counted_s),
+            old.retry_s,
+            old.failures,
+            old.reason,
+        )
+    return found
+
+
+def rows_of(seen: Observation) -> list[slice]:
+    """Which rows are each target's."""
+    return slices(seen.blocks.target, len(seen.targets))
+
+
+def slices(target: NDArray[np.int32], count: int) -> list[slice]:
+    """Where each target's are in a column of targets in ascending order."""
+    bounds = np.searchsorted(target, np.arange(count + 1, dtype=np.int32)).tolist()
+    return [slice(begin, end) for begin, end in pairwise(bounds)]
+
+
+def keys(target: NDArray[np.int32], address: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """What orders blocks: one number for (target, address)."""
+    return target.astype(np.uint64) << np.uint64(_ADDRESS_BITS) | address // np.uint64(BLOCK_BYTES)
+
+
+def _fresh(blocks: Blocks) -> Memory:
+    count = len(blocks)
+    kinds: dict[str, Any] = {
+        "estimate": np.float32,
+        "error": np.float32,
+        "counted_s": np.float64,
+        "fine_s": np.float64,
+        "counts": np.uint8,
+        "changed_s": np.float64,
+        "base": np.int16,
+        "retry_s": np.float64,
+        "failures": np.uint8,
+        "recount_s": np.float64,
+    }
+    columns: dict[str, Any] = {name: np.full(count, _NEW[name], kind) for name, kind in kinds.items()}
+    return Memory(large=blocks.large.copy(), **columns)

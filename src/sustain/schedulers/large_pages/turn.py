@@ -1,0 +1,169 @@
+"""What is done in one plan: findings become actions as far as processor time and the most actions go. Pure.
+
+Used by `decide`. Who comes first is served first: what is mapped back after a recount, what is demoted, what is
+mapped large, what is demoted for a recount. `map_large` is the plan of a host with memory enough, `relieve` of one that
+lacks it.
+"""
+
+from dataclasses import dataclass, field
+from math import floor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sustain.schedulers.large_pages import budget
+from sustain.schedulers.large_pages.choose import Chosen, choose, in_order, in_turns
+from sustain.schedulers.large_pages.judge import Judgement, Mask, Rows
+from sustain.schedulers.large_pages.model import BLOCK_BYTES, PAGE_BYTES, Observation
+from sustain.schedulers.large_pages.plan import Finding
+from sustain.schedulers.large_pages.policy import Policy
+from sustain.schedulers.large_pages.state import Memory, State, rows_of
+
+_SCARCE_LEAST, _SCARCE_SHARE = 16, 0.05  # demoted in one plan while memory is scarce
+_MAPS_LARGE = (Finding.COLLAPSE, Finding.COUNTED)
+
+
+@dataclass
+class Turn:
+    """What is left of one plan, and what was taken of it."""
+
+    left: int
+    left_s: float
+    cost_s: tuple[float, float]  # of a collapse, of a demotion
+    taken: list[tuple[Finding, Rows]] = field(default_factory=list)
+
+    def room(self, kind: Finding) -> int:
+        """Actions of that kind that can still be taken."""
+        cost_s = self.cost_s[0 if kind in _MAPS_LARGE else 1]
+        return max(0, min(self.left, floor(self.left_s / cost_s + 1e-9)))
+
+    def take(self, rows: Rows, kind: Finding, it: Judgement) -> None:
+        """The first of these blocks, as many as there is room for; the others wait."""
+        now, later = rows[: self.room(kind)], rows[self.room(kind) :]
+        it.finding[now], it.finding[later] = kind, Finding.RATE
+        self.left -= len(now)
+        self.left_s -= len(now) * self.cost_s[0 if kind in _MAPS_LARGE else 1]
+        self.taken.append((kind, now))
+
+    def rows(self) -> Rows:
+        """All blocks taken so far."""
+        return np.concatenate([rows for _, rows in self.taken]) if self.taken else np.zeros(0, np.intp)
+
+
+def begin(state: State, policy: Policy) -> Turn:
+    """An empty one. An action that takes longer than the allowance can ever hold is possible when that is full."""
+    most_s = policy.processor_share * budget.HELD_S
+    collapse_s, demote_s = (min(each, most_s) for each in budget.cost_s(state))
+    return Turn(policy.most_actions, state.allowance_s, (collapse_s, demote_s))
+
+
+def relieve(
+    turn: Turn, it: Judgement, seen: Observation, memory: Memory, bloat: NDArray[np.float32], policy: Policy
+) -> None:
+    """Memory is scarce: of large blocks those that are not hot, or hold pages that nobody uses; the worst first."""
+    with np.errstate(invalid="ignore"):
+        hot = memory.estimate - policy.certainty * memory.error >= policy.high
+    rows = np.flatnonzero(seen.blocks.large & it.known & (~hot | (bloat > 0)))
+    most = max(_SCARCE_LEAST, int(_SCARCE_SHARE * int(np.count_nonzero(seen.blocks.large))))
+    turn.take(rows[in_order(bloat[rows] - memory.estimate[rows], most)], Finding.PRESSURE, it)
+
+
+def map_large(
+    turn: Turn,
+    it: Judgement,
+    seen: Observation,
+    memory: Memory,
+    policy: Policy,
+    own: NDArray[np.int64],
+    places: int | None,
+    possible: int,
+    fillable_bytes: float,
+) -> None:
+    """`own`: of the budget, by shares; `places`: the budget, None: no limit; `possible`: collapses that may be
+    tried."""
+    large = int(np.count_nonzero(seen.blocks.large))
+    candidates = _that_fit(it, fillable_bytes)
+    pool = _pool(it, candidates)
+    chosen = _choose(it, pool, seen, policy, own, places)
+    small = ~seen.blocks.large[pool]
+    hopeful = chosen.mask & small
+    it.finding[pool[small & ~hopeful]] = Finding.BUDGET
+    room = len(seen.blocks) if places is None else max(0, places - large - it.recounting)
+    surplus = 0 if places is None else max(0, large + it.recounting - places)
+
+    turn.take(it.counted if places is None else it.counted[: max(0, places - large)], Finding.COUNTED, it)
+    turn.take(it.cold, Finding.COLD, it)
+    waiting = min(int(np.count_nonzero(hopeful)), possible) - room
+    lost = pool[~small & ~chosen.mask]
+    excess = max(0, max(surplus, waiting) - len(it.cold))
+    turn.take(lost[in_order(-it.score[lost], excess)], Finding.REPLACED, it)
+
+    rows = pool[hopeful]
+    it.finding[rows] = Finding.RATE if possible else Finding.NO_PAGES
+    limit = min(room, possible, turn.room(Finding.COLLAPSE))
+    order = _order(it.score, rows, chosen.own[hopeful], seen.blocks.target, own, limit)
+    fits = np.cumsum(it.fill[order], dtype=np.float64) * PAGE_BYTES <= fillable_bytes
+    it.finding[order[~fits]] = Finding.BLOAT
+    turn.take(order[fits], Finding.COLLAPSE, it)
+    if policy.recount == "sample":
+        turn.take(_to_recount(it, memory, turn.rows(), policy), Finding.RECOUNTED, it)
+
+
+def _pool(it: Judgement, candidates: Rows) -> Rows:
+    """What is chosen from, in the order of blocks."""
+    mask = np.zeros(len(it.finding), np.bool_)
+    mask[it.movable] = mask[candidates] = True
+    return np.flatnonzero(mask)
+
+
+def _choose(
+    it: Judgement,
+    pool: Rows,
+    seen: Observation,
+    policy: Policy,
+    own: NDArray[np.int64],
+    places: int | None,
+) -> Chosen:
+    """Of movable blocks and candidates, those that are to be large beside what stays whatever they are."""
+    target = seen.blocks.target
+    fixed = seen.blocks.large.copy()
+    fixed[it.movable] = fixed[it.cold] = False
+    has = np.array([np.count_nonzero(fixed[rows]) for rows in rows_of(seen)], np.int64)
+    caps = None
+    most = [policy.of(each.name).most_bytes for each in seen.targets]
+    if any(each is not None for each in most):
+        blocks = [len(target) if each is None else int(each) // BLOCK_BYTES for each in most]
+        caps = np.maximum(np.array(blocks, np.int64) - has, 0)
+    shares = np.array([policy.of(each.name).shares for each in seen.targets], np.float64)
+    left = None if places is None else places - int(has.sum()) - it.recounting
+    return choose(it.score[pool], target[pool], left, np.maximum(own - has, 0), caps, shares)
+
+
+def _order(
+    score: NDArray[np.float32],
+    rows: Rows,
+    mine: Mask,
+    target: NDArray[np.int32],
+    own: NDArray[np.int64],
+    limit: int,
+) -> Rows:
+    """The first `limit` of the chosen blocks: in turns what is their targets' own, then the best."""
+    if not limit:
+        return rows[:0]
+    its, others = rows[mine], rows[~mine]
+    first = its[in_turns(score[its], target[its], own, limit)]
+    return np.concatenate((first, others[in_order(score[others], limit - len(first))]))
+
+
+def _that_fit(it: Judgement, fillable_bytes: float) -> Rows:
+    """Candidates that could be filled now, each for itself."""
+    fits = it.fill[it.candidates] * PAGE_BYTES <= fillable_bytes
+    it.finding[it.candidates[~fits]] = Finding.BLOAT
+    return it.candidates[fits]
+
+
+def _to_recount(it: Judgement, memory: Memory, taken: Rows, policy: Policy) -> Rows:
+    """A share of what is large, those first whose pages were told apart longest ago."""
+    rows = np.setdiff1d(it.countable, taken)
+    most = max(1, floor(policy.recount_share * len(it.countable))) - it.recounting
+    return rows[in_order((-memory.fine_s[rows]).astype(np.float32), max(0, most))]
