@@ -293,6 +293,22 @@ class Cgroup:
         return files.number(self.directory / (second if self.version == 2 else first))
 
 
+def members(path: str | Path, root: Path = Path("/")) -> list[int]:
+    """The processes of a cgroup, of any controller, and of all below it. `path`: its directory, or what follows the
+    mount of version 2. Raises HostError when there is none."""
+    directory = Path(path)
+    if not (directory / "cgroup.procs").exists():
+        directory = root / "sys/fs/cgroup" / str(path).lstrip("/")
+    if not (directory / "cgroup.procs").exists():
+        raise HostError(
+            f"{path}: no cgroup", hint="give its directory, as /sys/fs/cgroup/system.slice/db.service"
+        )
+    found: set[int] = set()
+    for folder, _, _ in os.walk(directory):
+        found.update(int(line) for line in (files.text(Path(folder, "cgroup.procs")) or "").split())
+    return sorted(found)
+
+
 def _limit(text: str) -> float:
     value = text.strip()
     if value == "max" or not value.isdecimal() or int(value) >= _UNLIMITED_BYTES:

@@ -1,7 +1,8 @@
 """/sys/kernel/mm/damon: which parts of a process's memory are used, watched by the kernel's DAMON.
 
 Documentation/admin-guide/mm/damon/usage.rst; kernels with CONFIG_DAMON_VADDR and CONFIG_DAMON_SYSFS (Linux 5.19; tried
-regions: 6.2). Used by the guest memory scheduler for guests that tell nothing, where there is no page_idle.
+regions: 6.2). Used by the guest memory scheduler for guests that tell nothing, where there is no page_idle, and by the
+large-page prioritiser.
 
 The model: regions of a process are watched. Each `sample_us` the kernel looks at one page of each region, at random,
 whether it was used since the sample before; after each `aggregation_us` it has counted how often it was. Two ways to
@@ -9,7 +10,8 @@ use that:
 - regions of one page each, chosen by us: a page counts as used when one of its samples said so, so `Watch.totals`
   tells how many of the chosen pages were used within the last aggregation. Reading costs the same for any number.
 - a region for each 2 MiB block (`blocks`): `Watch.regions` tells how often the page that was looked at had been used;
-  `estimate` makes a share of the block's pages of it, with its error. Reading costs three files for each region.
+  `estimate` makes a share of the block's pages of it, with its error. Reading costs three files for each region. Of
+  several processes in one watch (`watch_all`), `Watch.counts` tells it in the order in which they were given.
 Where a page is mapped large the kernel sees its 512 pages as one.
 
 The kernel has one list of kdamonds for all: setting their number takes all away that do not run, and is refused while
@@ -145,8 +147,14 @@ class Damon:
     def watch(self, pid: int, regions: Sequence[Run], attributes: Attributes) -> "Watch":
         """Watch these regions of a process, which are kept as they are. Raises HostError: also when no slot is free,
         when the process has gone, and ValueError for less than `LEAST_REGIONS`."""
-        if len(regions) < LEAST_REGIONS:
-            raise ValueError(f"{len(regions)} regions; the kernel takes no less than {LEAST_REGIONS}")
+        return self.watch_all([(pid, regions)], attributes)
+
+    def watch_all(self, targets: Sequence[tuple[int, Sequence[Run]]], attributes: Attributes) -> "Watch":
+        """The same for regions of several processes. One that ends meanwhile counts as not used from then on; the
+        watch ends with the last of them."""
+        count = sum(len(regions) for _, regions in targets)
+        if count < LEAST_REGIONS:
+            raise ValueError(f"{count} regions; the kernel takes no less than {LEAST_REGIONS}")
         with self._lock:
             self._mine()
             if not self._free:
@@ -154,7 +162,7 @@ class Damon:
             slot = self._free.pop()
         directory = self._admin / str(slot)
         try:
-            _configure(directory / "contexts", pid, regions, attributes)
+            _configure(directory / "contexts", targets, attributes)
             _put(directory / "state", "on")
         except BaseException:
             self._give_back(slot)
@@ -166,6 +174,13 @@ class Damon:
         with self._lock:
             remove(self.inode, self._admin)
             self._note(None)
+
+    def interrupt(self) -> None:
+        """End all that is watched at once, without waiting for whoever reads it: that one gets HostError (ESRCH).
+        Raises HostError."""
+        if _inode(self._admin) == self.inode:
+            for slot in range(files.number(self._admin / "nr_kdamonds") or 0):
+                _stop(self._admin / str(slot))
 
     def _check(self) -> None:
         contexts = self._admin / "0/contexts"
@@ -241,6 +256,20 @@ class Watch:
         self._damon._command(self._directory, "clear_schemes_tried_regions")
         return sorted((each for each in found if each is not None), key=lambda each: each.start)
 
+    def counts(self) -> list[tuple[int, int]]:
+        """Of all regions, in the order in which they were given, and by addresses within a process: where it begins,
+        and its accesses. Waits as `regions` does; two files for each region."""
+        tried = self._schemes / str(_ALL) / "tried_regions"
+        self._damon._command(self._directory, "update_schemes_tried_regions")
+        try:
+            numbers = sorted(int(name) for name in os.listdir(tried) if name.isdecimal())
+        except OSError as error:
+            raise files.refused(tried, error, "tried regions need Linux 6.2") from None
+        # With hundreds of thousands of files, what `files` does for each would take most of the time.
+        found = [(_quick(f"{tried}/{each}/start"), _quick(f"{tried}/{each}/nr_accesses")) for each in numbers]
+        self._damon._command(self._directory, "clear_schemes_tried_regions")
+        return found
+
     def close(self) -> None:
         """End it; its slot is free again."""
         self._damon._give_back(self._slot)
@@ -270,7 +299,7 @@ def remove(inode: int, admin: Path) -> Outcome:
     return "restored"
 
 
-def _configure(contexts: Path, pid: int, regions: Sequence[Run], attributes: Attributes) -> None:
+def _configure(contexts: Path, targets: Sequence[tuple[int, Sequence[Run]]], attributes: Attributes) -> None:
     _put(contexts / "nr_contexts", 1)
     context = contexts / "0"
     _put(context / "operations", "fvaddr")
@@ -282,14 +311,15 @@ def _configure(contexts: Path, pid: int, regions: Sequence[Run], attributes: Att
         _put(context / "monitoring_attrs/intervals" / name, value)
     # As many as there are: then none is split, and two neighbours together are more than the kernel joins.
     for name in ("max", "min"):
-        _put(context / "monitoring_attrs/nr_regions" / name, len(regions))
-    _put(context / "targets/nr_targets", 1)
-    target = context / "targets/0"
-    _put(target / "pid_target", pid)
-    _put(target / "regions/nr_regions", len(regions))
-    for number, (start, end) in enumerate(sorted(regions)):
-        _put(target / f"regions/{number}/start", start)
-        _put(target / f"regions/{number}/end", end)
+        _put(context / "monitoring_attrs/nr_regions" / name, sum(len(regions) for _, regions in targets))
+    _put(context / "targets/nr_targets", len(targets))
+    for place, (pid, regions) in enumerate(targets):
+        target = context / f"targets/{place}"
+        _put(target / "pid_target", pid)
+        _put(target / "regions/nr_regions", len(regions))
+        for number, (start, end) in enumerate(sorted(regions)):
+            _put(target / f"regions/{number}/start", start)
+            _put(target / f"regions/{number}/end", end)
     _put(context / "schemes/nr_schemes", 2)
     for scheme, least in ((_USED, 1), (_ALL, 0)):
         _put(context / f"schemes/{scheme}/action", "stat")
@@ -301,6 +331,17 @@ def _configure(contexts: Path, pid: int, regions: Sequence[Run], attributes: Att
         ):
             _put(pattern / name / "min", low)
             _put(pattern / name / "max", high)
+
+
+def _quick(path: str) -> int:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return int(os.read(fd, 32))
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise files.refused(path, error, "has somebody else changed DAMON?") from None
 
 
 def _region(directory: Path) -> Region | None:

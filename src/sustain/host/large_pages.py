@@ -13,6 +13,7 @@ from pathlib import Path
 from sustain.errors import HostError
 from sustain.host import files
 
+SETTING = "/sys/kernel/mm/transparent_hugepage/enabled"  # always, madvise or never
 _FOLDER = "sys/kernel/mm/transparent_hugepage"
 _SPLIT = "sys/kernel/debug/split_huge_pages"
 _ORDER = 9  # 2 MiB in pages of 4 KiB

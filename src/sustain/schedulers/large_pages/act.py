@@ -1,0 +1,166 @@
+"""Carrying a plan out: blocks are mapped large or small, one after the other, and what came of each is seen.
+
+Used by the scheduler's loop. The model: first the journal holds what each block is and is about to be (`ours`), then it
+is done (`hand`), then what did not come off is taken out of the journal again. No more than `most_per_s` blocks are
+dealt with in a second, since each holds up the process that owns it for as long as its pages are copied; and a call
+ends after `limit_s`, whatever is left, of which it says "again later".
+
+A process that executes another program keeps its number and its start time: so the images that the plan was made of
+are asked for (`seen`), and a process that shows another one by now is gone. Rejected: a thread for each process; what
+makes a block large takes the machine's processors and memory, not a process's time.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+
+from sustain.errors import JournalError, SustainError
+from sustain.host import damon, smaps
+from sustain.host.processes import Identity
+from sustain.schedulers.guest_memory.changes import DAMON
+from sustain.schedulers.journal import Journal, Report
+from sustain.schedulers.large_pages import ours
+from sustain.schedulers.large_pages.hand import Came, Hand, gone
+from sustain.schedulers.large_pages.model import Action, Collapse, Effect, Outcome
+from sustain.schedulers.large_pages.ours import Ours, Span, start_of
+from sustain.schedulers.large_pages.undo import undo
+
+MOST_PER_S = 100.0
+LIMIT_S = 5.0
+
+
+class Actuator:
+    """What maps blocks of all targets large and small. One thread calls; `stop` may be called from any."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        seen: Callable[[Identity], int | None] = lambda _: None,
+        *,
+        keep: bool = False,
+        most_per_s: float = MOST_PER_S,
+        limit_s: float = LIMIT_S,
+        root: Path = Path("/"),
+    ) -> None:
+        """`seen`: the image of a process when it was last looked at, None: unknown; `keep`: what was mapped large or
+        small stays so at the end, except for a recount."""
+        self._journal = journal
+        self._ours = Ours(journal)
+        self._seen = seen
+        self._keep = keep
+        self._pause_s = 1 / most_per_s
+        self._limit_s = limit_s
+        self._root = root
+        self._stop = threading.Event()
+        self._next_s = 0.0  # before which nothing more is done
+
+    def carry_out(self, actions: Iterable[Action]) -> list[Effect]:
+        """All of them, and what came of each, in the same order. Raises nothing that a target or the host may cause."""
+        wanted = list(actions)
+        until_s = time.monotonic() + self._limit_s
+        by_target: dict[tuple[int, int], list[int]] = {}
+        for place, action in enumerate(wanted):
+            by_target.setdefault((action.pid, action.started), []).append(place)
+        effects: dict[int, Effect] = {}
+        for places in by_target.values():
+            chosen = [wanted[place] for place in places]
+            effects.update(zip(places, self._on_one(chosen, until_s), strict=True))
+        return [effects[place] for place in range(len(wanted))]
+
+    def restore(self) -> Report:
+        """Put back what was changed, here or by a predecessor."""
+        return self._journal.restore(
+            {
+                ours.KIND: partial(undo, keep=self._keep, root=self._root),
+                DAMON: lambda entry: damon.clean_up(int(entry.target["inode"]), self._root),
+            }
+        )
+
+    def stop(self) -> None:
+        """End what is under way after the block that is being dealt with."""
+        self._stop.set()
+
+    def close(self) -> None:
+        self.stop()
+
+    def _on_one(self, actions: Sequence[Action], until_s: float) -> list[Effect]:
+        """Actions on one target."""
+        first = actions[0]
+        who = Identity(first.pid, first.started)
+        try:
+            image = smaps.image(who.pid, self._root)
+            if image is None or self._seen(who) not in (None, image):
+                return [
+                    Effect(action=each, outcome="gone", detail="it is another program by now")
+                    for each in actions
+                ]
+            with Hand(who, self._root, self._stop) as hand:
+                return self._with_hand(hand, image, actions, until_s)
+        except JournalError as error:
+            return [Effect(action=each, outcome="again later", detail=_words(error)) for each in actions]
+        except SustainError as error:
+            outcome: Outcome = "gone" if gone(error) else "refused"
+            return [Effect(action=each, outcome=outcome, detail=_words(error)) for each in actions]
+
+    def _with_hand(self, hand: Hand, image: int, actions: Sequence[Action], until_s: float) -> list[Effect]:
+        name, pid, started = actions[0].target, actions[0].pid, actions[0].started
+        spans = self._ours.of(name, pid, started, image, (each.address for each in actions))
+        for action in actions:
+            large = isinstance(action, Collapse)
+            found = hand.state(action.address).large
+            if found != large:
+                start = start_of(action.address)
+                spans[start] = spans[start].about_to(
+                    action.address, found_large=found, large=large, briefly=action.purpose == "recount"
+                )
+        for span in spans.values():
+            if span.changed:
+                self._ours.keep(span)
+        effects: list[Effect] = []
+        try:
+            for action in actions:
+                effects.append(self._one(hand, action, until_s))
+        finally:
+            self._settle(hand, spans, actions)
+        return effects
+
+    def _settle(self, hand: Hand, spans: dict[int, Span], actions: Sequence[Action]) -> None:
+        """What did not come off, or is as it was found again, is not ours to put back. Where that cannot be seen or
+        noted, more is noted than was done, and whoever puts back sees that it is as it was."""
+        with contextlib.suppress(SustainError):
+            for action in actions:
+                start = start_of(action.address)
+                spans[start] = spans[start].seen(action.address, large=hand.state(action.address).large)
+            for span in spans.values():
+                self._ours.keep(span)
+
+    def _one(self, hand: Hand, action: Action, until_s: float) -> Effect:
+        begun_s = time.monotonic()
+        if self._stop.is_set() or max(begun_s, self._next_s) >= until_s:
+            return Effect(
+                action=action, outcome="again later", detail="it was not its turn any more in this round"
+            )
+        if self._stop.wait(max(0.0, self._next_s - begun_s)):
+            return Effect(action=action, outcome="again later", detail="the scheduler stops")
+        begun_s = time.monotonic()
+        self._next_s = begun_s + self._pause_s
+        try:
+            came = (
+                hand.enlarge(action.address) if isinstance(action, Collapse) else hand.reduce(action.address)
+            )
+        except SustainError as error:
+            came = Came("gone" if gone(error) else "refused", _words(error))
+        return Effect(
+            action=action,
+            outcome=came.outcome,
+            detail=came.detail,
+            bytes=came.grown_bytes,
+            seconds=time.monotonic() - begun_s,
+        )
+
+
+def _words(error: SustainError) -> str:
+    return f"{error} ({error.hint})" if error.hint else str(error)

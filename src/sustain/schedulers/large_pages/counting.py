@@ -1,0 +1,141 @@
+"""Counting the small pages that are used, block by block, of the processes that are looked at: what every way of it has
+in common, and which one this kernel has.
+
+Used by `sense`. Two ways, both see a guest through its second-level page tables, and neither changes what is in memory:
+- `page_idle` (counting_page_idle): exact; kernels with CONFIG_IDLE_PAGE_TRACKING. A page is used when somebody has
+  touched it within the period, whoever that was: the mark is the page's, not a process's.
+- DAMON (counting_damon): estimated, with its error; kernels with CONFIG_DAMON_VADDR. A page is used when it is touched
+  within one sample's interval, which is a part of the period.
+`Count.window_s` says which time it was. Memory that is mapped large has one accessed bit for 512 pages: of such a block
+only whether it was used at all is known (`whole`), until it is mapped small for a while, which is for the decision.
+
+Rejected: `clear_refs` with `Referenced` of smaps, one number for a whole mapping, which does not see a guest; the
+sampling of addresses by `perf mem`, which wants processors that most guests do not show.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sustain.clock import Clock
+from sustain.errors import HostError
+from sustain.host import damon, page_idle
+from sustain.host.processes import Identity
+from sustain.schedulers.guest_memory.changes import Changes
+from sustain.schedulers.large_pages.model import BLOCK_BYTES, Counting
+
+Ways = Literal["auto", "page-idle", "damon", "none"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Memory:
+    """What is to be counted of one process. `image` changes when it executes another program (host.smaps)."""
+
+    who: Identity
+    image: int
+    addresses: NDArray[np.uint64]  # of blocks, ascending
+    shared: NDArray[np.bool_]  # memory that others may map too
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Count:
+    """What one period came to. Columns of one length; pages, as in `model.Blocks`."""
+
+    image: int
+    at_s: float  # its end, by CLOCK_BOOTTIME
+    window_s: float  # within which a use counts
+    addresses: NDArray[np.uint64]  # ascending
+    touched: NDArray[np.float32]
+    error: NDArray[np.float32]
+    whole: NDArray[np.bool_]
+
+
+def stretches(addresses: NDArray[np.uint64]) -> list[tuple[int, int, slice]]:
+    """Blocks that follow each other: addresses from and to, and their places."""
+    if not len(addresses):
+        return []
+    edges = [0, *(np.flatnonzero(np.diff(addresses) != BLOCK_BYTES) + 1).tolist(), len(addresses)]
+    return [
+        (int(addresses[first]), int(addresses[last - 1]) + BLOCK_BYTES, slice(first, last))
+        for first, last in pairwise(edges)
+    ]
+
+
+class Counter(Protocol):
+    """One way of counting. Methods are called from one thread, and none waits for the end of a period."""
+
+    @property
+    def kind(self) -> Counting: ...
+
+    def start(self, memories: Sequence[Memory]) -> None:
+        """Count these from now on: what went on being counted goes on, the rest begins with the next period."""
+
+    def read(self) -> Mapping[Identity, Count]:
+        """The newest counts; of a process whose first period has not ended there is none."""
+
+    def problems(self) -> Mapping[Identity, str]:
+        """Why a process is not counted, in words."""
+
+    def close(self) -> None:
+        """End it and give back what it took. Raises SustainError."""
+
+
+class NoCounter:
+    """Counts nothing, where that is wanted or nothing else is possible."""
+
+    kind: Counting = "none"
+
+    def start(self, memories: Sequence[Memory]) -> None:
+        """Nothing."""
+
+    def read(self) -> Mapping[Identity, Count]:
+        return {}
+
+    def problems(self) -> Mapping[Identity, str]:
+        return {}
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+def impossible(way: Literal["page-idle", "damon"], root: Path = Path("/")) -> HostError | None:
+    """Why this kernel cannot count that way, with what to do; None: it can, as far as can be seen without trying."""
+    if way == "page-idle" and not page_idle.available(root):
+        return HostError(
+            f"{page_idle.path(root)}: is not there, so used pages cannot be counted exactly",
+            hint="it needs a kernel with CONFIG_IDLE_PAGE_TRACKING, as Ubuntu's and Fedora's have, and root",
+        )
+    if way == "damon" and not damon.present(root):
+        return HostError(
+            "this kernel has no DAMON, so used pages cannot be estimated",
+            hint="it needs a kernel with CONFIG_DAMON_VADDR and CONFIG_DAMON_SYSFS, as Debian's from 12 on, and root",
+        )
+    return None
+
+
+def counter(way: Ways, period_s: float, clock: Clock, changes: Changes, root: Path = Path("/")) -> Counter:
+    """The one that is wanted; of "auto" the best that there is. Raises HostError with what is missing: of "auto" both
+    reasons. A kernel whose DAMON cannot watch processes shows that only when it is tried."""
+    from sustain.schedulers.large_pages.counting_damon import DamonCounter
+    from sustain.schedulers.large_pages.counting_page_idle import PageIdleCounter
+
+    if way == "none":
+        return NoCounter()
+    exact, estimated = impossible("page-idle", root), impossible("damon", root)
+    if way == "page-idle" and exact is not None:
+        raise exact
+    if way == "damon" and estimated is not None:
+        raise estimated
+    if way == "page-idle" or (way == "auto" and exact is None):
+        return PageIdleCounter(period_s, clock, root)
+    if estimated is None:
+        return DamonCounter(period_s, clock, changes, root)
+    assert exact is not None
+    raise HostError(
+        f"used pages cannot be counted: {exact}; {estimated}", hint=f"{exact.hint}; or {estimated.hint}"
+    )

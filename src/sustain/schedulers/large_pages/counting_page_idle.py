@@ -1,0 +1,216 @@
+"""Counting used pages exactly, by the kernel's page_idle bitmap: every page of a block is marked, and after a period
+those whose mark has gone were used.
+
+The model: at each reading that is a period after the last marking, what became of the marks is looked at, and all pages
+are marked anew; readings in between tell the same again. A page that came into a private mapping meanwhile was used,
+since nothing else brings it there. Of a page that lies in another frame by now, has left, or could not be marked (it
+was held by the kernel at that moment), it is not known: it counts as half a page, and the block's error says so. That
+error is the standard deviation of what is equally likely, n/√12 for n pages. The zero page counts as not present: it
+takes no memory, and who reads it is not known.
+
+A larger page has one mark. Where it fills the block, only whether the block was used is known (`whole`); where the
+block has several of them (folios of 16 KiB … 1 MiB, or one that is mapped small), a used one has had between one and
+all of its pages used, and counts as half with that error.
+
+A mark is the page's: whoever else maps a shared page clears it too, also by reading the file behind it. A processor
+that still remembers a translation sees the page used only when it looks it up anew; on a busy one that is soon.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sustain.clock import Clock
+from sustain.errors import HostError, SustainError
+from sustain.host import kpageflags, madvise
+from sustain.host.pagemap import PAGES_OF_BLOCK, Pagemap, frame_of
+from sustain.host.processes import Identity
+from sustain.schedulers.large_pages.counting import Count, Memory, stretches
+from sustain.schedulers.large_pages.model import Counting
+
+_WHOLE_PERIOD = 0.9  # of a period is one: readings that are a period apart come a little early and late
+_UNIFORM = 12.0  # the variance of what is equally likely, by the square of its width
+_ABSENT, _ALONE, _LARGER, _UNMARKED = range(4)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Marked:
+    """The pages of one process as they were marked. Columns with a row for each page."""
+
+    memory: Memory
+    at_s: float
+    frames: NDArray[np.uint64]  # 0: not present
+    kind: NDArray[np.int8]
+    owner: NDArray[np.int64]  # of a page in a larger one: the row of its head
+
+
+class PageIdleCounter:
+    """Implements `counting.Counter`."""
+
+    kind: Counting = "page-idle"
+
+    def __init__(self, period_s: float, clock: Clock, root: Path = Path("/")) -> None:
+        self._period_s = period_s
+        self._clock = clock
+        self._root = root
+        self._marked: dict[Identity, _Marked] = {}
+        self._counts: dict[Identity, Count] = {}
+        self._problems: dict[Identity, str] = {}
+
+    def start(self, memories: Sequence[Memory]) -> None:
+        """Marks what is not marked. Marks that wait for the end of their period stay."""
+        wanted = {each.who: each for each in memories}
+        for held in (self._marked, self._counts, self._problems):
+            for who in [each for each in held if each not in wanted]:
+                del held[who]
+        due = [each for who, each in wanted.items() if not self._holds(who, each.image)]
+        if due:
+            madvise.empty_batches()
+        for memory in due:
+            self._counts.pop(memory.who, None) if self._changed(memory) else None
+            try:
+                self._marked[memory.who] = self._mark(memory)
+                self._problems.pop(memory.who, None)
+            except SustainError as error:
+                self._problems[memory.who] = f"{error} ({error.hint})" if error.hint else str(error)
+
+    def read(self) -> Mapping[Identity, Count]:
+        """Ends the periods that are over."""
+        for who, marked in list(self._marked.items()):
+            if self._now_s() - marked.at_s < _WHOLE_PERIOD * self._period_s:
+                continue
+            del self._marked[who]
+            try:
+                self._counts[who] = self._look(marked)
+            except SustainError as error:
+                self._problems[who] = str(error)
+        return dict(self._counts)
+
+    def problems(self) -> Mapping[Identity, str]:
+        return dict(self._problems)
+
+    def close(self) -> None:
+        """Marks mean nothing to the kernel; they stay until the pages are used."""
+        self._marked.clear()
+
+    def _holds(self, who: Identity, image: int) -> bool:
+        held = self._marked.get(who)
+        return held is not None and held.memory.image == image
+
+    def _changed(self, memory: Memory) -> bool:
+        held = self._counts.get(memory.who)
+        return held is not None and held.image != memory.image
+
+    def _mark(self, memory: Memory) -> _Marked:
+        frames = self._frames(memory)
+        here = np.flatnonzero(frames)
+        kinds = kpageflags.kinds(frames[here], self._root)
+        kind = np.full(len(frames), _ABSENT, np.int8)
+        kind[here] = _UNMARKED
+        kind[here[kinds.alone]] = _ALONE
+        kind[here[kinds.zero]] = _ABSENT
+        owner = np.full(len(frames), -1, np.int64)
+        rows = np.zeros(len(frames), np.int64)
+        rows[here[kinds.head]] = here[kinds.head] + 1
+        last = np.maximum.accumulate(rows) - 1  # the head before each page, by address
+        for row in (here[kinds.head], here[kinds.tail]):
+            first = last[row]
+            known = (first >= 0) & (frames[first] + (row - first).astype(np.uint64) == frames[row])
+            kind[row[known]], owner[row[known]] = _LARGER, first[known]
+        marks = (kind == _ALONE) | (owner == np.arange(len(frames)))
+        at_s = self._now_s()
+        kpageflags.mark_idle(frames[marks], self._root)
+        return _Marked(memory, at_s, frames, kind, owner)
+
+    def _look(self, marked: _Marked) -> Count:
+        memory, before = marked.memory, marked.frames
+        now = self._frames(memory)
+        at_s = self._now_s()
+        marks = np.flatnonzero((marked.kind == _ALONE) | (marked.owner == np.arange(len(before))))
+        used = np.zeros(len(before), np.bool_)
+        used[marks] = ~kpageflags.idle(before[marks], self._root)
+        stayed = (now == before) & (before != 0) & ~self._broken_up(marked)
+        larger = np.flatnonzero((marked.kind == _LARGER) & stayed)
+        larger_used = np.zeros(len(before), np.bool_)
+        larger_used[larger] = used[marked.owner[larger]]
+        private = np.repeat(~memory.shared, PAGES_OF_BLOCK)
+        came = (marked.kind == _ABSENT) & (now != 0) & (now != before) & private
+        known = (
+            came
+            | (stayed & ((marked.kind == _ALONE) | (marked.kind == _LARGER)))
+            | ((marked.kind == _ABSENT) & (now == before))
+        )
+        sure = _by_block(came | (stayed & (marked.kind == _ALONE) & used))
+        unknown = _by_block(~known)
+        # Where a larger page fills its block there is nothing to estimate: `whole` says what is meant.
+        whole = (
+            _by_block((marked.kind == _LARGER) & stayed & (marked.owner % PAGES_OF_BLOCK == 0))
+            == PAGES_OF_BLOCK
+        )
+        whole &= _one_owner(marked.owner)
+        some = _by_block(larger_used)
+        variance = (unknown.astype(np.float64) ** 2 + _squares(marked.owner, larger_used)) / _UNIFORM
+        touched = np.where(whole, some, sure + some / 2 + unknown / 2)
+        error = np.where(whole, 0, np.sqrt(variance))
+        lost = unknown > PAGES_OF_BLOCK // 2  # it was collapsed, split or swapped meanwhile
+        touched[lost] = error[lost] = np.nan
+        return Count(
+            memory.image,
+            at_s,
+            at_s - marked.at_s,
+            memory.addresses,
+            touched.astype(np.float32),
+            error.astype(np.float32),
+            whole,
+        )
+
+    def _broken_up(self, marked: _Marked) -> NDArray[np.bool_]:
+        """Pages that were parts of a larger one which has been split: its mark was for all of them."""
+        heads = np.flatnonzero(marked.owner == np.arange(len(marked.owner)))
+        split = np.zeros(len(marked.owner), np.bool_)
+        split[heads] = ~kpageflags.kinds(marked.frames[heads], self._root).head
+        return np.asarray(split[marked.owner] & (marked.owner >= 0), np.bool_)
+
+    def _frames(self, memory: Memory) -> NDArray[np.uint64]:
+        """Of each page, 0 where it is not present. Raises SustainError."""
+        found = []
+        table = Pagemap(memory.who.pid, self._root)
+        try:
+            for start, end, _ in stretches(memory.addresses):
+                entries = table.entries(start, end)
+                frames = frame_of(entries)
+                if not frames.any() and (entries >> np.uint64(63)).any():
+                    raise HostError(
+                        f"process {memory.who.pid}: frame numbers are hidden",
+                        hint="it needs root (CAP_SYS_ADMIN)",
+                    )
+                found.append(frames)
+        finally:
+            table.close()
+        return np.concatenate(found) if found else np.zeros(0, np.uint64)
+
+    def _now_s(self) -> float:
+        return self._clock.boottime_ns() / 1e9
+
+
+def _by_block(pages: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """How many of each block."""
+    return np.asarray(pages.reshape(-1, PAGES_OF_BLOCK).sum(axis=1, dtype=np.int64))
+
+
+def _one_owner(owner: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether all pages of each block are of one larger page."""
+    rows = owner.reshape(-1, PAGES_OF_BLOCK)
+    return np.asarray((rows == rows[:, :1]).all(axis=1) & (rows[:, 0] >= 0), np.bool_)
+
+
+def _squares(owner: NDArray[np.int64], used: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Of each block, the sum of the squares of the sizes of its used larger pages."""
+    blocks = len(owner) // PAGES_OF_BLOCK
+    sizes = np.bincount(owner[used], minlength=len(owner))
+    rows = np.flatnonzero(sizes)
+    squares = sizes[rows].astype(np.float64) ** 2
+    return np.bincount(rows // PAGES_OF_BLOCK, weights=squares, minlength=blocks).astype(np.float64)

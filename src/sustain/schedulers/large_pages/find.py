@@ -1,0 +1,118 @@
+"""Which processes are targets, as the operator names them: by number, by a file with it, by command, cgroup or guest.
+
+Used by `sense`, anew at each reading, since processes come and go; `Wanted` is a part of the configuration file.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from sustain.errors import ConfigError, SustainError
+from sustain.host import cgroup, files, maps, qemu
+from sustain.host.processes import Identity, identify
+
+ANY = "*"  # guest: all of them
+
+
+class Wanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One process, or all of a kind. Exactly one of the ways is given. Where a way may find several, each is called by
+    the name and its number ("db.4711"); all guests are called as they call themselves."""
+
+    name: str
+    pid: int | None = None
+    pid_file: str | None = None  # its first word is the number
+    command: str | None = None  # the command's name, as `ps -o comm` shows it, or its program's file name
+    cgroup: str | None = None  # its directory, with all below
+    guest: str | None = None  # name or UUID of a QEMU guest, of which only the RAM is looked at; "*": all
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A process that is there now. `only`: ranges of addresses, to which it is narrowed."""
+
+    name: str
+    who: Identity
+    only: tuple[tuple[int, int], ...] | None = None
+    guest: bool = False
+
+
+def check(wanted: Sequence[Wanted]) -> None:
+    """Raises ConfigError for what cannot be meant."""
+    names: set[str] = set()
+    for each in wanted:
+        ways = [each.pid, each.pid_file, each.command, each.cgroup, each.guest]
+        if not each.name or each.name in names:
+            raise ConfigError(
+                f"target {each.name!r}: the name is empty or there twice", hint="names are unique"
+            )
+        if sum(way is not None for way in ways) != 1:
+            raise ConfigError(
+                f"target {each.name!r}: it is not named in exactly one way",
+                hint="give one of pid, pid_file, command, cgroup, guest",
+            )
+        names.add(each.name)
+
+
+def find(wanted: Sequence[Wanted], root: Path = Path("/")) -> tuple[list[Found], list[str]]:
+    """Those that are there, each once, and what was not found or cannot be looked at, in words."""
+    found: dict[Identity, Found] = {}
+    problems: list[str] = []
+    for each in wanted:
+        try:
+            here = list(_matches(each, root))
+        except SustainError as error:
+            problems.append(f"{each.name}: {error}" + (f" ({error.hint})" if error.hint else ""))
+            continue
+        for one in here:
+            if one.who.pid != os.getpid():
+                found.setdefault(one.who, one)
+        if not here:
+            problems.append(f"{each.name}: there is no such process now")
+    return list(found.values()), problems
+
+
+def _matches(wanted: Wanted, root: Path) -> Iterator[Found]:
+    if wanted.pid is not None:
+        yield from _named(wanted.name, wanted.pid, root)
+    elif wanted.pid_file is not None:
+        words = (files.text(Path(wanted.pid_file)) or "").split()
+        if words and words[0].isdecimal():
+            yield from _named(wanted.name, int(words[0]), root)
+    elif wanted.command is not None:
+        for pid in maps.all_pids(root):
+            if wanted.command in _commands(pid, root):
+                yield from _named(f"{wanted.name}.{pid}", pid, root)
+    elif wanted.cgroup is not None:
+        for pid in cgroup.members(wanted.cgroup, root):
+            yield from _named(f"{wanted.name}.{pid}", pid, root)
+    elif wanted.guest is not None:
+        yield from _guests(wanted, root)
+
+
+def _named(name: str, pid: int, root: Path) -> Iterator[Found]:
+    who = identify(pid, str(root))
+    if who is not None:
+        yield Found(name, who)
+
+
+def _commands(pid: int, root: Path) -> set[str]:
+    """What a process may be called."""
+    folder = root / "proc" / str(pid)
+    try:
+        names = {(files.text(folder / "comm") or "").strip(), os.path.basename(os.readlink(folder / "exe"))}
+    except (OSError, SustainError):
+        return set()  # it has gone, is another user's, or is a thread of the kernel
+    return names - {""}
+
+
+def _guests(wanted: Wanted, root: Path) -> Iterator[Found]:
+    for each in qemu.discover(root):
+        if wanted.guest not in (ANY, each.name, each.uuid):
+            continue
+        areas = maps.guest_ram(each.who.pid, root=root)
+        if areas:
+            name = each.name if wanted.guest == ANY else wanted.name
+            yield Found(name, each.who, tuple((area.start, area.end) for area in areas), guest=True)

@@ -1,0 +1,174 @@
+"""Mapping single blocks of one process large or small, and seeing what came of it.
+
+Used by `act` and `undo`. The kernel's word is not taken for the deed: what a block is, the page tables say before and
+after (PAGEMAP_SCAN). What each refusal of MADV_COLLAPSE means (mm/khugepaged.c, madvise_collapse_errno):
+- ENOMEM: no large page is free and compaction made none, or the block is not mapped any more: `smaps` tells which;
+- EBUSY: its cgroup has no room for it; EAGAIN: a page was held by somebody at that moment, which passes: tried again;
+- EINVAL: the mapping is of a kind that is never large, which `smaps` explains; or a kernel before 6.1;
+- ESRCH: the process has gone; EPERM, EACCES, ENOSYS: we may not, or this kernel cannot.
+It takes no notice of `enabled` and `max_ptes_none`: pages that nobody has touched are filled.
+
+Small: MADV_COLD on the block's last page has the kernel split it, where one process maps it and it is not locked;
+otherwise by `split_huge_pages` of debugfs, where that is mounted. The kernel refuses while somebody holds a page of it
+(pinned for devices). That one page then counts as cold. From Linux 6.12 on pages that hold only zeros are given back
+by a split of private memory; before, what was filled stays filled.
+"""
+
+import errno
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from sustain.errors import HostError, SustainError
+from sustain.host import kernel, large_pages, smaps
+from sustain.host.madvise import Advice, Advisor
+from sustain.host.pagemap import BLOCK_BYTES, PAGE_BYTES, PAGES_OF_BLOCK, Pagemap
+from sustain.host.processes import Identity
+from sustain.schedulers.large_pages.model import Outcome
+
+_TRIES = 3
+_PAUSE_S = 0.02  # before the second try; twice as long before the third
+_COLLAPSES = (6, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What the page tables say of a block."""
+
+    large: bool
+    present: int  # pages, 0 … 512
+
+
+@dataclass(frozen=True, slots=True)
+class Came:
+    """What came of one try."""
+
+    outcome: Outcome
+    detail: str = ""
+    grown_bytes: int | None = None  # that the process has more of its block in memory
+
+
+class Hand:
+    """On the memory of one process. Close it. Raises HostError or RegionIOError (both SustainError) when the process
+    has gone or may not be looked at; `gone` tells which."""
+
+    def __init__(self, who: Identity, root: Path = Path("/"), stop: threading.Event | None = None) -> None:
+        self.who = who
+        self._root = root
+        self._stop = stop or threading.Event()
+        self._advisor = Advisor(who)
+        try:
+            self._table = Pagemap(who.pid, root)
+        except BaseException:
+            self._advisor.close()
+            raise
+
+    def state(self, address: int) -> State:
+        """Of a block that may not be mapped at all: then nothing of it is present."""
+        found = self._table.blocks(address, address + BLOCK_BYTES)
+        return State(bool(found.huge[0]), int(found.present[0]))
+
+    def enlarge(self, address: int) -> Came:
+        """Map it large. Raises SustainError only when nothing can be said of it any more."""
+        before = self.state(address)
+        if before.large:
+            return Came("done", "it was mapped large already", 0)
+        code = 0
+        for number in range(_TRIES):
+            code = self._advise(address, address + BLOCK_BYTES, Advice.COLLAPSE)
+            if code != errno.EAGAIN or self._stop.wait(_PAUSE_S * 2**number):
+                break
+        after = self.state(address)
+        grown = (after.present - before.present) * PAGE_BYTES
+        if after.large:
+            return Came("done", "", grown)
+        if code == 0:
+            return Came("again later", "the kernel says it was done, and the page tables do not", grown)
+        outcome, detail = self._why_not(address, before, code)
+        return Came(outcome, detail, grown)
+
+    def reduce(self, address: int) -> Came:
+        """Map it small; what is in it stays."""
+        before = self.state(address)
+        if not before.large:
+            return Came("done", "it was mapped small already", 0)
+        code = self._advise(address + BLOCK_BYTES - PAGE_BYTES, address + BLOCK_BYTES, Advice.COLD)
+        after = self.state(address)
+        how = ""
+        if after.large:
+            try:
+                large_pages.split(self.who.pid, address, address + BLOCK_BYTES, self._root)
+                how = "by split_huge_pages"
+            except HostError as error:
+                how = f"{error} ({error.hint})"
+            after = self.state(address)
+        grown = (after.present - before.present) * PAGE_BYTES
+        if not after.large:
+            return Came("done", how, grown)
+        why = (
+            "it is locked"
+            if code == errno.EINVAL
+            else "other processes map it too, or a device holds pages of it"
+        )
+        return Came("again later" if how.startswith("by") else "refused", f"{why}; {how}", grown)
+
+    def close(self) -> None:
+        self._table.close()
+        self._advisor.close()
+
+    def __enter__(self) -> "Hand":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _advise(self, start: int, end: int, advice: Advice) -> int:
+        """The errno; 0: all of it was taken."""
+        try:
+            said = self._advisor.advise([(start, end)], advice)
+        except HostError as error:
+            return error.errno or errno.EIO
+        return next(iter(said.skipped_bytes), 0)
+
+    def _why_not(self, address: int, before: State, code: int) -> tuple[Outcome, str]:
+        word = errno.errorcode.get(code, str(code))
+        match code:
+            case errno.ESRCH:
+                return "gone", "the process has gone"
+            case errno.EPERM | errno.EACCES:
+                return "refused", f"it needs CAP_SYS_NICE and CAP_SYS_PTRACE, or root ({word})"
+            case errno.ENOSYS:
+                return "refused", "process_madvise needs Linux 5.10 (ENOSYS)"
+            case errno.EBUSY:
+                return "again later", "its cgroup has no room for a large page (EBUSY)"
+            case errno.EAGAIN:
+                return "again later", f"some of its pages were in use by the kernel, {_TRIES} times (EAGAIN)"
+        mapping = next(
+            (
+                each
+                for each in smaps.read(self.who.pid, self._root) or ()
+                if each.start <= address and address + BLOCK_BYTES <= each.end
+            ),
+            None,
+        )
+        if mapping is None:
+            return "gone", "it is not mapped any more, or not as one piece"
+        if code == errno.ENOMEM:
+            return "no large page to be had", "memory is fragmented or short (ENOMEM)"
+        if (kernel.release(self._root) or _COLLAPSES) < _COLLAPSES:
+            return "refused", "MADV_COLLAPSE needs Linux 6.1"
+        if mapping.why_small:
+            return "not eligible", mapping.why_small
+        if smaps.thp_disabled(self.who.pid, self._root):
+            return "not eligible", "the process forbids large pages (PR_SET_THP_DISABLE)"
+        if not before.present:
+            return "not eligible", "nothing of it is in memory"
+        return "not eligible", f"the kernel does not map it large ({word})"
+
+
+def gone(error: SustainError) -> bool:
+    """Whether the process that an error speaks of is no more."""
+    return getattr(error, "errno", None) in (errno.ESRCH, errno.ENOENT)
+
+
+assert PAGES_OF_BLOCK * PAGE_BYTES == BLOCK_BYTES

@@ -1,0 +1,50 @@
+"""Putting back what was mapped large or small: each block becomes what it was found to be.
+
+Used by `act` when it ends, and for what a predecessor has left that was killed. What a process does with its memory
+meanwhile is its own: blocks that are not mapped any more, or that became again what they were, need nothing. With
+`keep`, blocks stay as they were last made, except those that were mapped small only for a recount.
+"""
+
+from pathlib import Path
+
+from sustain.errors import HostError, SustainError
+from sustain.host import processes, smaps
+from sustain.host.processes import Identity
+from sustain.schedulers.journal import Entry, Outcome
+from sustain.schedulers.large_pages import ours
+from sustain.schedulers.large_pages.hand import Hand, gone
+from sustain.schedulers.large_pages.ours import Span
+
+
+def undo(entry: Entry, *, keep: bool = False, root: Path = Path("/")) -> Outcome:
+    """One entry of kind `ours.KIND`. Raises HostError when some of it is not put back."""
+    span = ours.parse(entry)
+    who = Identity(span.pid, span.started)
+    if not processes.alive(who, str(root)) or smaps.image(span.pid, root) != span.image:
+        return "gone"
+    left: list[str] = []
+    try:
+        with Hand(who, root) as hand:
+            for address, large in wanted(span, keep=keep):
+                came = hand.enlarge(address) if large else hand.reduce(address)
+                if came.outcome not in ("done", "gone") and not came.detail.startswith("nothing of it"):
+                    left.append(f"{address:#x}: {came.outcome}: {came.detail}")
+    except SustainError as error:
+        if gone(error):
+            return "gone"
+        raise
+    if left:
+        raise HostError(
+            f"{span.name} (process {span.pid}): {len(left)} blocks are not as they were: {left[0]}",
+            hint="it is tried again the next time something is put back",
+        )
+    return "restored"
+
+
+def wanted(span: Span, *, keep: bool) -> list[tuple[int, bool]]:
+    """What each block of it should be: (address, large)."""
+    if keep:
+        return [(address, True) for address in span.addresses(span.briefly)]
+    return [(address, True) for address in span.addresses(span.was & span.changed)] + [
+        (address, False) for address in span.addresses(span.changed & ~span.was)
+    ]

@@ -1,0 +1,243 @@
+"""Counting on a real kernel, of programs whose use of their memory is known. Runs in the lab (tests/lab/
+test_large_pages.py), on a kernel with page_idle and on one with DAMON; elsewhere what this machine's kernel can."""
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sustain.clock import SystemClock
+from sustain.errors import HostError
+from sustain.host import page_idle
+from sustain.host.madvise import Advice, Advisor
+from sustain.schedulers.guest_memory.changes import DAMON
+from sustain.schedulers.journal import Journal
+from sustain.schedulers.large_pages import counting
+from sustain.schedulers.large_pages.counting import Count, Counter
+from sustain.schedulers.large_pages.counting_damon import DamonCounter
+from sustain.schedulers.large_pages.counting_page_idle import PageIdleCounter
+from sustain.schedulers.large_pages.model import BLOCK_BYTES
+from sustain.testing import FakeClock
+from tests.host import test_damon_kernel as damon_here
+from tests.schedulers.large_pages.touching import Toucher, touching
+
+exact = pytest.mark.skipif(
+    not page_idle.available() or os.geteuid() != 0, reason="this kernel has no page_idle, or no root"
+)
+damons = pytest.mark.skipif(
+    "not damon_here.watches_processes()", reason="DAMON here cannot watch processes, or is in use"
+)
+
+# Hot at high addresses, with blocks of a single page and one that nobody uses.
+PATTERN = [0, 1, 2, 17, 64, 1, 128, 0, 256, 300, 511, 512]
+
+
+def one_period(counter: PageIdleCounter, clock: FakeClock, *touchers: Toucher, shared: bool = False) -> None:
+    """A period in which each has been around three times."""
+    counter.start([each.memory(shared=shared) for each in touchers])
+    for each in touchers:
+        each.say("rounds 3")
+    clock.advance(10)
+
+
+@exact
+@pytest.mark.parametrize("kind", ["private", "shared", "memfd"])
+def test_exactly_what_is_touched(kind: str) -> None:
+    clock = FakeClock()
+    counter = PageIdleCounter(10, clock)
+    with touching(PATTERN, kind) as toucher:
+        one_period(counter, clock, toucher, shared=kind != "private")
+        assert counter.problems() == {}
+        count = counter.read()[toucher.who]
+        print(count.touched.tolist(), count.error.tolist())
+        assert count.touched.tolist() == PATTERN
+        assert not count.error.any()
+        assert not count.whole.any()
+        assert count.window_s == pytest.approx(10)
+        # A phase change is there with the next period, and nothing of the one before.
+        changed = PATTERN[::-1]
+        toucher.touch(changed)
+        toucher.say("rounds 2")
+        one_period(counter, clock, toucher, shared=kind != "private")
+        assert counter.read()[toucher.who].touched.tolist() == changed
+
+
+@exact
+def test_several_processes_at_once() -> None:
+    clock = FakeClock()
+    counter = PageIdleCounter(10, clock)
+    with touching([3, 500]) as one, touching([40, 0, 7], "memfd") as other:
+        one_period(counter, clock, one, other)
+        found = counter.read()
+        assert found[one.who].touched.tolist() == [3, 500]
+        assert found[other.who].touched.tolist() == [40, 0, 7]
+        counter.start([other.memory()])
+        assert one.who not in counter.read()
+
+
+@exact
+def test_of_a_large_block_only_whether_it_is_used() -> None:
+    clock = FakeClock()
+    counter = PageIdleCounter(10, clock)
+    with touching([1, 0, 9]) as toucher, Advisor(toucher.who) as advisor:
+        advisor.advise([(toucher.start, toucher.start + 2 * BLOCK_BYTES)], Advice.COLLAPSE)
+        assert toucher.counted().huge.tolist() == [True, True, False]
+        one_period(counter, clock, toucher)
+        count = counter.read()[toucher.who]
+        assert count.touched.tolist() == [512, 0, 9]
+        assert count.whole.tolist() == [True, True, False]
+        # Mapped small for a while, its pages are known again; the period in which that was done says nothing.
+        counter.start([toucher.memory()])
+        advisor.advise([(toucher.start, toucher.start + 4096)], Advice.COLD)
+        assert toucher.counted().huge.tolist() == [False, True, False]
+        toucher.say("rounds 3")
+        clock.advance(10)
+        count = counter.read()[toucher.who]
+        assert np.isnan(count.touched).tolist() == [True, False, False]
+        one_period(counter, clock, toucher)
+        count = counter.read()[toucher.who]
+        assert count.touched.tolist() == [1, 0, 9]
+        assert count.whole.tolist() == [False, True, False]
+
+
+@exact
+def test_pages_that_come_and_blocks_that_are_collapsed_within_a_period() -> None:
+    clock = FakeClock()
+    counter = PageIdleCounter(10, clock)
+    with touching([0, 512, 5]) as toucher, Advisor(toucher.who) as advisor:
+        toucher.touch([0, 0, 5])
+        toucher.say("cut 1")
+        counter.start([toucher.memory()])
+        toucher.touch([0, 512, 5])
+        toucher.say("rounds 2")
+        advisor.advise([(toucher.address(2), toucher.address(3))], Advice.COLLAPSE)
+        clock.advance(10)
+        count = counter.read()[toucher.who]
+        assert count.touched[:2].tolist() == [0, 512]
+        assert np.isnan(count.touched[2])
+
+
+@exact
+def test_one_that_ends_and_one_that_becomes_another_program() -> None:
+    clock = FakeClock()
+    counter = PageIdleCounter(10, clock)
+    with touching([5, 6]) as toucher:
+        before = toucher.memory()
+        counter.start([before])
+        toucher.become_anew()
+        assert toucher.memory().image != before.image
+        one_period(counter, clock, toucher)
+        count = counter.read()[toucher.who]
+        assert count.image != before.image
+        assert count.touched.tolist() == [5, 6]
+        memory = toucher.memory()
+        counter.start([memory])
+    clock.advance(10)
+    counter.read()
+    assert "No such" in counter.problems()[memory.who] or "gone" in counter.problems()[memory.who]
+    counter.start([])
+    assert (counter.read(), counter.problems()) == ({}, {})
+
+
+def wait_for(counter: Counter, who: object, limit_s: float = 120) -> Count:
+    deadline_s = time.monotonic() + limit_s
+    while who not in (found := counter.read()):
+        assert time.monotonic() < deadline_s, counter.problems()
+        assert not counter.problems()
+        time.sleep(0.05)
+    return found[who]  # type: ignore[index]
+
+
+@damons
+def test_estimates_are_within_their_error(tmp_path: Path) -> None:
+    # A sample interval in which the touchers come around, also under emulation.
+    with (
+        touching(PATTERN) as one,
+        touching([400, 30, 0, 100], "memfd") as other,
+        Journal(tmp_path / "j") as journal,
+    ):
+        counter = DamonCounter(12.8, SystemClock(), journal, samples=16)
+        assert counter.attributes.samples == 16
+        memories = [one.memory(), other.memory(shared=True)]
+        counter.start(memories)
+        counts = [wait_for(counter, each.who) for each in memories]
+        assert [each.kind for each in journal.entries()] == [DAMON]
+        begun_s = time.monotonic()
+        counter.close()  # in the middle of a period
+        assert time.monotonic() - begun_s < 5
+        assert (journal.entries(), damon_here.count()) == ((), 0)
+    deviations = []
+    for count, truth in zip(counts, (PATTERN, [400, 30, 0, 100]), strict=True):
+        print([*zip(count.touched.tolist(), count.error.tolist(), truth, strict=True)])
+        assert count.window_s == pytest.approx(0.8)
+        for touched, pages in zip(count.touched, truth, strict=True):
+            share = pages / 512
+            error = max((share * (1 - share) / 16) ** 0.5, 1 / 16) * 512
+            deviations.append(abs(float(touched) - pages) / error)
+    assert max(deviations) < 4
+    assert sum(each > 2 for each in deviations) <= 3
+    assert counts[0].touched[0] == counts[0].touched[7] == 0
+    assert counts[0].touched[11] > 450
+
+
+@damons
+def test_what_is_counted_changes_and_ends(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j") as journal:
+        counter = DamonCounter(1.6, SystemClock(), journal, samples=16)
+        try:
+            with touching([512, 0]) as one:
+                counter.start([one.memory()])
+                assert len(wait_for(counter, one.who).addresses) == 2
+                with touching([0, 512, 0, 0]) as other, Advisor(other.who) as advisor:
+                    advisor.advise([(other.address(1), other.address(3))], Advice.COLLAPSE)
+                    counter.start([one.memory(), other.memory()])
+                    count = wait_for(counter, other.who)
+                    assert count.whole.tolist() == [False, True, True, False]
+                    assert count.touched[[0, 1, 2]].tolist() == [0, 512, 0]
+                    counter.start([one.memory()])
+                    assert other.who not in counter.read()
+            counter.start([])
+            deadline_s = time.monotonic() + 60
+            while damon_here.count():
+                assert time.monotonic() < deadline_s
+                time.sleep(0.05)
+            assert journal.entries() == ()
+        finally:
+            counter.close()
+
+
+@damons
+def test_somebody_else_uses_damon(tmp_path: Path) -> None:
+    admin = Path("/sys/kernel/mm/damon/admin/kdamonds/nr_kdamonds")
+    admin.write_text("1")
+    try:
+        with touching([1, 2, 3]) as toucher, Journal(tmp_path / "j") as journal:
+            counter = DamonCounter(1.6, SystemClock(), journal)
+            counter.start([toucher.memory()])
+            deadline_s = time.monotonic() + 60
+            while not counter.problems():
+                assert time.monotonic() < deadline_s
+                time.sleep(0.05)
+            assert "set up by somebody else" in counter.problems()[toucher.who]
+            counter.close()
+            assert admin.read_text().strip() == "1"
+    finally:
+        admin.write_text("0")
+
+
+def test_a_kernel_that_cannot_says_what_it_lacks(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j") as journal:
+        for way, missing in (
+            ("page-idle", "CONFIG_IDLE_PAGE_TRACKING"),
+            ("damon", "CONFIG_DAMON_VADDR"),
+            ("auto", "CONFIG_DAMON_VADDR"),
+        ):
+            with pytest.raises(HostError) as caught:
+                counting.counter(way, 10, SystemClock(), journal, tmp_path)  # type: ignore[arg-type]
+            assert missing in caught.value.hint
+        none = counting.counter("none", 10, SystemClock(), journal, tmp_path)
+        none.start([])
+        assert (none.kind, none.read(), none.problems()) == ("none", {}, {})
+        none.close()

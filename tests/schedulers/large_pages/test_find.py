@@ -1,0 +1,63 @@
+"""Processes as the operator names them: real ones, and a cgroup in a made tree."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from sustain.errors import ConfigError
+from sustain.schedulers.large_pages.find import Wanted, check, find
+from tests.schedulers.large_pages.touching import touching
+
+
+def test_by_number_file_and_command(tmp_path: Path) -> None:
+    with touching([1]) as one, touching([1]) as other:
+        (tmp_path / "db.pid").write_text(f"{one.pid}\n/var/lib/db\n")
+        found, problems = find(
+            [Wanted(name="db", pid_file=str(tmp_path / "db.pid")), Wanted(name="o", pid=other.pid)]
+        )
+        assert [(each.name, each.who) for each in found] == [("db", one.who), ("o", other.who)]
+        assert problems == []
+        program = os.path.basename(os.readlink(f"/proc/{one.pid}/exe"))
+        found, problems = find([Wanted(name="py", command=program), Wanted(name="again", pid=one.pid)])
+        names = {each.name for each in found}
+        assert {f"py.{one.pid}", f"py.{other.pid}"} <= names
+        assert "again" not in names, "a process is one target"
+        assert os.getpid() not in {each.who.pid for each in found}, "not ourselves"
+    found, problems = find(
+        [Wanted(name="db", pid_file=str(tmp_path / "db.pid")), Wanted(name="x", command="no such")]
+    )
+    assert found == []
+    assert problems == ["db: there is no such process now", "x: there is no such process now"]
+
+
+def test_a_cgroup_with_all_below(tmp_path: Path) -> None:
+    with touching([1]) as one, touching([1]) as other:
+        for pid in (one.pid, other.pid):
+            (tmp_path / f"proc/{pid}").mkdir(parents=True)
+            (tmp_path / f"proc/{pid}/stat").write_text(Path(f"/proc/{pid}/stat").read_text())
+        top = tmp_path / "sys/fs/cgroup"
+        (top / "db.slice/below").mkdir(parents=True)
+        (top / "db.slice/cgroup.procs").write_text(f"{one.pid}\n")
+        (top / "db.slice/below/cgroup.procs").write_text(f"{other.pid}\n")
+        found, problems = find([Wanted(name="db", cgroup="/db.slice")], tmp_path)
+        assert problems == []
+        assert [(each.name, each.who) for each in found] == [
+            (f"db.{pid}", who) for pid, who in sorted((each.pid, each.who) for each in (one, other))
+        ]
+        assert find([Wanted(name="db", cgroup=str(top / "db.slice"))], tmp_path)[0] == found
+        _, (problem,) = find([Wanted(name="db", cgroup=str(top / "none"))], tmp_path)
+        assert "no cgroup" in problem
+
+
+def test_what_cannot_be_meant() -> None:
+    for wanted in (
+        [Wanted(name="a")],
+        [Wanted(name="a", pid=1, command="b")],
+        [Wanted(name="", pid=1)],
+        [Wanted(name="a", pid=1), Wanted(name="a", pid=2)],
+    ):
+        with pytest.raises(ConfigError) as caught:
+            check(wanted)
+        assert caught.value.hint
+    check([Wanted(name="a", pid=1), Wanted(name="b", guest="*")])

@@ -1,0 +1,95 @@
+"""What is noted of changed blocks, and what each should be again."""
+
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sustain.schedulers.journal import Journal
+from sustain.schedulers.large_pages import ours
+from sustain.schedulers.large_pages.model import BLOCK_BYTES
+from sustain.schedulers.large_pages.ours import Ours, Span
+from sustain.schedulers.large_pages.undo import wanted
+
+START = 0x7F00_4000_0000
+EMPTY = Span("db", 7, 99, 0x7FFD_0000, START)
+
+
+def at(number: int) -> int:
+    return START + number * BLOCK_BYTES
+
+
+def test_a_block_made_large_is_small_again_at_the_end() -> None:
+    span = EMPTY.about_to(at(3), found_large=False, large=True, briefly=False)
+    assert wanted(span, keep=False) == [(at(3), False)]
+    assert span.seen(at(3), large=True) == span
+    assert wanted(span, keep=True) == []
+    # What did not come off is not ours.
+    assert span.seen(at(3), large=False) == EMPTY
+
+
+def test_a_block_that_was_found_large_and_made_small_is_large_again() -> None:
+    span = EMPTY.about_to(at(511), found_large=True, large=False, briefly=False).seen(at(511), large=False)
+    assert wanted(span, keep=False) == [(at(511), True)]
+    assert wanted(span, keep=True) == []
+
+
+def test_a_recount_is_put_back_in_any_case() -> None:
+    found = EMPTY.about_to(at(0), found_large=True, large=False, briefly=True).seen(at(0), large=False)
+    assert wanted(found, keep=False) == wanted(found, keep=True) == [(at(0), True)]
+    assert (
+        found.about_to(at(0), found_large=False, large=True, briefly=False).seen(at(0), large=True) == EMPTY
+    )
+    # One that we made large ourselves: small at the end, large when things are kept.
+    mine = EMPTY.about_to(at(0), found_large=False, large=True, briefly=False)
+    mine = mine.about_to(at(0), found_large=True, large=False, briefly=True).seen(at(0), large=False)
+    assert wanted(mine, keep=False) == [(at(0), False)]
+    assert wanted(mine, keep=True) == [(at(0), True)]
+    again = mine.about_to(at(0), found_large=False, large=True, briefly=False).seen(at(0), large=True)
+    assert wanted(again, keep=True) == []
+    assert wanted(again, keep=False) == [(at(0), False)]
+
+
+Steps = st.lists(
+    st.tuples(st.integers(0, 5), st.booleans(), st.booleans(), st.booleans(), st.booleans()), max_size=30
+)
+
+
+@given(Steps, st.sets(st.integers(0, 5)))
+def test_whatever_is_done_everything_becomes_what_it_was(
+    steps: list[tuple[int, bool, bool, bool, bool]], large_at_first: set[int]
+) -> None:
+    """Also when it ends between the note and the deed, and when deeds fail."""
+    large = [number in large_at_first for number in range(6)]
+    before = list(large)
+    span = EMPTY
+    for number, wants, briefly, comes_off, dies in steps:
+        if large[number] != wants:
+            span = span.about_to(at(number), found_large=large[number], large=wants, briefly=briefly)
+            if comes_off:
+                large[number] = wants
+        if dies:
+            break
+        span = span.seen(at(number), large=large[number])
+    for address, want in wanted(span, keep=False):
+        large[(address - START) // BLOCK_BYTES] = want
+    assert large == before
+
+
+def test_in_the_journal_and_out_again(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j") as journal:
+        mine = Ours(journal)
+        spans = mine.of("db", 7, 99, 1, (at(0), at(511), at(512)))
+        assert sorted(spans) == [START, START + (1 << 30)]
+        span = spans[START].about_to(at(5), found_large=False, large=True, briefly=False)
+        mine.keep(span)
+        mine.keep(spans[START + (1 << 30)])  # nothing is changed in it
+        assert mine.spans() == [span]
+    with Journal(tmp_path / "j") as journal:
+        mine = Ours(journal)
+        (entry,) = journal.entries()
+        assert (entry.kind, ours.parse(entry)) == (ours.KIND, span)
+        assert mine.of("db", 7, 99, 1, (at(5),))[START] == span
+        assert mine.of("db", 7, 99, 2, (at(5),))[START].changed == 0  # another image
+        mine.keep(span.seen(at(5), large=False))
+        assert journal.entries() == ()
