@@ -74,6 +74,7 @@ class Killer:
         # One that is to put back may be done before its moment.
         assert process.returncode in ((-signal.SIGKILL, 0) if words else (-signal.SIGKILL,)), said
         self.kills += process.returncode < 0
+        self.told.append(said)
 
     def _until_the_limit_is_another(self, process: "subprocess.Popen[str]", limit_s: float) -> None:
         """And kill it then, or when time is up."""

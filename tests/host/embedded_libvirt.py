@@ -41,7 +41,9 @@ class Changes:
     def __init__(self) -> None:
         self.noted: dict[str, object] = {}
 
-    def note(self, key: str, kind: str, target: Mapping[str, Any], prior: Any, new: Any) -> None:
+    def note(
+        self, key: str, kind: str, target: Mapping[str, Any], prior: Any, new: Any, aside: Any = None
+    ) -> None:
         self.noted[key] = (kind, dict(target), prior, new)
 
     def forget(self, key: str) -> None:

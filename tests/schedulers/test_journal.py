@@ -73,6 +73,24 @@ def test_another_life_of_a_guest_has_another_prior_value(tmp_path: Path) -> None
         assert (entry.prior, entry.sets, entry.target["life"]) == (20, (15,), "2:2")
 
 
+def test_who_lost_its_key_to_another_that_lives_is_kept_aside_until_it_has_it_again(tmp_path: Path) -> None:
+    def aside(entry: Entry) -> str:
+        return f"{entry.key}@{entry.target['life']}"
+
+    other = {**GUEST, "life": "2:2"}
+    with Journal(tmp_path / "j") as journal:
+        journal.note("a", "value", GUEST, 10, 8, aside)
+        journal.note("a", "value", other, 20, 15, aside)
+        journal.note("a", "value", other, 15, 14, aside)
+    with Journal(tmp_path / "j") as journal:
+        found = {entry.key: (entry.prior, entry.sets, entry.target["life"]) for entry in journal.entries()}
+        assert found == {"a@1:1": (10, (8,), "1:1"), "a": (20, (14, 15), "2:2")}
+        journal.note("a", "value", GUEST, 8, 7, aside)
+    with Journal(tmp_path / "j") as journal:
+        found = {entry.key: (entry.prior, entry.sets, entry.target["life"]) for entry in journal.entries()}
+        assert found == {"a": (10, (7, 8), "1:1"), "a@2:2": (20, (14, 15), "2:2")}
+
+
 def test_what_cannot_be_put_back_stays_for_the_next_time(tmp_path: Path) -> None:
     def broken(entry: Entry) -> Outcome:
         raise OSError("nobody answers") if entry.key == "a" else ZeroDivisionError("defect")

@@ -43,12 +43,14 @@ class QmpRefused(HostError):
 
 
 class Qmp:
-    """A connection after the greeting, for one thread at a time. Raises HostError for whatever goes wrong."""
+    """A connection after the greeting, for one thread at a time. `listener`: the pid of who answers, as the function of
+    that name says it. Raises HostError for whatever goes wrong."""
 
     def __init__(self, path: str, timeout_s: float = 10.0) -> None:
         self._path = path
         self._timeout_s = timeout_s
         connection = _connect(path, timeout_s)
+        self.listener = _peer(connection)
         self._loop = asyncio.new_event_loop()
         self._client = _Client(path)
         try:
@@ -120,7 +122,11 @@ def listener(path: str, timeout_s: float = 10.0) -> int | None:
     """The pid of who listens there: QEMU, also one that hangs, or who gave it the socket. None: it is in another pid
     namespace. Raises HostError when nobody does."""
     with _connect(path, timeout_s) as connection:
-        pid, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        return _peer(connection)
+
+
+def _peer(connection: socket.socket) -> int | None:
+    pid, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     return pid if pid > 0 else None
 
 

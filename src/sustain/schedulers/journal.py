@@ -97,20 +97,44 @@ class Journal:
             self.close()
             raise
 
-    def note(self, key: str, kind: str, target: Mapping[str, Value], prior: Value, new: Value) -> None:
-        """Put down that `key`, which is `prior` now, is about to be set to `new`. Raises JournalError: don't set it."""
+    def note(
+        self,
+        key: str,
+        kind: str,
+        target: Mapping[str, Value],
+        prior: Value,
+        new: Value,
+        aside: Callable[[Entry], str | None] = lambda _: None,
+    ) -> None:
+        """Put down that `key`, which is `prior` now, is about to be set to `new`. `aside`: under which key an entry of
+        another target stays that has had this one until now; None: that target is gone. Raises JournalError: don't
+        set it."""
+        entry = Entry(key, kind, dict(target), prior, (new,))
         with self._lock:
             held = self._entries.get(key)
-            if held is None or held.target != target:  # another life of the same guest: what it had is gone
-                entry = Entry(key, kind, dict(target), prior, (new,))
-            elif held.sets[0] == new:
-                # The same, and noted anew: who is putting back the one that was held must not forget this one.
-                self._entries[key] = msgspec.structs.replace(held)
+            if held is not None and held.target == target:
+                if held.sets[0] == new:
+                    # Noted anew: who is putting back the one that was held must not forget this one.
+                    self._entries[key] = msgspec.structs.replace(held)
+                else:
+                    self._put(msgspec.structs.replace(held, sets=(new, held.sets[0])))
                 return
-            else:
-                entry = Entry(key, kind, held.target, held.prior, (new, held.sets[0]))
-            self._append(_Line(entry=entry))
-            self._entries[key] = entry
+            if held is not None and (other := aside(held)) is not None:
+                self._put(msgspec.structs.replace(held, key=other))
+            before = self._entries.get(aside(entry) or key)
+            if before is None or before.target != target:
+                self._put(entry)
+            else:  # it was put aside, and has its key again
+                self._put(msgspec.structs.replace(before, key=key, sets=(new, before.sets[0])))
+                self._drop(before.key)
+
+    def _put(self, entry: Entry) -> None:
+        self._append(_Line(entry=entry))
+        self._entries[entry.key] = entry
+
+    def _drop(self, key: str) -> None:
+        self._append(_Line(forget=key))
+        del self._entries[key]
 
     def forget(self, key: str, entry: Entry | None = None) -> None:
         """`key` is what it was, or is gone. With an `entry`, one of `entries()`: unless it was noted again since.
@@ -118,8 +142,7 @@ class Journal:
         with self._lock:
             held = self._entries.get(key)
             if held is not None and (entry is None or held is entry):
-                self._append(_Line(forget=key))
-                del self._entries[key]
+                self._drop(key)
 
     def entries(self) -> tuple[Entry, ...]:
         """What is changed now, in the order in which it was first noted."""

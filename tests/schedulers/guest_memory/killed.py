@@ -23,7 +23,7 @@ from sustain.schedulers.guest_memory.act import Actuator
 from sustain.schedulers.guest_memory.config import GuestConfig
 from sustain.schedulers.guest_memory.handles import GuestHandle, QemuHandle
 from sustain.schedulers.guest_memory.model import Action, Balloon, Reclaim
-from sustain.schedulers.journal import Journal, Value
+from sustain.schedulers.journal import Journal
 
 TRACED = tuple(str(module.__file__) for module in (journal, act, undo, balloon, cgroup, files))
 MIB = 1 << 20
@@ -54,13 +54,14 @@ class LateJournal(Journal):
     """As if a change were noted after it is made: what a journal must not do. A balloon's change has two notes."""
 
     def __init__(self, path: Path) -> None:
-        self._owed: list[tuple[Any, ...]] = []
+        self._owed: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         super().__init__(path)
 
-    def note(self, key: str, kind: str, target: Mapping[str, Value], prior: Value, new: Value) -> None:
-        self._owed.append((key, kind, target, prior, new))
+    def note(self, *what: Any, **more: Any) -> None:
+        self._owed.append((what, more))
         while len(self._owed) > 2:
-            super().note(*self._owed.pop(0))
+            owed, its = self._owed.pop(0)
+            super().note(*owed, **its)
 
 
 class _Handle(QemuHandle):

@@ -273,8 +273,45 @@ def test_restore_of_a_guest_that_is_gone_or_cannot_be_reached(journal: Journal) 
     (failed,) = Actuator({}, journal).restore().failed
     assert "cannot be reached" in failed.problem
     assert len(journal.entries()) == 1  # for the next time
-    guest.its_life = "2:2"
-    assert [each.outcome for each in Actuator({"a": guest}, journal).restore().undone] == ["gone"]
+    other = MadeGuest("a")  # has its name now
+    other.its_life = "2:2"
+    assert len(Actuator({"a": other}, journal).restore().failed) == 1
+    renamed = {"a": other, "a.1": guest}
+    assert [each.outcome for each in Actuator(renamed, journal).restore().undone] == ["restored"]
+    assert (guest.target_bytes, other.asked) == (GIB // 2, [])  # what it was when this life was first noted
+
+
+def test_what_a_guest_had_stays_noted_when_another_has_its_name(journal: Journal) -> None:
+    """Of a former one that is gone nothing is kept, and nothing is done to who has its name."""
+    first = identify(1)
+    assert first is not None
+    a, b, c = MadeGuest("a"), MadeGuest("a"), MadeGuest("a")
+    a.its_life = f"{first.pid}:{first.start_ticks}"
+    b.its_life, c.its_life = f"{(1 << 22) + 1}:1", f"{(1 << 22) + 2}:2"  # of no process
+    for guest, size in ((a, GIB // 2), (b, GIB // 4), (c, GIB // 8)):
+        assert one(Actuator({"a": guest}, journal), balloon(guest, size, life=guest.its_life)).done
+    assert [(each.key, each.sets) for each in journal.entries()] == [
+        ("balloon:a", (GIB // 8,)),
+        (f"balloon:a@{a.its_life}", (GIB // 2,)),
+    ]
+    report = Actuator({"a": c, "first": a}, journal).restore()
+    assert [each.outcome for each in report.undone] == ["restored", "restored"]
+    assert (a.target_bytes, b.target_bytes, c.target_bytes) == (GIB, GIB // 4, GIB)
+
+
+def test_a_cgroup_that_was_made_anew_gets_nothing_of_the_former_one(journal: Journal) -> None:
+    with own_cgroup() as group:
+        target: dict[str, int | str] = {
+            "directory": str(group.directory),
+            "inode": group.inode,
+            "kills": 0,
+        }
+        group.directory.rmdir()
+        group.directory.mkdir()
+        group.set_limit(50 * MIB)  # as was set last
+        journal.note(f"cgroup-limit:{group.directory}", "cgroup-limit", target, 100 * MIB, 50 * MIB)
+        assert [each.outcome for each in Actuator({}, journal).restore().undone] == ["gone"]
+        assert group.own_limit_bytes() == 50 * MIB
 
 
 def test_restore_of_a_domain_that_is_shut_off_or_no_longer_configured(journal: Journal) -> None:
@@ -290,10 +327,21 @@ def test_restore_of_a_domain_that_is_shut_off_or_no_longer_configured(journal: J
         assert [each.entry.key for each in failed] == ["balloon:a", "statistics:a"]
         assert all("unknown" in each.problem and "configure it again" in each.problem for each in failed)
         assert len(journal.entries()) == 2  # for the next time
+    guest.its_life = life
+    renamed = MadeGuest("a")
+    renamed.kind, renamed.its_life = "libvirt", "3534ac6d-3235-4d0b-81e4-45be85b0d4a5:7"
+    report = Actuator({"a": renamed, "b": guest}, journal).restore()
+    assert [each.outcome for each in report.undone] == [
+        "restored",
+        "gone",
+    ]  # made-up guests have no statistics
+    assert one(Actuator({"a": guest}, journal), balloon(guest, GIB // 2, life=life)).done
+    assert [each.outcome for each in Actuator({"a": renamed}, journal).restore().undone] == ["gone"]
+    assert one(Actuator({"a": guest}, journal), balloon(guest, GIB // 4, life=life)).done
     guest.its_life = None  # it is shut off
-    assert [each.outcome for each in Actuator({"a": guest}, journal).restore().undone] == ["gone", "gone"]
+    assert [each.outcome for each in Actuator({"a": guest}, journal).restore().undone] == ["gone"]
     assert journal.entries() == ()
-    assert other.asked == []
+    assert (other.asked, renamed.asked) == ([], [])
 
 
 def test_what_was_found_first_is_kept_when_the_process_is_not_found_for_once(journal: Journal) -> None:

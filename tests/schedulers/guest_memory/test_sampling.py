@@ -37,7 +37,9 @@ class Noted:
         self.keys: list[str] = []
         self.all: list[str] = []
 
-    def note(self, key: str, kind: str, target: Mapping[str, Any], prior: Any, new: Any) -> None:
+    def note(
+        self, key: str, kind: str, target: Mapping[str, Any], prior: Any, new: Any, aside: Any = None
+    ) -> None:
         self.all.append(key)
         if key not in self.keys:
             self.keys.append(key)

@@ -20,6 +20,7 @@ from typing import Protocol, runtime_checkable
 
 from sustain.errors import SustainError
 from sustain.host.cgroup import Cgroup
+from sustain.schedulers.guest_memory import changes
 from sustain.schedulers.guest_memory.handles import GuestHandle
 from sustain.schedulers.guest_memory.model import Action, Balloon, Effect, PageOut, Reclaim
 from sustain.schedulers.guest_memory.pageout import Frames, Pager
@@ -204,11 +205,12 @@ class Actuator:
         self, guest: _Guest, handle: GuestHandle, action: Balloon, now: int, goal: int, this: _Round
     ) -> bool:
         target: dict[str, int | float | str] = {"guest": action.guest, "life": action.life}
+        aside = changes.aside(self._root)
         with guest.gate:
             if this.ended:
                 return False
-            self._journal.note(balloon_key(action.guest), "balloon", target, now, goal)
-            self._journal.note(moving_key(action.guest), "balloon-moving", target, now, goal)
+            self._journal.note(balloon_key(action.guest), "balloon", target, now, goal, aside)
+            self._journal.note(moving_key(action.guest), "balloon-moving", target, now, goal, aside)
             handle.set_balloon(goal)
         return True
 

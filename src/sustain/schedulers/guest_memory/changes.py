@@ -6,7 +6,8 @@ one beside it, which the next look, the next agent or `sustain agent restore` pu
 cannot note changes nothing, and the guest's problems say what is unknown for that.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -27,7 +28,15 @@ STATISTICS = "statistics"
 class Changes(Protocol):
     """`Journal`, as it is used here."""
 
-    def note(self, key: str, kind: str, target: Mapping[str, Value], prior: Value, new: Value) -> None: ...
+    def note(
+        self,
+        key: str,
+        kind: str,
+        target: Mapping[str, Value],
+        prior: Value,
+        new: Value,
+        aside: Callable[[Entry], str | None] = lambda _: None,
+    ) -> None: ...
 
     def forget(self, key: str) -> None: ...
 
@@ -35,7 +44,15 @@ class Changes(Protocol):
 class Unnoted:
     """For a process whose changes end with it, as in tests and benchmarks: what it dies with is not put back."""
 
-    def note(self, key: str, kind: str, target: Mapping[str, Value], prior: Value, new: Value) -> None:
+    def note(
+        self,
+        key: str,
+        kind: str,
+        target: Mapping[str, Value],
+        prior: Value,
+        new: Value,
+        aside: Callable[[Entry], str | None] = lambda _: None,
+    ) -> None:
         """Nothing."""
 
     def forget(self, key: str) -> None:
@@ -48,7 +65,15 @@ class Refused:
     def __init__(self, why: JournalError) -> None:
         self._why = why
 
-    def note(self, key: str, kind: str, target: Mapping[str, Value], prior: Value, new: Value) -> None:
+    def note(
+        self,
+        key: str,
+        kind: str,
+        target: Mapping[str, Value],
+        prior: Value,
+        new: Value,
+        aside: Callable[[Entry], str | None] = lambda _: None,
+    ) -> None:
         raise anew(self._why)
 
     def forget(self, key: str) -> None:
@@ -78,33 +103,68 @@ def undo(handles: Mapping[str, "GuestHandle"], root: Path = Path("/")) -> dict[s
     }
 
 
+def aside(root: Path = Path("/")) -> Callable[[Entry], str | None]:
+    """For `note`, of guests: what was changed of one that runs still, and whose name is another's now, stays noted."""
+
+    def key(entry: Entry) -> str | None:
+        noted = str(entry.target["life"])
+        who = _process(noted)
+        gone = who is not None and not processes.alive(who, str(root))
+        return None if gone else f"{entry.key}@{noted}"
+
+    return key
+
+
 def reach(
     entry: Entry, handles: Mapping[str, "GuestHandle"], root: Path, what_for: str
 ) -> "GuestHandle | None":
-    """The handle of the guest of an entry; None: that start of it is over. Raises HostError when it is not, or when
-    nobody can tell, with `what_for` it would have been reached.
+    """The handle of the guest of an entry, which may have another name now; None: that start of it is over. Raises
+    HostError when it is not, or when nobody can tell, with `what_for` it would have been reached.
 
     Of a guest that is a process, the process tells; of a domain, only libvirt, so that one which is no longer
     configured is unknown."""
     name, noted = str(entry.target["guest"]), str(entry.target["life"])
-    pid, _, ticks = noted.partition(":")
-    is_process = pid.isdecimal() and ticks.isdecimal()
+    who = _process(noted)
     handle = handles.get(name)
+    knows = handle is not None and (handle.kind == "libvirt") == (who is None)  # such lives as that was
     life = None if handle is None else handle.life()
-    knows = handle is not None and (handle.kind == "libvirt") != is_process  # such lives as that was
-    if knows and life is not None:
-        return handle if life == noted else None
-    if is_process:
-        if processes.alive(Identity(int(pid), int(ticks)), str(root)):
-            raise HostError(
-                f"{name}: it runs, and cannot be reached to {what_for}",
-                hint="is its QMP socket configured, or held by another client?",
-            )
-    elif not knows:
+    if knows and life == noted:
+        return handle
+    if who is not None and not processes.alive(who, str(root)):
+        return None
+    if knows and who is None and _same_domain(life, noted):
+        return None
+    others = (each for each in handles.values() if each is not handle and each.kind != "cgroup")
+    found = _who_lives(noted, others)
+    if found is not None or (knows and who is None):  # a domain of that name that was made anew
+        return found
+    if who is not None:
         raise HostError(
-            f"{name}: whether that domain still runs is unknown, since it is not configured: nobody can {what_for}",
-            hint='configure it again as it was (kind = "libvirt"); one that is shut off or no longer defined is gone',
+            f"{name}: it runs, and cannot be reached to {what_for}",
+            hint="is its QMP socket configured, or held by another client?",
         )
+    raise HostError(
+        f"{name}: whether that domain still runs is unknown, since it is not configured: nobody can {what_for}",
+        hint='configure it again as it was (kind = "libvirt"); one that is shut off or no longer defined is gone',
+    )
+
+
+def _process(life: str) -> Identity | None:
+    """Of a life that is a process's; None: it is a domain's."""
+    pid, _, ticks = life.partition(":")
+    return Identity(int(pid), int(ticks)) if pid.isdecimal() and ticks.isdecimal() else None
+
+
+def _same_domain(life: str | None, noted: str) -> bool:
+    """Whether a handle that says `life` knows the domain that was noted: by its UUID; one that is off has none."""
+    return life is None or life.partition(":")[0] == noted.partition(":")[0]
+
+
+def _who_lives(life: str, handles: Iterable["GuestHandle"]) -> "GuestHandle | None":
+    for each in handles:
+        with contextlib.suppress(HostError):  # it is another one that cannot be reached
+            if each.life() == life:
+                return each
     return None
 
 

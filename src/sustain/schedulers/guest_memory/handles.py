@@ -26,7 +26,7 @@ from sustain.host.maps import Area, guest_ram
 from sustain.host.pagemap import Pagemap
 from sustain.host.processes import Identity
 from sustain.host.qmp import Qmp, listener
-from sustain.schedulers.guest_memory.changes import STATISTICS, Changes, Unnoted, statistics
+from sustain.schedulers.guest_memory.changes import STATISTICS, Changes, Unnoted, aside, statistics
 from sustain.schedulers.guest_memory.config import GuestConfig
 from sustain.schedulers.guest_memory.model import Kind
 
@@ -204,7 +204,9 @@ class ProcessHandle:
             return 0, "its balloon's statistics are off, and nobody looks any more"
         target = {"guest": self.name, "life": life}
         try:
-            self._changes.note(statistics(self.name), STATISTICS, target, 0, self._period_s)
+            self._changes.note(
+                statistics(self.name), STATISTICS, target, 0, self._period_s, aside(self._root)
+            )
         except JournalError as error:
             return (
                 0,
@@ -330,7 +332,22 @@ class QemuHandle(ProcessHandle):
     def _qmp(self) -> Qmp:
         if self._config.qmp is None:
             raise HostError(f"{self.name}: no QMP socket is configured", hint="qmp = PATH")
-        return Qmp(self._config.qmp, self._timeout_s)
+        qmp = Qmp(self._config.qmp, self._timeout_s)
+        who = self._who
+        if who is not None and self._is_another(qmp.listener, who):
+            qmp.close()
+            self._who = self._known = None
+            raise HostError(
+                f"{self.name}: {self._config.qmp} is answered by process {qmp.listener}, and not by {who.pid}",
+                hint="has another guest been started with the same QMP socket?",
+            )
+        return qmp
+
+    def _is_another(self, pid: int | None, who: Identity) -> bool:
+        """Whether a process that answers is a guest besides `who`: not one that has given it the socket."""
+        if pid is None or pid == who.pid or processes.start_ticks(pid, str(self._root)) is None:
+            return False
+        return pid not in processes.parents(who.pid, str(self._root))
 
     def _find_pid(self) -> int | None:
         if self._config.qmp is None:

@@ -21,6 +21,7 @@ from sustain.schedulers.journal import Entry, Journal, Outcome, Report, failed, 
 NEAR_BYTES = 1 << 20  # balloons move in pages, sizes are said in MiB
 OWN_BYTES = 16 << 20
 _NO_LIMIT = -1
+_Start = tuple[str, str]  # of a guest: its name then, and its life
 
 
 def balloon_key(name: str) -> str:
@@ -58,11 +59,7 @@ class Restoration:
 
     def restore(self) -> Report:
         """Everything that the journal holds."""
-        moving = {
-            str(entry.target["guest"]): entry
-            for entry in self._journal.entries()
-            if entry.kind == "balloon-moving"
-        }
+        moving = {_start(entry): entry for entry in self._journal.entries() if entry.kind == "balloon-moving"}
         report = self._journal.restore(
             {
                 **changes.undo(self._handles, self._root),
@@ -72,24 +69,23 @@ class Restoration:
             leave=("balloon-moving",),
         )
         # A balloon that could not be put back is still on its way, for the next time too.
-        left = {entry.key for entry in self._journal.entries()}
+        left = {_start(entry) for entry in self._journal.entries() if entry.kind == "balloon"}
         kept = []
-        for name, entry in moving.items():
-            if balloon_key(name) not in left:
+        for start, entry in moving.items():
+            if start not in left:
                 try:
                     self._journal.forget(entry.key, entry)
                 except JournalError as error:
                     kept.append(failed(entry, error))
         return Report((*report.undone, *kept))
 
-    def _balloon(self, moving: Collection[str], entry: Entry) -> Outcome:
-        name = str(entry.target["guest"])
+    def _balloon(self, moving: Collection[_Start], entry: Entry) -> Outcome:
         handle = changes.reach(entry, self._handles, self._root, f"give it back {entry.prior} bytes")
         if handle is None:
             return "gone"
-        gate = self._gate(name)
+        gate = self._gate(handle.name)
         if not gate.acquire(timeout=self._limit_s):
-            raise HostError(f"{name}: an action on it is still under way", hint="put back again later")
+            raise HostError(f"{handle.name}: an action on it is still under way", hint="put back again later")
         try:
             now = handle.balloon()
             if now is None:
@@ -97,7 +93,7 @@ class Restoration:
             prior, *sets = (float(each) for each in (entry.prior, *entry.sets))
             if abs(now - prior) > NEAR_BYTES and not (
                 any(-NEAR_BYTES <= now - each <= OWN_BYTES for each in sets)
-                or (name in moving and min(prior, *sets) <= now <= max(prior, *sets))
+                or (_start(entry) in moving and min(prior, *sets) <= now <= max(prior, *sets))
             ):
                 return "changed"
             handle.set_balloon(
@@ -106,6 +102,10 @@ class Restoration:
             return "restored"
         finally:
             gate.release()
+
+
+def _start(entry: Entry) -> _Start:
+    return str(entry.target["guest"]), str(entry.target["life"])
 
 
 def _limit(entry: Entry) -> Outcome:
