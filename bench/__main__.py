@@ -40,6 +40,8 @@ QUESTIONS = (
     "guest_memory_plan",
     "guest_memory_policies",
     "guest_memory_guests",
+    "large_pages_plan",
+    "large_pages_policies",
 )
 
 

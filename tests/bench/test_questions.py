@@ -41,6 +41,8 @@ PEERS = {
     "guest_memory_plan": set(),
     "guest_memory_policies": {"MOM", "Proxmox", "nothing"},
     "guest_memory_guests": {"MOM", "Proxmox", "nothing"},
+    "large_pages_plan": set(),
+    "large_pages_policies": {"address order", "random order", "oracle"},
 }
 MAY_MISS = {
     "libpmemobj": Path("/usr/include/libpmemobj.h").exists,

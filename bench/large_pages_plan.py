@@ -1,0 +1,96 @@
+"""One plan for a million blocks of 2 MiB (2 TiB) on one core: a look, state and policy in; findings and actions out.
+
+Blocks are made up: 16 targets, heat at random, estimated counts that are new for every block, a budget of a quarter of
+the blocks, which is taken. There is no peer that plans so; 100,000 and 10,000 blocks stand beside it. Neither counting
+nor acting is in it.
+"""
+
+import time
+
+import msgspec
+import numpy as np
+
+from bench.harness import Answer, interleave, medians
+from sustain.schedulers.large_pages.decide import decide
+from sustain.schedulers.large_pages.model import BLOCK_BYTES, Blocks, HostView, Observation, Target
+from sustain.schedulers.large_pages.plan import Plan
+from sustain.schedulers.large_pages.policy import Policy
+from sustain.schedulers.large_pages.state import State
+
+QUESTION = "one plan for the large pages of 1,000,000 blocks"
+_TARGETS = 16
+_REACH_MS = 100.0
+_POLICY = Policy(budget_share=0.25, counting_s=0.0)
+
+
+def made_up(count: int, at_s: float, seed: int) -> Observation:
+    """All blocks newly counted; a quarter of them large, the first ones of each target."""
+    rng = np.random.default_rng(seed)
+    target = np.sort(rng.integers(0, _TARGETS, count)).astype(np.int32)
+    share = rng.binomial(32, rng.random(count) * 0.9) / 32
+    large = rng.random(count) < 0.25
+    blocks = Blocks(
+        target=target,
+        address=(np.arange(count, dtype=np.uint64) + np.uint64(1)) * np.uint64(BLOCK_BYTES),
+        touched=(share * 512).astype(np.float32),
+        error=np.full(count, 40, np.float32),
+        age_s=np.ones(count, np.float32),
+        populated=np.full(count, 512, np.int16),
+        large=large,
+        whole=np.zeros(count, np.bool_),
+        eligible=np.ones(count, np.bool_),
+        guest_large=np.full(count, -1, np.int8),
+    )
+    targets = tuple(
+        Target(name=f"t{number}", pid=number + 1, started=1, counting="damon", window_s=10.0)
+        for number in range(_TARGETS)
+    )
+    host = HostView(total_bytes=4e12, free_bytes=2e12, available_bytes=3e12, pressure=0.0)
+    return Observation(now_s=at_s, blocks=blocks, targets=targets, host=host)
+
+
+def prepared(count: int) -> tuple[Observation, State]:
+    """A look, and the state after three before it, with the same blocks."""
+    first = made_up(count, 1000.0, 1)
+    state: State | None = None
+    for number in range(3):
+        seen = msgspec.structs.replace(first, now_s=first.now_s + 30.0 * number)
+        state = decide(seen, state, _POLICY, seen.now_s).state
+    assert state is not None
+    return msgspec.structs.replace(first, now_s=first.now_s + 90.0), state
+
+
+def answer(quick: bool = False) -> Answer:
+    """Milliseconds of one plan."""
+    rounds = 3 if quick else 15
+    sizes = (10_000, 1000) if quick else (1_000_000, 100_000, 10_000)
+    inputs = {size: prepared(size) for size in sizes}
+    plans: dict[int, Plan] = {}
+
+    def measure(size: int) -> float:
+        seen, state = inputs[size]
+        begun = time.perf_counter()
+        plans[size] = decide(seen, state, _POLICY, seen.now_s).plan
+        return (time.perf_counter() - begun) * 1e3
+
+    figures = medians(interleave(rounds, {str(size): lambda size=size: measure(size) for size in sizes}))
+    plan = plans[sizes[0]]
+    found = Answer(
+        question=QUESTION,
+        unit="ms",
+        ours=figures[str(sizes[0])],
+        peers={},
+        limit={},
+        runs=rounds,
+        quick=quick,
+        details={
+            "by number of blocks": {f"{size} blocks": {"ms": figures[str(size)]} for size in sizes},
+            "the plan": {
+                "collapses": len(plan.collapses),
+                "demotions": len(plan.demotions),
+                **{name: number for name, number in plan.as_dict()["findings"].items() if number},
+            },
+        },
+    )
+    found.ask(f"1,000,000 blocks within {_REACH_MS:g} ms", found.ours, lambda value: value <= _REACH_MS)
+    return found
