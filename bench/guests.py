@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Protocol
 
 from msgspec.structs import replace
-from tests.host.cgroups import make_cgroup
+from tests.host.cgroups import made_cgroup
 from tests.lab.guests import GuestVm, Images, boot, host_swap
 from tests.lab.small_host import SmallHost
 from tests.lab.vm import LabError
@@ -245,14 +245,8 @@ class Walls:
 @contextlib.contextmanager
 def walls(total_bytes: int) -> Iterator[Walls | None]:
     """None: this machine lets us make no cgroup with a memory controller. Whoever runs in it must end before."""
-    group = make_cgroup(f"sustain-bench-{os.getpid()}")
-    if group is None:
-        yield None
-        return
-    try:
-        yield Walls(group, total_bytes)
-    finally:
-        group.directory.rmdir()
+    with made_cgroup("bench") as group:
+        yield None if group is None else Walls(group, total_bytes)
 
 
 class Host(SmallHost):

@@ -19,6 +19,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.host import marks
+
 Contender = Callable[[], float]
 
 
@@ -128,7 +130,7 @@ def quiet_collector() -> Iterator[None]:
 
 @contextmanager
 def memory_dir() -> Iterator[Path]:
-    """A fresh directory on tmpfs, for `memory` durability."""
+    """A fresh directory on tmpfs, for `memory` durability. Those of runs that were killed go."""
     root = Path("/dev/shm")
     with _scratch(root if root.is_dir() else Path(tempfile.gettempdir())) as path:
         yield path
@@ -143,7 +145,10 @@ def disk_dir() -> Iterator[Path]:
 
 @contextmanager
 def _scratch(root: Path) -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="sustain-bench-", dir=root))
+    for left in root.glob("sustain-bench-*-*"):
+        if marks.dead(left.name.split("-")[2]):
+            shutil.rmtree(left, ignore_errors=True)
+    path = Path(tempfile.mkdtemp(prefix=f"sustain-bench-{marks.own()}-", dir=root))
     try:
         yield path
     finally:

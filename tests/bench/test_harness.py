@@ -1,6 +1,10 @@
 """The harness: who runs when, and what counts as met."""
 
-from bench.harness import Answer, interleave, medians, percentile
+import subprocess
+import sys
+from pathlib import Path
+
+from bench.harness import Answer, interleave, medians, memory_dir, percentile
 from bench.report import render
 
 
@@ -56,3 +60,19 @@ def test_text_names_what_is_not_met_and_what_is_missing() -> None:
     assert "NOT MET" in text
     assert "missing: absent: not installed" in text
     assert "unknown" in text
+
+
+def test_what_a_killed_run_has_left_in_memory_goes_with_the_next() -> None:
+    code = "from bench.harness import memory_dir\nwith memory_dir() as path: print(path, flush=True); input()"
+    words = [sys.executable, "-c", code]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        left = Path(run.stdout.readline().strip())
+        with memory_dir():
+            assert left.is_dir()  # its run goes on
+        run.kill()
+    assert left.is_dir()
+    with memory_dir() as path:
+        assert not left.exists()
+        assert path.is_dir()
+    assert not path.exists()

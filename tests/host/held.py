@@ -1,11 +1,8 @@
 """A process that holds memory as QEMU holds its guest's RAM, and swap to move it to; for tests on the real kernel."""
 
 import contextlib
-import fcntl
-import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
@@ -16,7 +13,8 @@ from sustain.host import pagemap, swaps
 from sustain.host.cgroup import Cgroup
 from sustain.host.pagemap import Pagemap
 from sustain.host.processes import identify
-from tests.host.cgroups import make_cgroup
+from tests.host.cgroups import made_cgroup
+from tests.host.swap import host_swap, taking_turns
 
 MIB = 1 << 20
 
@@ -82,49 +80,23 @@ class Holder:
 @contextlib.contextmanager
 def some_swap(size_bytes: int = 64 * MIB) -> Iterator[None]:
     """A zram device of our own, filled before other swap, or what this machine has; skips the test where both lack."""
-    with taking_turns(), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(_zram(size_bytes))
+            stack.enter_context(host_swap(size_bytes))
         except OSError:
+            stack.enter_context(taking_turns())
             if swaps.read().free_bytes < size_bytes:
                 pytest.skip("this machine has no swap and lets us make none")
         yield
 
 
 @contextlib.contextmanager
-def taking_turns() -> Iterator[None]:
-    """Tests that switch swap on, and those that need a host without, one after the other (as tests/lab/guests.py)."""
-    with Path(tempfile.gettempdir(), "sustain-lab-swap.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-@contextlib.contextmanager
-def _zram(size_bytes: int) -> Iterator[None]:
-    number = int(Path("/sys/class/zram-control/hot_add").read_text())
-    device = Path(f"/dev/zram{number}")
-    try:
-        Path(f"/sys/block/zram{number}/disksize").write_text(str(size_bytes))
-        subprocess.run(["mkswap", "-q", str(device)], check=True)
-        subprocess.run(["swapon", "--priority", "32767", str(device)], check=True)
-        try:
-            yield
-        finally:
-            subprocess.run(["swapoff", str(device)], check=True)
-    finally:
-        Path("/sys/class/zram-control/hot_remove").write_text(str(number))
-
-
-@contextlib.contextmanager
 def own_cgroup() -> Iterator[Cgroup]:
     """A cgroup of our own with a memory controller, of either version; skips the test where we may make none."""
-    group = make_cgroup(f"sustain-test-{os.getpid()}")
-    if group is None:
-        pytest.skip("this machine lets us make no cgroup with a memory controller")
-    try:
+    with made_cgroup("test") as group:
+        if group is None:
+            pytest.skip("this machine lets us make no cgroup with a memory controller")
         yield group
-    finally:
-        group.directory.rmdir()
 
 
 _READER = """

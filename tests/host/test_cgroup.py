@@ -12,7 +12,8 @@ from sustain.errors import HostError
 from sustain.host import swaps
 from sustain.host.cgroup import Cgroup, Reclaimed
 from sustain.host.pressure import Pressure
-from tests.host.held import MIB, own_cgroup, reading_in, taking_turns
+from tests.host.held import MIB, own_cgroup, reading_in
+from tests.host.swap import taking_turns
 from tests.host.test_meminfo import put
 
 SECOND = "sys/fs/cgroup/machine.slice/vm.scope"

@@ -12,7 +12,8 @@ from sustain.host import madvise, maps, processes, swaps
 from sustain.host.madvise import Advice, Advisor
 from sustain.host.pagemap import PAGE_BYTES
 from sustain.host.processes import Identity, identify
-from tests.host.held import MIB, Holder, some_swap, taking_turns
+from tests.host.held import MIB, Holder, some_swap
+from tests.host.swap import taking_turns
 
 
 @pytest.fixture

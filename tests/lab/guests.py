@@ -15,7 +15,6 @@ Rejected: the machine's own root over 9p (`vm.py`); its caching would be a part 
 
 import contextlib
 import ctypes
-import fcntl
 import json
 import lzma
 import os
@@ -32,6 +31,7 @@ from typing import Any, Self
 
 from virtme.cpiowriter import CpioWriter
 
+from tests.host import swap
 from tests.lab.vm import HINT, LAB, Kernel, LabError
 
 WORKLOAD = Path(__file__).with_name("guest_workload.c")
@@ -451,42 +451,19 @@ def until(condition: Callable[[], bool], limit_s: float = 60) -> None:
 
 @contextlib.contextmanager
 def host_swap(size_mib: int) -> Iterator[str]:
-    """Swap on this host, in its own RAM (zram), for as long as the block lasts: the device's name.
-
-    It is filled before any other that the host has, so what is swapped out meanwhile is back when the block ends. It is
-    everybody's while it is there, so tests that need it and tests that need a host without any take turns by
-    `host_without_swap`'s lock. LabError where the kernel or the rights are missing.
-    """
-    with _swap_lock():
-        control = Path("/sys/class/zram-control")
+    """`tests.host.swap.host_swap`; LabError where the kernel or the rights are missing."""
+    with contextlib.ExitStack() as stack:
         try:
-            number = int((control / "hot_add").read_text())
+            device = stack.enter_context(swap.host_swap(size_mib << 20))
         except OSError as error:
             raise LabError(f"no zram here: {error}") from None
-        device = f"/dev/zram{number}"
-        try:
-            Path(f"/sys/block/zram{number}/disksize").write_text(f"{size_mib}M")
-            _run("mkswap", device)
-            _run("swapon", "--priority", "32767", device)
-            try:
-                yield device
-            finally:
-                _run("swapoff", device)
-        finally:
-            (control / "hot_remove").write_text(str(number))
+        yield device
 
 
 @contextlib.contextmanager
 def host_without_swap() -> Iterator[None]:
     """No test of ours has swap on this host for as long as the block lasts; LabError when somebody else has."""
-    with _swap_lock():
+    with swap.taking_turns():
         if len(Path("/proc/swaps").read_text().splitlines()) > 1:
             raise LabError("this host has swap of its own")
-        yield
-
-
-@contextlib.contextmanager
-def _swap_lock() -> Iterator[None]:
-    with Path(tempfile.gettempdir(), "sustain-lab-swap.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -14,7 +14,7 @@ from sustain.schedulers.guest_memory.config import GuestConfig, GuestsConfig
 from sustain.schedulers.guest_memory.model import Guest, Observation
 from sustain.schedulers.guest_memory.sense import Sensor
 from sustain.testing.guest import FakeAgent, FakeQemu
-from tests.host.held import taking_turns
+from tests.host.swap import taking_turns
 from tests.schedulers.guest_memory.test_classes import MEMINFO, PRESSURE, VMSTAT
 
 SIZE = 256 << 20
