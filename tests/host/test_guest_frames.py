@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from sustain.errors import HostError
-from sustain.host.guest_frames import CHUNK_BYTES, FRAME_BYTES, GuestFrames, free, inactive_anonymous
+from sustain.host.guest_frames import CHUNK_BYTES, FRAME_BYTES, GuestFrames, free, inactive_anonymous, large
 
 LRU, ANON, ACTIVE, REFERENCED, BUDDY, HEAD, TAIL, BALLOON = (
     1 << bit for bit in (5, 12, 6, 2, 10, 15, 16, 23)
@@ -40,6 +40,12 @@ def test_pages_of_a_large_one_are_what_its_head_is() -> None:
     assert chosen(COLD | HEAD, COLD | TAIL, COLD | TAIL) == [(0, 3)]
     assert chosen(COLD | HEAD | ACTIVE, TAIL, TAIL, COLD) == [(3, 4)]
     assert chosen(TAIL, TAIL) == []  # without a head nothing is known
+
+
+def test_frames_in_large_pages() -> None:
+    thp, head, tail = 1 << 22, 1 << 15, 1 << 16
+    flags = np.array([0, head, tail, thp | head, thp | tail, thp | tail, 0, thp], np.uint64)
+    assert large(flags) == [(3, 6), (7, 8)]
 
 
 def test_free_frames_are_those_that_the_buddy_allocator_has() -> None:

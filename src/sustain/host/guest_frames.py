@@ -1,7 +1,8 @@
 """What a guest's kernel holds each of its page frames to be, and where in QEMU's memory the frame lies.
 
 Used by the guest memory scheduler, so that the host swaps out what the guest has not used for long, and never what it
-calls free: that is known nowhere but in the guest. Its agent reads kpageflags of its /proc
+calls free; and by the large-page prioritiser, which prefers what the guest maps large itself. That is known nowhere but
+in the guest. Its agent reads kpageflags of its /proc
 (Documentation/admin-guide/mm/pagemap.rst: 8 bytes for each frame, by guest-physical addresses); QEMU's monitor says
 where an address lies.
 
@@ -28,7 +29,7 @@ CHUNK_BYTES = 16 << 20  # asked for at once; never across what the machine maps 
 _FILE = "/proc/kpageflags"
 _LOW_BYTES = 2 << 30  # RAM above may lie beyond the hole below 4 GiB
 
-_LRU, _BUDDY, _ANONYMOUS, _TAIL = 1 << 5, 1 << 10, 1 << 12, 1 << 16
+_LRU, _BUDDY, _ANONYMOUS, _TAIL, _THP = 1 << 5, 1 << 10, 1 << 12, 1 << 16, 1 << 22
 _NOT = (
     1 << 0  # locked
     | 1 << 2  # referenced
@@ -81,6 +82,10 @@ class GuestFrames:
         """The same of frames that the guest calls free. Those that a CPU of it keeps at hand are not among them."""
         return self._runs(address, free)
 
+    def large(self, address: int) -> list[Run]:
+        """The same of frames that are in transparent large pages of the guest."""
+        return self._runs(address, large)
+
     def _runs(
         self, address: int, of: Callable[["np.ndarray[Any, np.dtype[np.uint64]]"], list[tuple[int, int]]]
     ) -> list[Run]:
@@ -94,6 +99,13 @@ def free(flags: "np.ndarray[Any, np.dtype[np.uint64]]") -> list[tuple[int, int]]
     import numpy as np
 
     return _true((flags & np.uint64(_BUDDY)) != 0)
+
+
+def large(flags: "np.ndarray[Any, np.dtype[np.uint64]]") -> list[tuple[int, int]]:
+    """From the flags of frames: runs (from, to) of those in transparent large pages."""
+    import numpy as np
+
+    return _true((flags & np.uint64(_THP)) != 0)
 
 
 def inactive_anonymous(flags: "np.ndarray[Any, np.dtype[np.uint64]]") -> list[tuple[int, int]]:

@@ -90,8 +90,7 @@ class Toucher:
             advise(self.start, self.blocks * BLOCK, 14)
         whole = (ctypes.c_uint8 * (self.blocks * BLOCK)).from_address(self.start)
         self.memory = np.frombuffer(whole, np.uint8)
-        for page in range(self.blocks * PAGES):
-            self.memory[page * PAGE + 1] = page % 251 + 1
+        self.memory.reshape(-1, PAGE)[:, 1] = np.arange(self.blocks * PAGES) % 251 + 1
         self.scratch = mapped(_SCRATCH, _PRIVATE | _ANONYMOUS)
         advise(self.scratch, _SCRATCH, 15)  # small, so that many pages change their rights
         ctypes.memset(self.scratch, 1, _SCRATCH)

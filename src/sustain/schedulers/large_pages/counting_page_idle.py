@@ -57,13 +57,14 @@ class PageIdleCounter:
         self._clock = clock
         self._root = root
         self._marked: dict[Identity, _Marked] = {}
+        self._before: dict[Identity, _Marked] = {}  # whose period is over
         self._counts: dict[Identity, Count] = {}
         self._problems: dict[Identity, str] = {}
 
     def start(self, memories: Sequence[Memory]) -> None:
         """Marks what is not marked. Marks that wait for the end of their period stay."""
         wanted = {each.who: each for each in memories}
-        for held in (self._marked, self._counts, self._problems):
+        for held in (self._marked, self._before, self._counts, self._problems):
             for who in [each for each in held if each not in wanted]:
                 del held[who]
         due = [each for who, each in wanted.items() if not self._holds(who, each.image)]
@@ -72,7 +73,7 @@ class PageIdleCounter:
         for memory in due:
             self._counts.pop(memory.who, None) if self._changed(memory) else None
             try:
-                self._marked[memory.who] = self._mark(memory)
+                self._marked[memory.who] = self._mark(memory, self._before.pop(memory.who, None))
                 self._problems.pop(memory.who, None)
             except SustainError as error:
                 self._problems[memory.who] = f"{error} ({error.hint})" if error.hint else str(error)
@@ -85,6 +86,7 @@ class PageIdleCounter:
             del self._marked[who]
             try:
                 self._counts[who] = self._look(marked)
+                self._before[who] = marked
             except SustainError as error:
                 self._problems[who] = str(error)
         return dict(self._counts)
@@ -104,14 +106,24 @@ class PageIdleCounter:
         held = self._counts.get(memory.who)
         return held is not None and held.image != memory.image
 
-    def _mark(self, memory: Memory) -> _Marked:
+    def _mark(self, memory: Memory, before: _Marked | None) -> _Marked:
         frames = self._frames(memory)
-        here = np.flatnonzero(frames)
+        alone = np.zeros(len(frames), np.bool_)
+        if (
+            before is not None
+            and before.memory.image == memory.image
+            and np.array_equal(before.memory.addresses, memory.addresses)
+        ):
+            alone = (before.kind == _ALONE) & (
+                before.frames == frames
+            )  # and still is: the kernel is not asked again
+        here = np.flatnonzero((frames != 0) & ~alone)
         kinds = kpageflags.kinds(frames[here], self._root)
         kind = np.full(len(frames), _ABSENT, np.int8)
         kind[here] = _UNMARKED
         kind[here[kinds.alone]] = _ALONE
         kind[here[kinds.zero]] = _ABSENT
+        kind[alone] = _ALONE
         owner = np.full(len(frames), -1, np.int64)
         rows = np.zeros(len(frames), np.int64)
         rows[here[kinds.head]] = here[kinds.head] + 1

@@ -31,12 +31,15 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A process that is there now. `only`: ranges of addresses, to which it is narrowed."""
+    """A process that is there now. `only`: ranges of addresses, to which it is narrowed; of a guest its sockets, as far
+    as its command line names them."""
 
     name: str
     who: Identity
     only: tuple[tuple[int, int], ...] | None = None
     guest: bool = False
+    qmp: str | None = None
+    guest_agent: str | None = None
 
 
 def check(wanted: Sequence[Wanted]) -> None:
@@ -115,4 +118,5 @@ def _guests(wanted: Wanted, root: Path) -> Iterator[Found]:
         areas = maps.guest_ram(each.who.pid, root=root)
         if areas:
             name = each.name if wanted.guest == ANY else wanted.name
-            yield Found(name, each.who, tuple((area.start, area.end) for area in areas), guest=True)
+            only = tuple((area.start, area.end) for area in areas)
+            yield Found(name, each.who, only, True, each.qmp, each.guest_agent)

@@ -4,7 +4,8 @@ Used by `act` and `undo`. The kernel's word is not taken for the deed: what a bl
 after (PAGEMAP_SCAN). What each refusal of MADV_COLLAPSE means (mm/khugepaged.c, madvise_collapse_errno):
 - ENOMEM: no large page is free and compaction made none, or the block is not mapped any more: `smaps` tells which;
 - EBUSY: its cgroup has no room for it; EAGAIN: a page was held by somebody at that moment, which passes: tried again;
-- EINVAL: the mapping is of a kind that is never large, which `smaps` explains; or a kernel before 6.1;
+- EINVAL: the mapping is of a kind that is never large, which `smaps` explains; or a kernel before 6.1; or (6.12) none
+  of its pages may be written as it is, since it has been shared with a child by a fork: that passes with a write;
 - ESRCH: the process has gone; EPERM, EACCES, ENOSYS: we may not, or this kernel cannot.
 It takes no notice of `enabled` and `max_ptes_none`: pages that nobody has touched are filled.
 
@@ -37,6 +38,7 @@ class State:
 
     large: bool
     present: int  # pages, 0 … 512
+    shared: bool  # tmpfs, memfd and the like
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +67,11 @@ class Hand:
 
     def state(self, address: int) -> State:
         """Of a block that may not be mapped at all: then nothing of it is present."""
-        found = self._table.blocks(address, address + BLOCK_BYTES)
-        return State(bool(found.huge[0]), int(found.present[0]))
+        found = self._table.census(address, address + BLOCK_BYTES)
+        if found.huge_bytes is None or found.zero_bytes is None:
+            raise HostError("what is mapped large is not known", hint="it needs Linux 6.7 (PAGEMAP_SCAN)")
+        present = (found.present_bytes - found.zero_bytes) // PAGE_BYTES
+        return State(found.huge_bytes > 0, present, found.file_bytes > 0)
 
     def enlarge(self, address: int) -> Came:
         """Map it large. Raises SustainError only when nothing can be said of it any more."""
@@ -102,7 +107,8 @@ class Hand:
             except HostError as error:
                 how = f"{error} ({error.hint})"
             after = self.state(address)
-        grown = (after.present - before.present) * PAGE_BYTES
+        # A split takes shared memory out of the page tables, and leaves it where it is.
+        grown = None if before.shared else (after.present - before.present) * PAGE_BYTES
         if not after.large:
             return Came("done", how, grown)
         why = (
@@ -163,7 +169,10 @@ class Hand:
             return "not eligible", "the process forbids large pages (PR_SET_THP_DISABLE)"
         if not before.present:
             return "not eligible", "nothing of it is in memory"
-        return "not eligible", f"the kernel does not map it large ({word})"
+        return (
+            "again later",
+            f"the kernel does not map it large as it is; was nothing of it written since a fork? ({word})",
+        )
 
 
 def gone(error: SustainError) -> bool:

@@ -27,6 +27,7 @@ from sustain.host.smaps import Mapping
 from sustain.schedulers.large_pages import phase
 from sustain.schedulers.large_pages.counting import Count, Counter, Memory, NoCounter
 from sustain.schedulers.large_pages.find import Found, Wanted, check, find
+from sustain.schedulers.large_pages.guests import Guests
 from sustain.schedulers.large_pages.model import (
     BLOCK_BYTES,
     Blocks,
@@ -114,6 +115,7 @@ class Sensor:
         self._notes = tuple(notes)
         self._root = root
         self._known: dict[Identity, _Known] = {}
+        self._guests = Guests()
         self._stalls: deque[tuple[float, int]] = deque()  # (when, microseconds until then)
 
     def image(self, who: Identity) -> int | None:
@@ -125,6 +127,7 @@ class Sensor:
         """All that can be known now. What is unknown of one target is among its problems."""
         now_s = self._now_s()
         found, notes = find(self._wanted, self._root)
+        self._guests.forget(each.who for each in found)
         counts = self._counter.read()
         host = self._host(now_s)
         self._known = {
@@ -154,7 +157,10 @@ class Sensor:
             )
             if smaps.thp_disabled(each.who.pid, self._root):
                 problems.append(phase.FORBIDDEN)
-            parts.append(_blocks(len(targets), look, known, now_s))
+            inside = self._guests.look(each, look.addresses)
+            if inside.problem:
+                problems.append(inside.problem)
+            parts.append(_blocks(len(targets), look, known, inside.large, now_s))
             targets.append(self._target(each, count, problems))
             memories.append(Memory(each.who, known.image, look.addresses, look.shared))
         self._counter.start(memories)
@@ -302,7 +308,7 @@ def _find(
     return rows, np.asarray(among[rows] == wanted, np.bool_)
 
 
-def _blocks(target: int, look: _Look, known: _Known, now_s: float) -> Blocks:
+def _blocks(target: int, look: _Look, known: _Known, guest_large: NDArray[np.int8], now_s: float) -> Blocks:
     count = len(look.addresses)
     return Blocks(
         target=np.full(count, target, np.int32),
@@ -314,7 +320,7 @@ def _blocks(target: int, look: _Look, known: _Known, now_s: float) -> Blocks:
         large=look.large,
         whole=known.whole.copy(),
         eligible=look.eligible,
-        guest_large=np.full(count, -1, np.int8),
+        guest_large=guest_large,
     )
 
 

@@ -1,0 +1,82 @@
+"""Memory that is all taken, and memory that is free but in pieces: no large page is to be had, which is what is said;
+nothing is left half done. Runs in a guest of the lab (tests/lab/test_large_pages.py) and nowhere else."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sustain.host import large_pages, meminfo
+from sustain.schedulers.journal import Journal
+from sustain.schedulers.large_pages.act import Actuator
+from tests.schedulers.large_pages.test_act import collapse
+from tests.schedulers.large_pages.touching import touching
+
+pytestmark = pytest.mark.skipif(
+    "SUSTAIN_LAB_GUEST" not in os.environ, reason="it takes all memory of its machine"
+)
+HOG = Path(__file__).with_name("hog.py")
+LEAVE_MIB = 40
+
+
+@pytest.fixture
+def unmoved() -> Iterator[None]:
+    """Locked pages stay where they are."""
+    path = Path("/proc/sys/vm/compact_unevictable_allowed")
+    before = path.read_text()
+    path.write_text("0")
+    try:
+        yield
+    finally:
+        path.write_text(before)
+
+
+def test_no_large_page_is_to_be_had(tmp_path: Path, unmoved: None) -> None:
+    with touching([0] * 24) as toucher, Journal(tmp_path / "j") as journal:
+        actuator = Actuator(journal, most_per_s=1e6, limit_s=120)
+        hog = subprocess.Popen(
+            [sys.executable, str(HOG), str(LEAVE_MIB)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            assert hog.stdin is not None
+            assert hog.stdout is not None
+            assert hog.stdout.readline() == "full\n"
+            # What was left serves some; then there is none, and nothing is made of the rest.
+            full = actuator.carry_out(collapse(toucher, *range(24)))
+            report(full, toucher.counted().huge.tolist())
+            hog.stdin.write("\n")
+            hog.stdin.flush()
+            assert hog.stdout.readline() == "holes\n"
+            free_bytes = meminfo.read().free_bytes
+            print(f"free: {free_bytes}, runs of 2 MiB: {large_pages.free()}")
+            assert (free_bytes or 0) > 200 << 20, "half of the memory is free"
+            holes = actuator.carry_out(collapse(toucher, *range(24)))
+            report(holes, toucher.counted().huge.tolist())
+            refused = [each for each in (*full, *holes) if not each.done]
+            assert {each.outcome for each in refused} == {"no large page to be had"}
+            assert {each.detail for each in refused} == {"memory is fragmented or short (ENOMEM)"}
+            assert not all(each.done for each in holes)
+        finally:
+            hog.kill()
+            hog.communicate()
+        assert toucher.say("check")["right"]
+        again = actuator.carry_out(collapse(toucher, *range(24)))
+        assert all(each.done for each in again), "once there is memory, it comes off"
+        assert not actuator.restore().failed
+        assert not toucher.counted().huge.any()
+        assert journal.entries() == ()
+
+
+def report(effects: list, large: list[bool]) -> None:  # type: ignore[type-arg]
+    outcomes = [each.outcome for each in effects]
+    print(
+        {outcome: outcomes.count(outcome) for outcome in set(outcomes)},
+        max(each.seconds or 0 for each in effects),
+    )
+    assert [each.done for each in effects] == large
