@@ -169,8 +169,8 @@ def test_one_that_forks(journal: Journal) -> None:
         actuator = Actuator(journal)
         assert actuator.carry_out(collapse(toucher, 0))[0].done
         toucher.say("fork")
-        # Pages that a child has too are mapped large for one of them (Linux 6.12: once one was written since), and small
-        # only where all can be split.
+        # Pages that a child has too are mapped large for one of them (Linux 6.12: once one was written since),
+        # and small only where all can be split.
         (effect,) = actuator.carry_out(collapse(toucher, 1))
         assert effect.done or (effect.outcome, "(EINVAL)" in effect.detail) == ("again later", True), effect
         toucher.touch([0, 3, 0])
