@@ -60,7 +60,11 @@ def test_an_agent_that_may_not(agent: FakeAgent) -> None:
     assert "allow guest-file-open" in caught.value.hint
 
 
-@pytest.mark.parametrize("said", [b"\xff\n", b"[]\n", b"\x80\n", b'{"error": 1}\n', b'{"return": [1]}\n'])
+@pytest.mark.parametrize(
+    "said",
+    [b"\xff\n", b"[]\n", b"\x80\n", b'{"error": 1}\n', b'{"return": [1]}\n', b"[" * 100_000 + b"\n"],
+    ids=lambda said: repr(said[:20]),
+)
 def test_an_agent_that_talks_nonsense(agent: FakeAgent, said: bytes) -> None:
     """Whatever it says in the place of an answer: no file, or an error of ours, and nothing else."""
     with GuestAgent(agent.path, timeout_s=1) as talk:

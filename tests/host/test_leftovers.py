@@ -95,13 +95,16 @@ def test_swap() -> None:
 def test_marks() -> None:
     """Of this process, of one that has had its number, of none."""
     assert not marks.dead(marks.own())
-    with subprocess.Popen(["sleep", "600"]) as other:
+    other = subprocess.Popen(["sleep", "600"])
+    try:
         its = processes.identify(other.pid)
         assert its is not None
         mark = marks.of(its)
         assert not marks.dead(mark)
         assert marks.dead(marks.of(Identity(its.pid, its.start_ticks - 1)))
+    finally:
         other.kill()
+        other.wait()
     assert marks.dead(mark)
     assert len(marks.of(Identity(1 << 22, 10**10))) == len(mark) == 12
     for nobody in ("", "29914", "0000000000000", "00000000000:"):

@@ -79,6 +79,16 @@ def test_pressure_of_a_text() -> None:
     assert pressure.parse("some avg10=0.00 total=what\n") == pressure.Pressure(None, None)
 
 
+def test_a_number_that_no_kernel_has_is_unknown() -> None:
+    most = str((1 << 64) - 1)
+    for digits in (400, 5000):
+        made_up = "9" * digits
+        assert meminfo.parse(f"MemTotal: {made_up} kB\nMemFree: {most} kB\n").total_bytes is None
+        assert vmstat.parse(f"pgmajfault {made_up}\npswpin {most}\n").major_faults is None
+        assert pressure.parse(f"some total={made_up}\nfull total={most}\n").some_us is None
+    assert pressure.parse(f"some total={made_up}\n\nfull total={most}\n").full_us == int(most)
+
+
 def test_pressure_is_unknown_without_psi(tmp_path: Path) -> None:
     assert pressure.of_host(tmp_path) == pressure.Pressure(None, None)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from sustain.errors import HostError
 
 _ABSENT = frozenset((errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP, errno.ENOTDIR))
+_DIGITS = 20
 _FORBIDDEN = frozenset((errno.EACCES, errno.EPERM))
 
 
@@ -38,9 +39,15 @@ def table(content: str) -> dict[str, int]:
     found: dict[str, int] = {}
     for line in content.splitlines():
         name, _, rest = line.partition(" ")
-        if (value := rest.strip()).isdecimal():
-            found[name] = int(value)
+        if (value := counted(rest.strip())) is not None:
+            found[name] = value
     return found
+
+
+def counted(word: str) -> int | None:
+    """A whole number as a kernel's counters are; None: it is none, or of more digits than 64 bits have, as a guest may
+    make one up."""
+    return int(word) if word.isdecimal() and len(word) <= _DIGITS else None
 
 
 def write(path: Path, value: str) -> None:

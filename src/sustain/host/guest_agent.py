@@ -133,7 +133,10 @@ class GuestAgent:
 
 
 def _parse(line: bytes) -> dict[str, Any]:
-    message = json.loads(line)
+    try:
+        message = json.loads(line)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
     if not isinstance(message, dict):
         raise ValueError("not an object")
     return message

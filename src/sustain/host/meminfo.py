@@ -94,8 +94,10 @@ def parse(content: str) -> Meminfo:
     for line in content.splitlines():
         name, _, rest = line.partition(":")
         words = rest.split()
-        if (ours := _NAMES.get(name)) and len(words) == 2 and words[0].isdecimal() and words[1] == "kB":
-            found[ours] = int(words[0]) * 1024
+        if (ours := _NAMES.get(name)) and len(words) == 2 and words[1] == "kB":
+            kib = files.counted(words[0])
+            if kib is not None:
+                found[ours] = kib * 1024
     return Meminfo(**found)
 
 

@@ -28,11 +28,11 @@ def parse(content: str) -> Pressure:
     """A text in the form of /proc/pressure/memory."""
     totals: dict[str, int] = {}
     for line in content.splitlines():
-        kind, *words = line.split()
-        for word in words:
+        kind, _, rest = line.strip().partition(" ")
+        for word in rest.split():
             name, _, value = word.partition("=")
-            if name == "total" and value.isdecimal():
-                totals[kind] = int(value)
+            if name == "total" and (total := files.counted(value)) is not None:
+                totals[kind] = total
     return Pressure(totals.get("some"), totals.get("full"))
 
 

@@ -195,6 +195,38 @@ def test_one_that_lies_is_not_believed(places: tuple[Place, Place], sensor: Sens
     assert of(sensor.read(), "good").source == "guest-agent"
 
 
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("/proc/meminfo", MEMINFO.replace("100000", "9" * 400)),
+        ("/proc/meminfo", MEMINFO.replace("100000", "9" * 5000)),
+        ("/proc/vmstat", f"pswpin {'9' * 400}\n"),
+        ("/proc/pressure/memory", f"some total={'9' * 400}\n"),
+        ("/proc/pressure/memory", "some total=1\n\nfull total=1\n"),
+    ],
+)
+def test_one_that_makes_up_what_no_kernel_says_harms_nobody(
+    places: tuple[Place, Place], sensor: Sensor, path: str, text: str
+) -> None:
+    places[1].agent.files[path] = text
+    seen = sensor.read()
+    assert of(seen, "good").source == "guest-agent"
+    assert of(seen, "bad").life
+
+
+def test_a_defect_in_looking_at_one_is_said_of_it_and_of_no_other(
+    places: tuple[Place, Place], sensor: Sensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(paths: object) -> dict[str, str | None]:
+        raise ZeroDivisionError("by what it said")
+
+    monkeypatch.setattr(sensor.handles["bad"], "texts", broken)
+    seen = sensor.read()
+    assert [each.name for each in seen.guests] == ["good"]
+    (problem,) = (each for each in seen.host.problems if "guest bad" in each)
+    assert "unexpected ZeroDivisionError: by what it said (test_sense.py:" in problem
+
+
 def test_a_guest_that_starts_anew_inside_is_another_boot(places: tuple[Place, Place], sensor: Sensor) -> None:
     before = of(sensor.read(), "good")
     places[0].agent.files["/proc/sys/kernel/random/boot_id"] = "two\n"

@@ -10,6 +10,7 @@ guests, since libvirt's calls and the files of /proc block.
 import os
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -232,7 +233,6 @@ class _Watch:
         self._retired = False
         self._guest: Guest | None = None
         self._problem: str | None = None
-        self._bug: BaseException | None = None
 
     def start(self, host: Host, now_s: float) -> None:
         """Begin a look, unless the last one goes on."""
@@ -258,8 +258,6 @@ class _Watch:
     def result(self, now_s: float) -> tuple[Guest | None, str | None]:
         """The guest as it was seen last; or why it is not there."""
         with self._changed:
-            if self._bug is not None:
-                raise self._bug
             if self._host is None:
                 return self._guest, self._problem
             if self._step and self._guest is not None:
@@ -289,16 +287,16 @@ class _Watch:
             if self._retired or host is None:
                 return
             self._started_s = time.monotonic()
-            guest = problem = bug = None
+            guest = problem = None
             try:
                 guest = self._look(host)
                 problem = None if guest is not None else "it is not running"
             except SustainError as error:
                 problem = str(error)
-            except Exception as error:  # noqa: BLE001 - raised by `result`, in the thread of who reads
-                bug = error
+            except Exception as error:  # noqa: BLE001 - said of this guest; it must not keep the others from being seen
+                problem = _defect(error)
             with self._changed:
-                self._guest, self._problem, self._bug, self._host = guest, problem, bug, None
+                self._guest, self._problem, self._host = guest, problem, None
                 self._slow = time.monotonic() - self._started_s >= self._timeout_s
                 self._prompt[1] = max(1, self._prompt[0])
                 self._changed.notify_all()
@@ -316,6 +314,13 @@ class _Watch:
             if time.monotonic() - self._started_s < self._timeout_s:
                 self._prompt[0] = self._step
             self._changed.notify_all()
+
+
+def _defect(error: Exception) -> str:
+    """An error that nobody has thought of, and where it is."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{Path(where.filename).name}:{where.lineno}"
+    return f"unexpected {type(error).__name__}: {error} ({place}; a defect of Sustain)"
 
 
 def _aged(guest: Guest, why: str) -> Guest:
