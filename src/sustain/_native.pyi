@@ -409,14 +409,17 @@ def durability_of(path: str) -> str:
 def capture_modes() -> list[str]:
     """Ways to find changed pages that this kernel offers, best first."""
 
-def page_digests(data: Buffer) -> bytes:
+def page_digests(data: Buffer, *, still: bool = False) -> bytes:
     """XXH3-128 of each page of 4 KiB of `data`, 16 bytes each; a last page that is not whole counts as filled up
-    with zeros. Others may change `data` meanwhile: each digest is that of a copy."""
+    with zeros. Others may change `data` meanwhile: each digest is that of a copy. Not so with `still`: the caller
+    promises that nobody writes to it until this returns, and the copies are spared."""
 
-def changed_pages(data: Buffer, table: Buffer, update: bool = True) -> list[tuple[int, int]]:
+def changed_pages(
+    data: Buffer, table: Buffer, update: bool = True, *, still: bool = False
+) -> list[tuple[int, int]]:
     """(first, count) of each run of pages of `data` whose digest is not the one in `table` (as `page_digests` gives
     them); with `update` their digests are put there, so `table` must be a bytearray or the like. ValueError when
-    the lengths do not match."""
+    the lengths do not match. `still`: as for `page_digests`."""
 
 def differing_pages(one: Buffer, other: Buffer) -> list[tuple[int, int]]:
     """(first, count) of each run of pages whose digests differ in two tables of the same length."""

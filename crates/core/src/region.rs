@@ -5,8 +5,8 @@
 //! digest is that of bytes which the page really held, as far as a copy can be, and the copy lies in the cache
 //! when it is hashed. The format is in `docs/formats/region.md`.
 //!
-//! Rejected: hashing in place. It saves the copy, a seventh of the time, and needs a slice over memory that
-//! others change.
+//! Memory that is the caller's own ([`Memory::still`]) is hashed where it lies. Rejected for all other: it saves the
+//! copy, nearly half of the time, and needs a slice over memory that others change.
 
 use std::sync::OnceLock;
 
@@ -35,15 +35,16 @@ impl Page {
         self.0[len..].fill(0);
     }
 
-    fn is_zero(&self) -> bool {
-        let or = |bytes: &[u8]| bytes.iter().fold(0, |all, byte| all | byte);
-        // Almost every page that is not zero says so in its first line; the rest goes in larger steps.
-        or(&self.0[..64]) == 0 && self.0.chunks_exact(512).all(|lines| or(lines) == 0)
-    }
+}
 
-    fn digest(&self) -> u128 {
-        if self.is_zero() { zero_digest() } else { XxHash3_128::oneshot(&self.0) }
-    }
+fn is_zero(page: &[u8; PAGE]) -> bool {
+    let or = |bytes: &[u8]| bytes.iter().fold(0, |all, byte| all | byte);
+    // Almost every page that is not zero says so in its first line; the rest goes in larger steps.
+    or(&page[..64]) == 0 && page.chunks_exact(512).all(|lines| or(lines) == 0)
+}
+
+fn digest_of_page(page: &[u8; PAGE]) -> u128 {
+    if is_zero(page) { zero_digest() } else { XxHash3_128::oneshot(page) }
 }
 
 /// Digest of a page of zeros.
@@ -59,12 +60,13 @@ pub fn pages_of(len: usize) -> usize {
     len.div_ceil(PAGE)
 }
 
-/// Memory of `len` bytes at a pointer, which others may change at any time; of a last page that is not whole, the
-/// rest counts as zeros.
+/// Memory of `len` bytes at a pointer, which others may change at any time, unless it is still; of a last page that is
+/// not whole, the rest counts as zeros.
 #[derive(Clone, Copy)]
 pub struct Memory {
     start: *const u8,
     len: usize,
+    still: bool,
 }
 
 impl Memory {
@@ -72,7 +74,14 @@ impl Memory {
     /// `start` points to `len` bytes that stay readable as long as this is used.
     #[must_use]
     pub unsafe fn new(start: *const u8, len: usize) -> Self {
-        Self { start, len }
+        Self { start, len, still: false }
+    }
+
+    /// # Safety
+    /// As for `new`, and nobody changes the memory as long as this is used.
+    #[must_use]
+    pub unsafe fn still(start: *const u8, len: usize) -> Self {
+        Self { start, len, still: true }
     }
 
     /// Whole pages, and a last one that is not.
@@ -84,9 +93,13 @@ impl Memory {
     fn digest_of(&self, page: usize, scratch: &mut Page) -> u128 {
         let at = page * PAGE;
         assert!(at < self.len);
+        if self.still && self.len - at >= PAGE {
+            // SAFETY: within the memory, which `still` was promised to be readable and unchanged; bytes need no alignment.
+            return digest_of_page(unsafe { &*self.start.add(at).cast::<[u8; PAGE]>() });
+        }
         // SAFETY: within the memory, which `new` was promised to be readable.
         unsafe { scratch.fill(self.start.add(at), PAGE.min(self.len - at)) };
-        scratch.digest()
+        digest_of_page(&scratch.0)
     }
 }
 
@@ -194,6 +207,11 @@ mod tests {
         unsafe { Memory::new(bytes.as_ptr(), bytes.len()) }
     }
 
+    fn still(bytes: &[u8]) -> Memory {
+        // SAFETY: a slice that outlives its use in these tests.
+        unsafe { Memory::still(bytes.as_ptr(), bytes.len()) }
+    }
+
     fn table(bytes: &mut [u8]) -> Table {
         // SAFETY: a slice that outlives its use in these tests.
         unsafe { Table::new(bytes.as_mut_ptr(), bytes.len() / DIGEST) }
@@ -279,6 +297,11 @@ mod tests {
             prop_assert_eq!(&known, &before);
             prop_assert_eq!(&changed(memory(&bytes), table(&mut known), true), &found);
             prop_assert_eq!(&known, &table_of(&bytes));
+            prop_assert_eq!(changed(still(&bytes), table(&mut known), false), []);
+            prop_assert_eq!(&changed(still(&old), table(&mut known), false), &found);
+            let mut where_it_lies = vec![0; known.len()];
+            digests(still(&bytes), table(&mut where_it_lies));
+            prop_assert_eq!(&where_it_lies, &known);
             prop_assert_eq!(changed(memory(&bytes), table(&mut known), true), []);
             let mut before = before;
             prop_assert_eq!(differing(table(&mut before), table(&mut known)), found);

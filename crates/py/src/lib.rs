@@ -58,20 +58,26 @@ mod _native {
 
     /// Digests of the pages of a buffer.
     #[pyfunction]
-    fn page_digests<'py>(py: Python<'py>, data: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
-        crate::region::page_digests(py, data)
+    #[pyo3(signature = (data, *, still=false))]
+    fn page_digests<'py>(
+        py: Python<'py>,
+        data: &Bound<'py, PyAny>,
+        still: bool,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        crate::region::page_digests(py, data, still)
     }
 
     /// Runs of pages that are not what a table of digests says.
     #[pyfunction]
-    #[pyo3(signature = (data, table, update=true))]
+    #[pyo3(signature = (data, table, update=true, *, still=false))]
     fn changed_pages(
         py: Python<'_>,
         data: &Bound<'_, PyAny>,
         table: &Bound<'_, PyAny>,
         update: bool,
+        still: bool,
     ) -> PyResult<Vec<(usize, usize)>> {
-        crate::region::changed_pages(py, data, table, update)
+        crate::region::changed_pages(py, data, table, update, still)
     }
 
     /// Runs of pages in which two tables differ.

@@ -23,9 +23,12 @@ impl Held {
         Ok(Self(buffer))
     }
 
-    fn memory(&self) -> Memory {
-        // SAFETY: the buffer is held; others may change what is in it, which `Memory` allows.
-        unsafe { Memory::new(self.0.buf_ptr().cast(), self.0.len_bytes()) }
+    /// `still`: the caller of the binding promises that nobody writes to the buffer meanwhile.
+    fn memory(&self, still: bool) -> Memory {
+        let (start, len) = (self.0.buf_ptr().cast(), self.0.len_bytes());
+        // SAFETY: the buffer is held; others may change what is in it, which `Memory` allows, unless it was promised
+        // that they do not.
+        unsafe { if still { Memory::still(start, len) } else { Memory::new(start, len) } }
     }
 
     fn table(&self, pages: usize) -> PyResult<Table> {
@@ -41,13 +44,17 @@ impl Held {
     }
 }
 
-pub(crate) fn page_digests<'py>(py: Python<'py>, data: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
+pub(crate) fn page_digests<'py>(
+    py: Python<'py>,
+    data: &Bound<'py, PyAny>,
+    still: bool,
+) -> PyResult<Bound<'py, PyBytes>> {
     let data = Held::get(data, false)?;
-    let pages = data.memory().pages();
+    let pages = data.memory(still).pages();
     PyBytes::new_with(py, pages * DIGEST, |out| {
         // SAFETY: `out` has that length and is ours.
         let table = Shared(unsafe { Table::new(out.as_mut_ptr(), pages) });
-        py.detach(|| region::digests(data.memory(), table.get()));
+        py.detach(|| region::digests(data.memory(still), table.get()));
         Ok(())
     })
 }
@@ -57,10 +64,11 @@ pub(crate) fn changed_pages(
     data: &Bound<'_, PyAny>,
     table: &Bound<'_, PyAny>,
     update: bool,
+    still: bool,
 ) -> PyResult<Vec<Run>> {
     let (data, held) = (Held::get(data, false)?, Held::get(table, update)?);
-    let table = Shared(held.table(data.memory().pages())?);
-    Ok(py.detach(|| region::changed(data.memory(), table.get(), update)))
+    let table = Shared(held.table(data.memory(still).pages())?);
+    Ok(py.detach(|| region::changed(data.memory(still), table.get(), update)))
 }
 
 pub(crate) fn differing_pages(
@@ -76,12 +84,12 @@ pub(crate) fn differing_pages(
 
 pub(crate) fn digest<'py>(py: Python<'py>, data: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
     let data = Held::get(data, false)?;
-    Ok(PyBytes::new(py, &py.detach(|| region::digest_of(data.memory()))))
+    Ok(PyBytes::new(py, &py.detach(|| region::digest_of(data.memory(false)))))
 }
 
 pub(crate) fn write_back(py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<()> {
     let data = Held::get(data, false)?;
-    py.detach(|| region::write_back(data.memory()));
+    py.detach(|| region::write_back(data.memory(false)));
     Ok(())
 }
 

@@ -128,7 +128,9 @@ def image(url: str) -> bytes:
         from sustain._native import page_digests
 
         pages = source.identity().pages
-        data = b"".join(source.read(first, min(1024, pages - first)) for first in range(0, pages, 1024))
+        data = b"".join(
+            bytes(source.read(first, min(1024, pages - first))) for first in range(0, pages, 1024)
+        )
         assert page_digests(data) == source.table()
         return data
 

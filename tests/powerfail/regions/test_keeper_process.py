@@ -121,7 +121,7 @@ def complete(sink: Sink, data: bytes, epoch: int = 1) -> int:
 def read(url: str, key: bytes = b"") -> bytes:
     with open_source(url, key=key, name=NAME) as source:
         pages = source.identity().pages
-        data = b"".join(source.read(*run) for run in slices(0, pages, 300))
+        data = b"".join(bytes(source.read(*run)) for run in slices(0, pages, 300))
         assert digests_of(data) == source.table()
         return data
 

@@ -90,7 +90,7 @@ def read(of: Sources) -> bytes:
     with of() as source:
         pages = source.identity().pages
         table = source.table()
-        data = b"".join(source.read(first, min(7, pages - first)) for first in range(0, pages, 7))
+        data = b"".join(bytes(source.read(first, min(7, pages - first))) for first in range(0, pages, 7))
         assert digests_of(data) == table
         assert table_digest(table) == source.seal().table_digest
         return data[: source.identity().size_bytes]

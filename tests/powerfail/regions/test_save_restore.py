@@ -1,13 +1,17 @@
 """Saving and restoring regions: several places, faults in the middle, kills, resuming, and what must be refused."""
 
+import fcntl
 import os
 import random
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import IO
 
 import pytest
 
@@ -15,6 +19,7 @@ from sustain import PeerRefused, RegionBusy, RegionCorrupt, RegionError, RegionF
 from sustain.errors import NotARegion, RegionUnsealed, WrongGeneration
 from sustain.powerfail.regions import identity, marker
 from sustain.powerfail.regions import medium as media
+from sustain.powerfail.regions.background import STEP_PAGES
 from sustain.powerfail.regions.directory import DirectorySink, DirectorySource
 from sustain.powerfail.regions.manifest import PAGE_BYTES, RegionIdentity, Seal
 from sustain.powerfail.regions.restore import Report as Restored
@@ -443,13 +448,110 @@ def test_a_target_that_loses_writes_is_found(tmp_path: Path, monkeypatch: pytest
 
     with monkeypatch.context() as patch:
         patch.setattr(media, "write_all", lossy)
-        with pytest.raises(RegionCorrupt, match="pages 0 to 255 are not what was written"):
+        with pytest.raises(RegionCorrupt, match=f"pages 0 to {STEP_PAGES - 1} are not what was written"):
             restore_from(tmp_path / "s", tmp_path / "back")
     assert marker.path_of(tmp_path / "back").exists()
-    assert restore_from(tmp_path / "s", tmp_path / "back").copied_bytes == 256 * PAGE_BYTES
+    assert restore_from(tmp_path / "s", tmp_path / "back").copied_bytes == STEP_PAGES * PAGE_BYTES
 
 
-@pytest.mark.parametrize("fails_at", [0, 1, 5, 7])
+@pytest.fixture
+def in_memory() -> Iterator[Path]:
+    with TemporaryDirectory(dir="/dev/shm") as folder:
+        yield Path(folder)
+
+
+class Opener:
+    """Opens the target while a restore writes it, after `after` writes, and does `what` with it."""
+
+    def __init__(
+        self, patch: pytest.MonkeyPatch, path: Path, mode: str, what: Callable[[IO[bytes]], None]
+    ) -> None:
+        self.reads = self.writes = 0
+        self._path, self._mode, self._what = path, mode, what
+        write, read = media.write_all, media.read_all
+        thread = threading.Thread(target=self._open)
+
+        def writing(fd: int, data: memoryview, offset: int) -> None:
+            write(fd, data, offset)
+            self.writes += 1
+            if self.writes == 1:
+                thread.start()
+                # It waits for the lease, or has not met one.
+                while thread.is_alive() and fcntl.fcntl(fd, fcntl.F_GETLEASE) == fcntl.F_WRLCK:
+                    time.sleep(0.001)
+            elif self.writes == 2:
+                thread.join()
+
+        def reading(fd: int, view: memoryview, offset: int) -> int:
+            self.reads += 1
+            return read(fd, view, offset)
+
+        patch.setattr(media, "write_all", writing)
+        patch.setattr(media, "read_all", reading)
+
+    def _open(self) -> None:
+        with self._path.open(self._mode) as file:
+            self._what(file)
+
+
+def test_in_memory_nothing_is_read_back_while_nobody_else_opens_the_target(
+    tmp_path: Path, in_memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    region, reads = tmp_path / "region", 0
+    region.write_bytes(random.Random(1).randbytes(SIZE))
+    save_to(region, at(tmp_path / "s"))
+    real = media.read_all
+
+    def counting(fd: int, view: memoryview, offset: int) -> int:
+        nonlocal reads
+        reads += 1
+        return real(fd, view, offset)
+
+    monkeypatch.setattr(media, "read_all", counting)
+    restore_from(tmp_path / "s", in_memory / "back")
+    assert (in_memory / "back").read_bytes() == region.read_bytes()
+    assert reads == 0
+    restore_from(tmp_path / "s", tmp_path / "back")
+    assert reads > 0
+
+
+def test_a_program_that_writes_to_a_target_in_memory_is_found(
+    tmp_path: Path, in_memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    region = tmp_path / "region"
+    region.write_bytes(random.Random(1).randbytes(SIZE))
+    save_to(region, at(tmp_path / "s"))
+
+    def scribble(file: IO[bytes]) -> None:
+        file.seek(7 * PAGE_BYTES)
+        file.write(b"mine")
+
+    with monkeypatch.context() as patch:
+        opener = Opener(patch, in_memory / "back", "r+b", scribble)
+        with pytest.raises(RegionCorrupt, match="page 7 are not what was written"):
+            restore_from(tmp_path / "s", in_memory / "back")
+    assert opener.reads
+    assert marker.path_of(in_memory / "back").exists()
+    restore_from(tmp_path / "s", in_memory / "back")
+    assert (in_memory / "back").read_bytes() == region.read_bytes()
+
+
+def test_who_reads_a_target_in_memory_does_not_wait_for_the_restore(
+    tmp_path: Path, in_memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    region = tmp_path / "region"
+    seen: list[bytes] = []
+    region.write_bytes(random.Random(1).randbytes(SIZE))
+    save_to(region, at(tmp_path / "s"))
+    with monkeypatch.context() as patch:
+        opener = Opener(patch, in_memory / "back", "rb", lambda file: seen.append(file.read(8)))
+        restore_from(tmp_path / "s", in_memory / "back")
+    assert seen == [region.read_bytes()[:8]]  # while the second step was not done yet
+    assert opener.reads, "somebody has opened it, so it was read back"
+    assert (in_memory / "back").read_bytes() == region.read_bytes()
+
+
+@pytest.mark.parametrize("fails_at", [0, 1, 2, 3])
 def test_an_interrupted_restore_copies_only_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_at: int
 ) -> None:
@@ -472,7 +574,7 @@ def test_an_interrupted_restore_copies_only_the_rest(
             restore_from(tmp_path / "s", tmp_path / "back")
     assert marker.path_of(tmp_path / "back").exists()
     report = restore_from(tmp_path / "s", tmp_path / "back")
-    assert report.copied_bytes == (PAGES - fails_at * 256) * PAGE_BYTES
+    assert report.copied_bytes == (PAGES - fails_at * STEP_PAGES) * PAGE_BYTES
     assert (tmp_path / "back").read_bytes() == region.read_bytes()
 
 
@@ -560,7 +662,7 @@ def test_a_restore_that_is_killed_anywhere_goes_on(tmp_path: Path) -> None:
         back.unlink(missing_ok=True)
         if not killed(tmp_path, writes, "restore"):
             assert back.read_bytes() == region.read_bytes()
-            assert writes >= 9
+            assert writes > -(-PAGES // STEP_PAGES), "every step was cut, and what comes after"
             break
         if back.exists() and back.read_bytes() != region.read_bytes():
             assert not back.stat().st_blocks or marker.path_of(back).exists()

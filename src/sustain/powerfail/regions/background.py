@@ -15,7 +15,7 @@ from sustain.errors import RegionError
 from sustain.powerfail.regions.manifest import PAGE_BYTES
 from sustain.powerfail.regions.scan import Run, digests_at, merged, mismatches, slices
 
-SLICE_PAGES = 256  # 1 MiB: read, hashed and written while it is in the cache
+STEP_PAGES = 512  # 2 MiB: read, hashed and written while it is in the cache
 AHEAD = 4
 _BEHIND = 64
 _EARLY_BYTES = 64 << 20
@@ -59,7 +59,7 @@ def ahead(items: Iterator[T], depth: int = AHEAD) -> Generator[T, None, None]:
         thread.join()
 
 
-def page_buffer(size_bytes: int = SLICE_PAGES * PAGE_BYTES) -> memoryview:
+def page_buffer(size_bytes: int = STEP_PAGES * PAGE_BYTES) -> memoryview:
     """Memory to read into and write from. It begins with a page, as what the kernel copies from and to does: copies
     between places that lie differently within a cache line are slower."""
     return memoryview(mmap.mmap(-1, size_bytes))
@@ -125,10 +125,10 @@ class Readback:
 
     def _compare(self, run: Run) -> list[Run]:
         wrong: list[Run] = []
-        for first, pages in slices(*run, SLICE_PAGES):
+        for first, pages in slices(*run, STEP_PAGES):
             part = self._buffer[: pages * PAGE_BYTES]
             self._read(first, part)
-            wrong += mismatches(part, digests_at(self._table, first, pages), first)
+            wrong += mismatches(part, digests_at(self._table, first, pages), first, still=True)
         return wrong
 
 

@@ -189,7 +189,7 @@ class DirectorySink(Sink):
         self._table[first_page * DIGEST_BYTES : (first_page + pages) * DIGEST_BYTES] = digests
         with self._fatal(), os_errors(self._place.image, f"pages from {first_page} on cannot be written"):
             write_all(self._fd, data, offset)
-        if self._read_back_all or mismatches(data, digests, first_page):
+        if self._read_back_all or mismatches(data, digests, first_page, still=True):
             self._readback.wrote(first_page, pages)
         self._early.wrote(len(data))
 
@@ -267,7 +267,7 @@ class DirectorySink(Sink):
             os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
             for first, count in slices(0, pages):
                 got = read_all(self._fd, memoryview(buffer)[: count * PAGE_BYTES], first * PAGE_BYTES)
-                table += digests_of(memoryview(buffer)[:got])
+                table += digests_of(memoryview(buffer)[:got], still=True)
         return table
 
     def _read_back(self, first_page: int, buffer: memoryview) -> None:
@@ -283,7 +283,9 @@ class DirectorySink(Sink):
             for first, pages in slices(*run):
                 buffer = bytearray(pages * PAGE_BYTES)
                 self._read_back(first, memoryview(buffer))
-                self._table[first * DIGEST_BYTES : (first + pages) * DIGEST_BYTES] = digests_of(buffer)
+                self._table[first * DIGEST_BYTES : (first + pages) * DIGEST_BYTES] = digests_of(
+                    buffer, still=True
+                )
 
     def _sync(self) -> None:
         with os_errors(self._place.image, "cannot be made durable"):

@@ -31,6 +31,7 @@ from sustain.powerfail.regions.scan import Run, slices
 
 _HINT = "name a file, a block device such as /dev/pmem0, or a DAX device such as /dev/dax0.0"
 _MADV_POPULATE_READ = 22
+_BLOCK_BYTES = 512  # of st_blocks, whatever the file system's are
 _F_SETSIG = 10  # not in the fcntl module
 
 
@@ -67,6 +68,19 @@ class Medium(ABC):
 
     def held_still(self) -> bool:
         """Whether nobody can have written since `hold_still`."""
+        return False
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether it is a file in memory (tmpfs): what is written there lies where it is read from."""
+        return False
+
+    def hold_alone(self) -> bool:
+        """Notice whoever opens it from now on, if nobody has it open for writing; whether that was possible."""
+        return False
+
+    def held_alone(self) -> bool:
+        """Whether nobody else can have written since `hold_alone`. Ask often: whoever opens it waits for that."""
         return False
 
     def data_runs(self) -> Iterator[Run]:
@@ -157,19 +171,37 @@ class FileMedium(Medium):
     def hold_still(self) -> bool:
         """By a read lease (fcntl(2)): it is given only while nobody has the file open for writing, mappings included,
         and whoever opens it so then waits until the lease is given up, or breaks it after lease-break-time."""
-        try:
-            # The kernel tells of a break by a signal. SIGURG is ignored where SIGIO would end the process.
-            fcntl.fcntl(self._fd, _F_SETSIG, signal.SIGURG)
-            fcntl.fcntl(self._fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-        except OSError:  # somebody writes, it is a device, or its file system has no leases
-            return False
-        return True
+        return self._lease(fcntl.F_RDLCK)
 
     def held_still(self) -> bool:
         return fcntl.fcntl(self._fd, fcntl.F_GETLEASE) == fcntl.F_RDLCK
 
+    @property
+    def in_memory(self) -> bool:
+        return self.kind == "file" and _native.durability_of(self.path) == "memory"
+
+    def hold_alone(self) -> bool:
+        """By a write lease (fcntl(2)), which is given only while nobody else has the file open for writing."""
+        return self._lease(fcntl.F_WRLCK)
+
+    def held_alone(self) -> bool:
+        if fcntl.fcntl(self._fd, fcntl.F_GETLEASE) == fcntl.F_WRLCK:
+            return True
+        fcntl.fcntl(self._fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        return False
+
+    def _lease(self, kind: int) -> bool:
+        try:
+            # The kernel tells of a break by a signal. SIGURG is ignored where SIGIO would end the process.
+            fcntl.fcntl(self._fd, _F_SETSIG, signal.SIGURG)
+            fcntl.fcntl(self._fd, fcntl.F_SETLEASE, kind)
+        except OSError:  # somebody writes, it is a device, or its file system has no leases
+            return False
+        return True
+
     def data_runs(self) -> Iterator[Run]:
-        if self.kind != "file":
+        # Looking for holes takes a look at every page; where there is room behind all of them, there are none.
+        if self.kind != "file" or os.fstat(self._fd).st_blocks * _BLOCK_BYTES >= self.size_bytes:
             yield from super().data_runs()
             return
         end = 0

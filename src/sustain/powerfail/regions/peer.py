@@ -9,6 +9,7 @@ The sink measures its own bandwidth, since a budget for the battery needs what *
 flushes included (`Meter`).
 """
 
+import contextlib
 import threading
 import time
 from collections import deque
@@ -46,7 +47,7 @@ from sustain.powerfail.regions.manifest import (
     pages_of,
 )
 from sustain.powerfail.regions.meter import Meter
-from sustain.powerfail.regions.sink import KEPT_READS, Held, Sink, Source
+from sustain.powerfail.regions.sink import Held, Sink, Source
 from sustain.replication.auth import NO_KEY, Refused
 from sustain.replication.dial import dial, introduce
 from sustain.replication.urls import Peer, parse_peer
@@ -62,7 +63,7 @@ from sustain.replication.wire import (
     pack_header,
 )
 
-_SPARED_BYTES = SLICE_PAGES * PAGE_BYTES  # buffers of less are made anew
+_READS_AHEAD = 64  # most READs that are not answered yet: the keeper must be able to take them while it sends
 _HINT = "run the same version of Sustain on both hosts"
 T = TypeVar("T")
 
@@ -82,7 +83,8 @@ class PeerOptions:
 
 
 class _Link:
-    """One connection: a thread that hears, one that says that we are there, and the error that ended it."""
+    """One connection: a thread that says that we are there, one that hears (or whoever calls `receive`), and the error
+    that ended it."""
 
     def __init__(self, peer: Peer, options: PeerOptions, hello: RegionHello) -> None:
         """Connect and introduce. Raises the keeper's refusal as the error it stands for, and PeerUnreachable."""
@@ -123,27 +125,42 @@ class _Link:
             raise ProtocolError(f"{self.url}: the table of digests is too short", hint=_HINT)
         return bytes(table)
 
-    def start(self, handle: Callable[[Header], None]) -> None:
-        """Hear and say that we are there, from now on. `handle` gets every header but HEARTBEAT, BYE and final
-        FAILED, under no lock, and takes its payload."""
-        for target in (lambda: self._hear(handle), self._tick):
-            thread = threading.Thread(target=target, name=f"sustain-{self.url}", daemon=True)
-            self._threads.append(thread)
-            thread.start()
+    def start(self) -> None:
+        """Say that we are there, from now on."""
+        self._run(self._tick)
+
+    def hear(self, handle: Callable[[Header], None]) -> None:
+        """Hear in a thread, from now on. `handle` gets what `receive` gives, under no lock, and takes its payload."""
+        self._run(lambda: self._hear(handle))
+
+    def _run(self, target: Callable[[], None]) -> None:
+        thread = threading.Thread(target=target, name=f"sustain-{self.url}", daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
     def _hear(self, handle: Callable[[Header], None]) -> None:
         try:
             while True:
-                header = self.channel.receive_header(SAVER_STREAM)
-                if header.kind in (Kind.BYE, Kind.FAILED) and not header.b:
-                    self._unusual(header)
-                if header.kind is not Kind.HEARTBEAT:
-                    handle(header)
+                handle(self.receive())
         except SustainError as error:
-            with self.changed:
-                self._error = error
-                self.changed.notify_all()
-            self.channel.close()
+            self.fail(error)
+
+    def receive(self) -> Header:
+        """The next header but HEARTBEAT. Raises what the keeper says in BYE and in a final FAILED, PeerUnreachable,
+        ProtocolError; `fail` with that."""
+        while True:
+            header = self.channel.receive_header(SAVER_STREAM)
+            if header.kind in (Kind.BYE, Kind.FAILED) and not header.b:
+                self._unusual(header)
+            if header.kind is not Kind.HEARTBEAT:
+                return header
+
+    def fail(self, error: SustainError) -> None:
+        """That has ended the connection."""
+        with self.changed:
+            self._error = error
+            self.changed.notify_all()
+        self.channel.close()
 
     def _unusual(self, header: Header) -> None:
         """Raise what the keeper says."""
@@ -247,7 +264,8 @@ class PeerSink(Sink):
         self._sent = self._taken = self._flushes = 0
         self._asked = self._refused = None
         self._link = link
-        link.start(self._handle)
+        link.start()
+        link.hear(self._handle)
         return held
 
     def _held(self, link: _Link, identity: RegionIdentity) -> Held:
@@ -335,22 +353,23 @@ class PeerSink(Sink):
             raise ProtocolError(f"{self.url}: {header.kind.name} in a save", hint=_HINT)
 
 
-@dataclass
+@dataclass(eq=False, slots=True)
 class _Asked:
-    """A READ that is on its way; `data` when it has come."""
+    """A READ that is on its way."""
 
     first_page: int
     pages: int
-    wanted: bool = True
-    data: memoryview | None = None
 
 
 class PeerSource(Source):
-    """Reads from a keeper. May be used by several threads, which wait for each other.
+    """Reads from a keeper. Used by one thread at a time; `close` may come from another.
 
-    What is read in order is fetched ahead; a read out of order throws away what was fetched for nothing. Buffers are
-    used again, so that none has to be cleared for each read.
+    What is read in order is asked for ahead, so that it is on its way meanwhile; a read out of order throws away what
+    was asked for in vain. Pages are received by whoever reads them, into one buffer that stays in the processor's
+    cache: handing them from thread to thread took longer than receiving them.
     """
+
+    read_ahead = False
 
     def __init__(self, peer: Peer, name: str, options: PeerOptions) -> None:
         self.url = peer.url
@@ -360,11 +379,10 @@ class PeerSource(Source):
         self._identity: RegionIdentity | None = None
         self._seal: Seal | None = None
         self._table = b""
-        self._asked: deque[_Asked] = deque()  # in the order of their READs
-        self._arriving: deque[_Asked] = deque()  # those whose PAGES are still to come
+        self._asked: deque[_Asked] = deque()  # ahead, in the order of their READs
+        self._arriving: deque[_Asked] = deque()  # all whose PAGES are still to come
         self._last_end = 0
-        self._read: deque[memoryview] = deque()  # what the last reads have returned
-        self._spare: list[memoryview] = []  # of a slice each
+        self._buffer = memoryview(b"")
         self._unsealed: RegionUnsealed | None = None
 
     def open(self) -> None:
@@ -395,13 +413,13 @@ class PeerSource(Source):
             link = self._open()
             assert first_page + pages <= self.identity().pages
             asked = self._ask(link, first_page, pages)
-            link.wait(lambda: asked.data is not None)
-            assert asked.data is not None
+            try:
+                data = self._receive(link, asked)
+            except SustainError as error:
+                link.fail(error)
+                raise
             self._last_end = first_page + pages
-            self._read.append(asked.data)
-            if len(self._read) > KEPT_READS and len(old := self._read.popleft()) >= _SPARED_BYTES:
-                self._spare.append(old)
-            return asked.data
+            return data
 
     def close(self) -> None:
         with self._lock:
@@ -417,8 +435,7 @@ class PeerSource(Source):
         while self._asked:
             asked = self._asked.popleft()
             if (asked.first_page, asked.pages) == (first_page, pages):
-                break
-            asked.wanted = False  # nobody came for it: the order was not what it seemed
+                break  # those before it were asked for in vain: the order was not what it seemed
         else:
             asked = self._send(link, first_page, pages)
         if sequential:
@@ -428,19 +445,21 @@ class PeerSource(Source):
     def _fetch_ahead(self, link: _Link, end: int, pages: int) -> None:
         first = self._asked[-1].first_page + self._asked[-1].pages if self._asked else end
         size = sum(each.pages for each in self._asked)
-        while size < self._options.read_ahead_bytes // PAGE_BYTES and first < self.identity().pages:
+        limit = self._options.read_ahead_bytes // PAGE_BYTES
+        while size < limit and len(self._arriving) < _READS_AHEAD and first < self.identity().pages:
             count = min(pages, self.identity().pages - first)
             self._asked.append(self._send(link, first, count))
             first, size = first + count, size + count
 
     def _send(self, link: _Link, first_page: int, pages: int) -> _Asked:
         asked = _Asked(first_page, pages)
-        with link.changed:
-            self._arriving.append(asked)
-        link.send([pack_header(Kind.READ, 0, first_page, pages)])
+        self._arriving.append(asked)
+        # Into a connection that has ended: why it did is received behind what has come before.
+        with contextlib.suppress(PeerUnreachable):
+            link.channel.send(Kind.READ, first_page, pages)
         return asked
 
-    # hearing
+    # receiving
 
     def _open(self) -> _Link:
         with self._lock:
@@ -472,31 +491,26 @@ class PeerSource(Source):
         except SustainError:
             link.close()
             raise
-        link.start(lambda header: self._handle(link, header))
+        self._asked.clear()
+        self._arriving.clear()
+        link.start()
         return link
 
-    def _handle(self, link: _Link, header: Header) -> None:
-        """What the keeper sends; in the hearing thread."""
-        if header.kind is not Kind.PAGES:
-            raise ProtocolError(f"{self.url}: {header.kind.name} in a restore", hint=_HINT)
-        asked = self._arriving[0] if self._arriving else None
-        if asked is None or (asked.first_page, asked.pages * PAGE_BYTES) != (header.a, header.length):
-            raise ProtocolError(f"{self.url}: pages {header.a} were not asked for", hint=_HINT)
-        data = self._room(header.length)
-        link.channel.receive_into(data)
-        with link.changed:
-            self._arriving.popleft()
-            if asked.wanted:
-                asked.data = data
-                link.changed.notify_all()
-
-    def _room(self, size_bytes: int) -> memoryview:
-        if size_bytes < _SPARED_BYTES:
-            return memoryview(bytearray(size_bytes))
-        try:
-            return self._spare.pop()
-        except IndexError:
-            return page_buffer(size_bytes)
+    def _receive(self, link: _Link, wanted: _Asked) -> memoryview:
+        """The pages of `wanted`; those before it are let go of."""
+        while True:
+            header = link.receive()
+            if header.kind is not Kind.PAGES:
+                raise ProtocolError(f"{self.url}: {header.kind.name} in a restore", hint=_HINT)
+            asked = self._arriving.popleft()
+            if (asked.first_page, asked.pages * PAGE_BYTES) != (header.a, header.length):
+                raise ProtocolError(f"{self.url}: pages {header.a} were not asked for", hint=_HINT)
+            if len(self._buffer) < header.length:
+                self._buffer = page_buffer(header.length)
+            data = self._buffer[: header.length]
+            link.channel.receive_into(data)
+            if asked is wanted:
+                return data
 
 
 def open_peer_sink(url: str, *, key: bytes, name: str, host: str = "") -> PeerSink:

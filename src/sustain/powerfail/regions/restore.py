@@ -1,20 +1,22 @@
 """Restoring a saved region to a file or a device: `sustain restore`, and the host that takes a workload over.
 
-Every page that comes is compared with its digest before it is written, and every page that was written is read
-back before the restore is called complete (unless asked otherwise). What the target holds already is left as it
-is, so a restore that was interrupted goes on where it ended, and one onto an older state copies only the
-difference. A file beside the target (`marker`) tells a half restored one. Reading and writing overlap.
+Every page that comes is compared with its digest before it is written (unless asked otherwise). Every page that was
+written is read back before the restore is called complete, which finds a file system that loses writes, and a program
+that writes there, too; not in memory (tmpfs), where a write lease proves that nobody else has opened the target
+meanwhile. What the target holds already is left as it is, so a restore that was interrupted goes on where it ended,
+and one onto an older state copies only the difference. A file beside the target (`marker`) tells a half restored
+one. Reading and writing overlap: in threads, or because the pages are on their way from a peer.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
 from time import monotonic
 
 from sustain.errors import RegionCorrupt, WrongGeneration
 from sustain.powerfail.regions import identity, marker
-from sustain.powerfail.regions.background import SLICE_PAGES, EarlySync, Readback, ahead
+from sustain.powerfail.regions.background import STEP_PAGES, EarlySync, Readback, ahead
 from sustain.powerfail.regions.manifest import DIGEST_BYTES, PAGE_BYTES, RegionIdentity, Seal
 from sustain.powerfail.regions.medium import Medium, open_target
 from sustain.powerfail.regions.scan import (
@@ -92,21 +94,28 @@ def _copy(
 ) -> int:
     """Bring over what the target does not hold, durably; pages that were written."""
     pages = len(table) // DIGEST_BYTES
-    written, damaged = 0, RunCollector()
+    written, damaged = RunCollector(), RunCollector()
     readback, early = Readback(target.read, table), EarlySync(target.flush)
+    alone = verify and target.in_memory and target.hold_alone()
+    behind = verify and not alone
+    missing = _missing(source, target, table, verify)
     try:
-        with closing(ahead(_missing(source, target, table, verify))) as parts:
+        with closing(ahead(missing) if source.read_ahead else missing) as parts:
             for part in parts:
                 for run in part.wrong:
                     damaged.add(*run)
                 if part.pages and not part.wrong:
                     target.write(part.first, part.data)
-                    written += part.pages
+                    written.add(part.first, part.pages)
                     early.wrote(len(part.data))
-                    if verify:
+                    if behind:
                         readback.wrote(part.first, part.pages)
                 progress(part.done, pages)
+                alone = alone and target.held_alone()
         early.finish()
+        if verify and not behind and not (alone and target.held_alone()):
+            for run in written.runs:
+                readback.wrote(*run)
         lost = readback.finish()
     finally:
         readback.close()
@@ -121,7 +130,7 @@ def _copy(
             f"{target.path}: {describe(lost)} are not what was written there",
             hint="does a program write to it? otherwise its memory or device is damaged",
         )
-    return written
+    return sum(count for _, count in written.runs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,19 +145,21 @@ class _Part:
     done: int
 
 
-def _missing(source: Source, target: Medium, table: bytes, verify: bool) -> Iterator[_Part]:
-    buffer = bytearray(SLICE_PAGES * PAGE_BYTES)
-    for first, count, data in target.spans(len(table) // DIGEST_BYTES, SLICE_PAGES):
+def _missing(source: Source, target: Medium, table: bytes, verify: bool) -> Generator[_Part, None, None]:
+    buffer = bytearray(STEP_PAGES * PAGE_BYTES)
+    for first, count, data in target.spans(len(table) // DIGEST_BYTES, STEP_PAGES):
         digests = ZERO_DIGEST * count
         if data:
             part = memoryview(buffer)[: count * PAGE_BYTES]
             target.read(first, part)
-            digests = digests_of(part)
+            digests = digests_of(part, still=True)
         for at, length in differing(digests, digests_at(table, first, count), first):
             wanted = digests_at(table, at, length)
             if wanted == ZERO_DIGEST * length:
                 yield _Part(at, length, bytes(length * PAGE_BYTES), [], first + count)
             else:
                 got = source.read(at, length)
-                yield _Part(at, length, got, mismatches(got, wanted, at) if verify else [], first + count)
+                yield _Part(
+                    at, length, got, mismatches(got, wanted, at, still=True) if verify else [], first + count
+                )
         yield _Part(first, 0, b"", [], first + count)

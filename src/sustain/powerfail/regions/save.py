@@ -21,7 +21,7 @@ from uuid import UUID
 
 from sustain.errors import ConfigError, RegionBusy, RegionError, SustainError
 from sustain.powerfail.regions import identity, marker
-from sustain.powerfail.regions.background import SLICE_PAGES, Buffers, ahead, page_buffer
+from sustain.powerfail.regions.background import STEP_PAGES, Buffers, ahead, page_buffer
 from sustain.powerfail.regions.manifest import DIGEST_BYTES, PAGE_BYTES, RegionIdentity, Seal
 from sustain.powerfail.regions.medium import Medium, open_medium
 from sustain.powerfail.regions.scan import (
@@ -211,11 +211,11 @@ def _read(
 ) -> Generator[tuple[int, int, memoryview | None, bytes], None, None]:
     """All of it: (first page, pages, what they hold, their digests); None: a hole, zeros that need not be read."""
     buffers = Buffers(read_ahead)
-    for first, pages, data in medium.spans(medium.pages, SLICE_PAGES):
+    for first, pages, data in medium.spans(medium.pages, STEP_PAGES):
         if data:
             part = buffers.take(pages)
             medium.read(first, part)
-            yield first, pages, part, digests_of(part)
+            yield first, pages, part, digests_of(part, still=True)
         else:
             yield first, pages, None, ZERO_DIGEST * pages
 
@@ -225,7 +225,7 @@ class _Recheck:
 
     def __init__(self, medium: Medium, table: bytearray, stop: threading.Event) -> None:
         self._medium, self._table, self._stop = medium, table, stop
-        self._spans = medium.spans(medium.pages, SLICE_PAGES)
+        self._spans = medium.spans(medium.pages, STEP_PAGES)
         self._lock = threading.Lock()  # of the spans and the changes
         self._changed: list[Run] = []
         self._error: Exception | None = None
@@ -274,7 +274,7 @@ class _Recheck:
             return
         else:
             part[:] = bytes(len(part))
-        if found := mismatches(part, known, first):
+        if found := mismatches(part, known, first, still=True):
             with self._lock:
                 self._changed += found
 

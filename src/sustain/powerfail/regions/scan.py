@@ -21,9 +21,10 @@ def zero_table(pages: int) -> bytes:
     return ZERO_DIGEST * pages
 
 
-def digests_of(data: Buffer) -> bytes:
-    """16 bytes for each page of `data`; a last page that is not whole counts as filled up with zeros."""
-    return _native.page_digests(data)
+def digests_of(data: Buffer, *, still: bool = False) -> bytes:
+    """16 bytes for each page of `data`; a last page that is not whole counts as filled up with zeros. `still`: nobody
+    writes to `data` meanwhile, so that it is hashed where it lies."""
+    return _native.page_digests(data, still=still)
 
 
 def table_digest(table: Buffer) -> bytes:
@@ -47,10 +48,13 @@ def changed(
         yield [(at + start, count) for start, count in runs]
 
 
-def mismatches(data: Buffer, digests: Buffer, first_page: int, *, update: bool = False) -> list[Run]:
+def mismatches(
+    data: Buffer, digests: Buffer, first_page: int, *, update: bool = False, still: bool = False
+) -> list[Run]:
     """Runs of pages of `data`, which begins at `first_page`, that are not what `digests` says; with `update` it
-    says the truth afterwards."""
-    return [(first_page + first, pages) for first, pages in _native.changed_pages(data, digests, update)]
+    says the truth afterwards. `still`: as for `digests_of`."""
+    found = _native.changed_pages(data, digests, update, still=still)
+    return [(first_page + first, pages) for first, pages in found]
 
 
 def differing(one: Buffer, other: Buffer, first_page: int = 0) -> list[Run]:

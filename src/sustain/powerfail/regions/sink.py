@@ -21,8 +21,6 @@ from urllib.parse import unquote, urlsplit
 from sustain.errors import ConfigError
 from sustain.powerfail.regions.manifest import RegionIdentity, Seal
 
-KEPT_READS = 16
-
 
 @dataclass(frozen=True, slots=True)
 class Held:
@@ -59,12 +57,11 @@ class Sink(ABC):
 
     @abstractmethod
     def write(self, first_page: int, data: bytes | memoryview, digests: bytes) -> None:
-        """Put whole pages (at most SLICE_PAGES of them) from `first_page` on; `digests` has 16 bytes for each. `data`
-        belongs to the caller again when this returns.
+        """Put whole pages (at most SLICE_PAGES of them) from `first_page` on; `digests` has 16 bytes for each. Nobody
+        changes `data` meanwhile; it is the caller's again when the call returns.
 
-        `data` is the caller's again when the call returns. Breaks the seal durably before the first byte, unless
-        the place keeps the sealed state apart. It need not be durable before `flush`, and an error may come only
-        then.
+        Breaks the seal durably before the first byte, unless the place keeps the sealed state apart. It need not be
+        durable before `flush`, and an error may come only then.
         """
 
     @abstractmethod
@@ -95,6 +92,7 @@ class Source(ABC):
     leaves what this one reads alone."""
 
     url: str
+    read_ahead = True  # whether a restore wins by reading in one thread and writing in another
 
     @abstractmethod
     def identity(self) -> RegionIdentity:
@@ -110,8 +108,8 @@ class Source(ABC):
 
     @abstractmethod
     def read(self, first_page: int, pages: int) -> bytes | bytearray | memoryview:
-        """Whole pages, at most SLICE_PAGES, as they lie there: whoever uses them compares them with `table`. They stay
-        as they are until KEPT_READS more were read."""
+        """Whole pages, at most SLICE_PAGES, as they lie there: whoever uses them compares them with `table`. Without
+        `read_ahead` they stay as they are until the next read only."""
 
     @abstractmethod
     def close(self) -> None:

@@ -242,7 +242,7 @@ class Stream(threading.Thread):
             quiet = np.setdiff1d(quiet, self._in_hand, assume_unique=True)
             held = self._mirror[quiet].copy()
         used = self._read(_runs(quiet), buffer)
-        found = np.frombuffer(_native.page_digests(buffer[:used]), np.uint64).reshape(-1, 2)
+        found = np.frombuffer(_native.page_digests(buffer[:used], still=True), np.uint64).reshape(-1, 2)
         differ = quiet[(found != held).any(axis=1)]
         with self._wake:  # those that were marked meanwhile are known
             differ = differ[self._marks[differ] == _SETTLED]
@@ -390,7 +390,7 @@ class Stream(threading.Thread):
         """Read, compare, send what differs or is forced."""
         began_s = time.monotonic()
         used = self._read(_runs(pages), self._buffer)
-        digests = _native.page_digests(self._buffer[:used])
+        digests = _native.page_digests(self._buffer[:used], still=True)
         found = np.frombuffer(digests, np.uint64).reshape(-1, 2)
         differ = np.flatnonzero((found != self._mirror[pages]).any(axis=1) | forced)
         read_s = time.monotonic() - began_s
