@@ -34,7 +34,6 @@ impl Page {
         unsafe { std::ptr::copy_nonoverlapping(from, self.0.as_mut_ptr(), len) };
         self.0[len..].fill(0);
     }
-
 }
 
 fn is_zero(page: &[u8; PAGE]) -> bool {
