@@ -207,6 +207,10 @@ class UnknownGuest(SustainError):
     """No guest of that name is seen on this host."""
 
 
+class UnknownTarget(SustainError):
+    """No target of that name is seen on this host, or it has no such block."""
+
+
 class RecordingError(SustainError):
     """A recording cannot be written or read; the message names the line."""
 

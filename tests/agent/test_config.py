@@ -136,3 +136,64 @@ def test_addresses() -> None:
     assert address("127.0.0.1:9750") == ("127.0.0.1", 9750)
     assert address("[::1]:1") == ("::1", 1)
     assert address("") is None
+
+
+PAGES = """
+[large_pages]
+period = "5s"
+counting = "damon"
+count_period = "20s"
+keep = true
+
+[[large_pages.targets]]
+name = "db"
+command = "postgres"
+
+[[large_pages.targets]]
+name = "vms"
+guest = "*"
+
+[large_pages.policy]
+budget = "4GiB"
+bloat = "256MiB"
+residence = "5min"
+recount = "sample"
+
+[large_pages.policy.targets.db]
+shares = 2000
+most = "1GiB"
+"""
+
+
+def test_large_pages_alone_and_everything_of_them() -> None:
+    found = parse(PAGES)
+    assert found.guest_memory is None
+    section = found.large_pages
+    assert section is not None
+    assert (section.period_s, section.count_period_s, section.counting, section.keep) == (
+        5,
+        20,
+        "damon",
+        True,
+    )
+    assert [target.name for target in section.targets] == ["db", "vms"]
+    policy = section.whole.policy
+    assert (policy.budget_bytes, policy.bloat_bytes, policy.residence_s) == (4 << 30, 256 << 20, 300)
+    assert (policy.recount, policy.of("db").shares, policy.of("db").most_bytes) == ("sample", 2000, 1 << 30)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ('command = "postgres"', 'command = "postgres"\npid = 3', "exactly one way"),
+        ('name = "vms"', 'name = "db"', "there twice"),
+        ('residence = "5min"', "high = 600", "high cannot be 600"),
+        ('residence = "5min"', 'fresh = "30s"', "less than two counting periods"),
+        ('period = "5s"', 'period = "0.5s"', "large_pages.period: less than a second"),
+        ("keep = true", "kept = true", "large_pages.kept: no such key"),
+    ],
+)
+def test_what_cannot_be_meant_of_large_pages_is_named(before: str, after: str, said: str) -> None:
+    assert before in PAGES
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        parse(PAGES.replace(before, after))

@@ -13,32 +13,49 @@ from sustain.errors import ConfigError, JournalError
 from sustain.schedulers.guest_memory.changes import Changes, Refused
 from sustain.schedulers.guest_memory.scheduler import GuestMemory
 from sustain.schedulers.journal import Journal
+from sustain.schedulers.large_pages.scheduler import LargePages
 from sustain.schedulers.loop import Scheduler
 
 _LOOKING = "looking"
+_LOOKING_AT_PAGES = "looking-at-pages"
 AnyScheduler = Scheduler[Any, Any, Any, Any]
 
 
 def schedulers(config: AgentConfig, clock: Clock | None = None) -> list[AnyScheduler]:
     """All that are enabled, ready to act. Raises ConfigError when none is, JournalBusy when an agent runs already."""
-    section = enabled(config)
-    journal = journal_of(config, GuestMemory.name)
-    left = Path(config.agent.state_dir) / f"{_LOOKING}.journal"
-    return [
-        GuestMemory(
-            section.ways,
-            section.policy,
-            section.period_s,
-            clock or SystemClock(),
-            journal,
-            section.urgency,
-            left=left,
-        )
-    ]
+    clock = clock or SystemClock()
+    found: list[AnyScheduler] = []
+    if config.large_pages is None:
+        enabled(config)
+    directory = Path(config.agent.state_dir)
+    try:
+        if config.guest_memory is not None:
+            memory = config.guest_memory
+            found.append(
+                GuestMemory(
+                    memory.ways,
+                    memory.policy,
+                    memory.period_s,
+                    clock,
+                    journal_of(config, GuestMemory.name),
+                    memory.urgency,
+                    left=directory / f"{_LOOKING}.journal",
+                )
+            )
+        if config.large_pages is not None:
+            pages = config.large_pages
+            journal = journal_of(config, LargePages.name)
+            left = directory / f"{_LOOKING_AT_PAGES}.journal"
+            found.append(LargePages(pages.whole, pages.period_s, clock, journal, left=left))
+    except BaseException:
+        for each in found:
+            each.close()
+        raise
+    return found
 
 
 def enabled(config: AgentConfig, where: str = "configuration") -> GuestMemorySection:
-    """The section of the one scheduler that there is. Raises ConfigError when `where`, the configuration, has none."""
+    """The section of the guest memory scheduler. Raises ConfigError when `where`, the configuration, has none."""
     if config.guest_memory is None:
         raise ConfigError(
             f"{where}: no scheduler is enabled", hint="add a section [guest_memory]; it may be empty"
@@ -65,6 +82,22 @@ def guest_memory(config: AgentConfig, clock: Clock | None = None) -> GuestMemory
         section.urgency,
         changes,
     )
+    found.restore()  # what one that was killed has left
+    return found
+
+
+def large_pages(config: AgentConfig, clock: Clock | None = None) -> LargePages:
+    """The large-page prioritiser, which can look and decide, and not act; DAMON, which it may need for that, is noted
+    as `guest_memory` does. Raises ConfigError when it is not enabled."""
+    section = config.large_pages
+    if section is None:
+        raise ConfigError("no [large_pages]", hint="add that section, with the processes that are meant")
+    changes: Changes
+    try:
+        changes = journal_of(config, _LOOKING_AT_PAGES)
+    except JournalError as error:
+        changes = Refused(error)
+    found = LargePages(section.whole, section.period_s, clock or SystemClock(), None, changes)
     found.restore()  # what one that was killed has left
     return found
 

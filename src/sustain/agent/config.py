@@ -23,6 +23,11 @@ from sustain.schedulers.guest_memory import host_state, urgency
 from sustain.schedulers.guest_memory.config import GuestConfig, GuestsConfig, check
 from sustain.schedulers.guest_memory.model import Policy
 from sustain.schedulers.guest_memory.urgency import Urgency
+from sustain.schedulers.large_pages import config as large_pages
+from sustain.schedulers.large_pages.config import LargePagesConfig
+from sustain.schedulers.large_pages.counting import Ways
+from sustain.schedulers.large_pages.find import Wanted
+from sustain.schedulers.large_pages.policy import Policy as LargePagesPolicy
 from sustain.units import parse_duration, parse_size
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -62,11 +67,34 @@ class GuestMemorySection(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+class LargePagesSection(msgspec.Struct, frozen=True, kw_only=True):
+    """The large-page prioritiser."""
+
+    period_s: float = 10.0
+    counting: Ways = "auto"
+    count_period_s: float = 10.0
+    keep: bool = False
+    targets: tuple[Wanted, ...] = ()
+    policy: LargePagesPolicy = LargePagesPolicy()
+
+    @property
+    def whole(self) -> LargePagesConfig:
+        """What the scheduler wants to know."""
+        return LargePagesConfig(
+            targets=self.targets,
+            counting=self.counting,
+            count_period_s=self.count_period_s,
+            keep=self.keep,
+            policy=self.policy,
+        )
+
+
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The whole file. A scheduler whose section is not there does not run."""
 
     agent: AgentSection = AgentSection()
     guest_memory: GuestMemorySection | None = None
+    large_pages: LargePagesSection | None = None
 
 
 def load(path: str | os.PathLike[str]) -> AgentConfig:
@@ -114,24 +142,27 @@ def address(listen: str) -> tuple[str, int] | str | None:
 
 
 def _check(config: AgentConfig, where: str) -> None:
+    memory, pages = config.guest_memory, config.large_pages
     try:
         address(config.agent.listen)
-        section = config.guest_memory
-        if section is None:
-            return
-        check(section.ways)
-        urgency.check(section.urgency)
-        host_state.check(section.policy)
+        if memory is not None:
+            check(memory.ways)
+            urgency.check(memory.urgency)
+            host_state.check(memory.policy)
+        if pages is not None:
+            large_pages.check(pages.whole)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}", hint=error.hint) from None
     if config.agent.hung_after_s <= 0:
         raise ConfigError(f"{where}: agent.hung_after: must be a time", hint="2m is usual")
-    if section.period_s < 1:
-        raise ConfigError(f"{where}: guest_memory.period: less than a second", hint="10s is a good period")
-    known = [guest.name for guest in section.guests]
-    for name in section.policy.guests:
-        if not section.discover and name not in known:
-            raise _unknown(where, f"guest_memory.policy.guests.{name}", "guest", name, known)
+    for name, section in (("guest_memory", memory), ("large_pages", pages)):
+        if section is not None and section.period_s < 1:
+            raise ConfigError(f"{where}: {name}.period: less than a second", hint="10s is a good period")
+    if memory is not None and not memory.discover:
+        known = [guest.name for guest in memory.guests]
+        for name in memory.policy.guests:
+            if name not in known:
+                raise _unknown(where, f"guest_memory.policy.guests.{name}", "guest", name, known)
 
 
 def _value(kind: Any, value: Any, where: str, path: str, unit: str = "") -> Any:

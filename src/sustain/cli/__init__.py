@@ -31,6 +31,7 @@ VERBS = (
     "power",
     "agent",
     "memory",
+    "pages",
     "record",
     "replay",
     "demo",

@@ -55,21 +55,26 @@ def tell(line: str) -> None:
 
 
 def _checked(path: str, config: Any) -> dict[str, Any]:
-    section = config.guest_memory
+    memory, pages = config.guest_memory, config.large_pages
+    found: list[dict[str, Any]] = []
+    if memory is not None:
+        guests = [guest.name for guest in memory.guests]
+        found.append(
+            {
+                "name": "guest-memory",
+                "period_s": memory.period_s,
+                "guests": guests,
+                "discover": memory.discover,
+            }
+        )
+    if pages is not None:
+        targets = [target.name for target in pages.targets]
+        found.append({"name": "large-pages", "period_s": pages.period_s, "targets": targets})
     return {
         "config": path,
         "listen": config.agent.listen or None,
         "state_dir": config.agent.state_dir,
-        "schedulers": []
-        if section is None
-        else [
-            {
-                "name": "guest-memory",
-                "period_s": section.period_s,
-                "guests": [guest.name for guest in section.guests],
-                "discover": section.discover,
-            }
-        ],
+        "schedulers": found,
     }
 
 
@@ -80,10 +85,10 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("state", found["state_dir"]),
     ]
     for each in found["schedulers"]:
-        who = (
-            ", ".join(each["guests"] + (["those that are found"] if each["discover"] else [])) or "no guests"
-        )
-        lines.append((each["name"], f"every {each['period_s']:g} s: {who}"))
+        names = each.get("targets", each.get("guests"))
+        who = ", ".join(names + (["those that are found"] if each.get("discover") else []))
+        nobody = "no targets" if "targets" in each else "no guests"
+        lines.append((each["name"], f"every {each['period_s']:g} s: {who or nobody}"))
     return lines if found["schedulers"] else [*lines, ("schedulers", "none is enabled")]
 
 

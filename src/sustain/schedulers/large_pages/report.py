@@ -33,10 +33,6 @@ def target_plans(
         problems = [*target.problems]
         if mine.reason:
             problems.append(f"refused: {mine.reason}")
-        if only and large.any():
-            problems.append(
-                f"{int(np.count_nonzero(large))} of its blocks are mapped large already, and are counted as a whole"
-            )
         found.append(
             TargetPlan(
                 name=target.name,
@@ -89,12 +85,6 @@ def totals(
 def problems(seen: Observation, state: State, now_s: float) -> tuple[str, ...]:
     """What is in the way of all."""
     found = [*seen.notes, *seen.host.problems]
-    if seen.host.settings.enabled not in (None, "never"):
-        found.append(
-            f"the kernel maps large by itself (transparent_hugepage/enabled is {seen.host.settings.enabled}): it takes "
-            "blocks before they are counted; before the targets start: "
-            "echo never > /sys/kernel/mm/transparent_hugepage/enabled"
-        )
     if state.no_pages_failures and now_s < state.no_pages_until_s:
         found.append(
             "no large page was to be had: memory is fragmented, or short; tried again in "

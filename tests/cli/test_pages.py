@@ -1,0 +1,135 @@
+"""`sustain pages` over a real process of this host; where this kernel cannot count, that is what is told."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from sustain.cli import pages_doctor
+from tests.cli.conftest import Ran
+from tests.schedulers.large_pages.touching import Toucher, touching
+
+Sus = Callable[..., Ran]
+_SOON = ("--period", "1s", "--for", "1s", "--here")
+
+
+@pytest.fixture
+def config(tmp_path: Path, held: Toucher) -> Path:
+    """A configuration in which that process is a target, with a state directory of its own."""
+    path = tmp_path / "agent.toml"
+    path.write_text(
+        f"""
+[agent]
+listen = ""
+state_dir = "{tmp_path}/state"
+
+[large_pages]
+period = "1s"
+count_period = "1s"
+
+[[large_pages.targets]]
+name = "held"
+pid = {held.pid}
+
+[large_pages.policy]
+budget = "8MiB"
+"""
+    )
+    return path
+
+
+@pytest.fixture
+def held() -> Iterator[Toucher]:
+    with touching([512] * 4) as found:
+        yield found
+
+
+def test_status_tells_of_the_blocks_that_are_there(sus: Sus, config: Path, held: Toucher) -> None:
+    ran = sus("pages", "status", "--config", config, *_SOON, "--json")
+    assert ran.status == 0
+    (target,) = ran.json["plan"]["targets"]
+    assert (target["name"], target["pid"], target["phase"]) == ("held", held.pid, 1)
+    assert target["blocks"] >= 4
+    assert ran.json["plan"]["totals"]["budget"] == 4
+    text = sus("pages", "status", "--config", config, *_SOON).out
+    assert "a budget of 4" in text
+    assert "1: counts" in text
+
+
+def test_a_plan_in_phase_one_does_nothing(sus: Sus, config: Path) -> None:
+    text = sus("pages", "plan", "--config", config, *_SOON).out
+    assert "nothing is to be done" in text
+    assert "blocks counted only" in text
+
+
+def test_a_target_and_its_blocks_are_explained(sus: Sus, config: Path, held: Toucher) -> None:
+    assert f"process {held.pid}" in sus("pages", "explain", "held", "--config", config, *_SOON).out
+    found = sus("pages", "explain", "held", f"{held.start:#x}", "--config", config, *_SOON).out
+    assert f"block           {held.start:#x} of held" in found
+    assert "512 pages" in found
+    sus("pages", "explain", "held", "0x1000", "--config", config, *_SOON).failed_with("held", "0x0")
+    sus("pages", "explain", "other", "--config", config, *_SOON).failed_with("other: no such target")
+    sus("pages", "explain", "held", "here", "--config", config, *_SOON).failed_with("'here'", status=2)
+
+
+def test_a_map_is_text_or_a_drawing(sus: Sus, config: Path, tmp_path: Path) -> None:
+    text = sus("pages", "map", "held", "--config", config, *_SOON).out
+    assert "of 512 pages accessed" in text
+    drawing = tmp_path / "map.svg"
+    ran = sus("pages", "map", "held", "--svg", drawing, "--config", config, *_SOON, "--json")
+    assert ran.json["blocks"] >= 4
+    assert ET.parse(drawing).getroot().tag.endswith("svg")
+
+
+def test_processes_can_be_named_on_the_command_line(sus: Sus, held: Toucher, config: Path) -> None:
+    ran = sus("pages", "status", "--pid", held.pid, "--config", config, *_SOON, "--json")
+    assert [each["name"] for each in ran.json["plan"]["targets"]] == [str(held.pid)]
+
+
+def test_without_a_process_there_is_nothing_to_look_at(sus: Sus, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.toml"
+    empty.write_text("")
+    sus("pages", "status", "--config", empty, *_SOON).failed_with("no process is named", status=2)
+
+
+def test_a_run_says_what_it_came_to_with_the_workloads_own_metric(
+    sus: Sus, config: Path, tmp_path: Path
+) -> None:
+    count = tmp_path / "count"
+    script = tmp_path / "metric"
+    script.write_text(f'#!/bin/sh\necho x >> {count}\necho "done: $(wc -l < {count})"\n')
+    script.chmod(0o755)
+    ran = sus("pages", "run", "--config", config, "--for", "1s", "--metric", script, "--json")
+    assert ran.status == 0, ran.err
+    assert ran.json["metric"] == {"command": str(script), "before": 1.0, "after": 2.0}
+    assert ran.json["ticks"] >= 1
+    assert ran.json["totals"]["blocks"] >= 4
+
+
+@pytest.mark.parametrize("command", ["echo none", "false", "/nowhere/at/all", "true", "echo '"])
+def test_a_metric_that_is_no_number_is_refused_before_anything_is_done(
+    sus: Sus, config: Path, command: str
+) -> None:
+    ran = sus("pages", "run", "--config", config, "--for", "1s", "--metric", command)
+    ran.failed_with("--metric", status=2)
+
+
+def test_doctor_says_what_is_missing_and_what_enables_it(sus: Sus, tmp_path: Path) -> None:
+    ran = sus("pages", "doctor", "--json")
+    assert ran.status == 0
+    by_name = {each["name"]: each for each in ran.json["findings"]}
+    assert by_name["rights"]["state"] == ("ok" if os.geteuid() == 0 else "missing")
+    assert all(each["enable"] for each in ran.json["findings"] if each["state"] in ("missing", "reduced"))
+    bare = pages_doctor.look(tmp_path, 1000)
+    states = {each["name"]: each["state"] for each in bare}
+    assert states["exact counts"] == states["estimated counts"] == "missing"
+    assert states["small at the start"] == "missing"
+
+
+def test_looking_is_over_when_its_time_is(sus: Sus, config: Path) -> None:
+    begun = time.monotonic()
+    sus("pages", "plan", "--config", config, *_SOON)
+    assert time.monotonic() - begun < 20
