@@ -18,6 +18,15 @@ class SustainError(Exception):
         self.hint = hint
 
 
+def unexpected(error: Exception) -> str:
+    """Of an error that nobody has thought of, for people, where it must not keep other things from being done."""
+    import traceback
+
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{where.filename.rpartition('/')[2]}:{where.lineno}"
+    return f"unexpected {type(error).__name__}: {error} ({place}; a defect of Sustain)"
+
+
 def anew(error: SustainError) -> SustainError:
     """Another one that says the same. For one that is kept, and raised whenever somebody asks: raising the kept one
     itself would add to its traceback, and keep alive what that refers to, each time and from each thread."""

@@ -261,6 +261,41 @@ def test_a_balloon_on_its_way_that_cannot_be_put_back_is_put_back_the_next_time(
     assert journal.entries() == ()
 
 
+def test_a_balloon_that_stops_as_all_is_called_off_is_still_known_to_be_on_its_way(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Called off between the look at which it had stopped, and asking for no more than that."""
+    guest = MadeGuest("a")
+    guest.least_bytes = GIB * 3 // 4
+    settle = Actuator._settle
+
+    def called_off(self: Actuator, handle: MadeGuest, start: int, goal: int, this: act._Round) -> int | None:
+        came = settle(self, handle, start, goal, this)
+
+        def goes_on(_: act._Round) -> bool:
+            this.end.set()
+            return True
+
+        monkeypatch.setattr(act._Round, "goes_on", goes_on)
+        return came
+
+    monkeypatch.setattr(Actuator, "_settle", called_off)
+    effect = one(Actuator({"a": guest}, journal), balloon(guest, GIB // 2))
+    assert (effect.done, effect.under_way, guest.target_bytes) == (False, True, GIB // 2)
+    assert [each.outcome for each in Actuator({"a": guest}, journal).restore().undone] == ["restored"]
+    assert (guest.target_bytes, journal.entries()) == (GIB, ())
+
+
+def test_a_defect_in_one_guest_s_action_is_its_effect(journal: Journal) -> None:
+    good, bad = MadeGuest("good"), MadeGuest("bad")
+    bad.resident = lambda: 1 // 0  # type: ignore[method-assign]
+    actuator = Actuator({"good": good, "bad": bad}, journal)
+    done, failed = actuator.carry_out([balloon(good, GIB // 2), balloon(bad, GIB // 2)])
+    assert done.done
+    assert (failed.done, failed.under_way) == (False, False)
+    assert "unexpected ZeroDivisionError" in (failed.problem or "")
+
+
 def test_restore_of_a_guest_that_is_gone_or_cannot_be_reached(journal: Journal) -> None:
     guest = MadeGuest("a")
     gone = guest.its_life = f"{(1 << 22) + 1}:1"  # of no process

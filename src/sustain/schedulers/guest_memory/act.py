@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from sustain.errors import SustainError
+from sustain.errors import SustainError, unexpected
 from sustain.host.cgroup import Cgroup
 from sustain.schedulers.guest_memory import changes
 from sustain.schedulers.guest_memory.handles import GuestHandle
@@ -146,6 +146,8 @@ class Actuator:
             except (SustainError, OSError) as error:
                 hint = getattr(error, "hint", "")
                 this.effects[index] = _failed(action, f"{error} ({hint})" if hint else str(error))
+            except Exception as error:  # noqa: BLE001 - said as what came of it; the rest goes on
+                this.effects[index] = _failed(action, unexpected(error))
 
     def _one(self, guest: _Guest, action: Action, this: _Round) -> Effect:
         handle = self._handles.get(action.guest)
@@ -186,9 +188,8 @@ class Actuator:
                 action=action, done=True, freed_bytes=freed, problem=_yield_problem(before - now, freed)
             )
         stopped = f"the balloon has come from {before} to {now} bytes, not to {goal}"
-        if this.goes_on() and now > goal:
-            # It has stopped: what the guest cannot give is not asked of it any longer.
-            self._set_balloon(guest, handle, action, now, now, this)
+        # It has stopped: what the guest cannot give is not asked of it any longer, unless all is called off meanwhile.
+        if this.goes_on() and now > goal and self._set_balloon(guest, handle, action, now, now, this):
             self._journal.forget(moving_key(action.guest))
             self._forget_what_is_as_it_was(action.guest, now)
             why = "no driver runs in the guest" if now == before else "the guest gives no more"

@@ -10,7 +10,6 @@ guests, since libvirt's calls and the files of /proc block.
 import os
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import TypeVar
 import msgspec
 
 from sustain.clock import Clock, SystemClock
-from sustain.errors import SustainError
+from sustain.errors import SustainError, unexpected
 from sustain.host import meminfo, pressure, qemu, swaps, vmstat
 from sustain.host.cgroup import Cgroup
 from sustain.host.meminfo import Meminfo
@@ -294,7 +293,7 @@ class _Watch:
             except SustainError as error:
                 problem = str(error)
             except Exception as error:  # noqa: BLE001 - said of this guest; it must not keep the others from being seen
-                problem = _defect(error)
+                problem = unexpected(error)
             with self._changed:
                 self._guest, self._problem, self._host = guest, problem, None
                 self._slow = time.monotonic() - self._started_s >= self._timeout_s
@@ -314,13 +313,6 @@ class _Watch:
             if time.monotonic() - self._started_s < self._timeout_s:
                 self._prompt[0] = self._step
             self._changed.notify_all()
-
-
-def _defect(error: Exception) -> str:
-    """An error that nobody has thought of, and where it is."""
-    where = traceback.extract_tb(error.__traceback__)[-1]
-    place = f"{Path(where.filename).name}:{where.lineno}"
-    return f"unexpected {type(error).__name__}: {error} ({place}; a defect of Sustain)"
 
 
 def _aged(guest: Guest, why: str) -> Guest:
