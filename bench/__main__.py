@@ -42,6 +42,7 @@ QUESTIONS = (
     "guest_memory_guests",
     "large_pages_plan",
     "large_pages_policies",
+    "large_pages_speed",
 )
 
 

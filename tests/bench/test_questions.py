@@ -43,6 +43,7 @@ PEERS = {
     "guest_memory_guests": {"MOM", "Proxmox", "nothing"},
     "large_pages_plan": set(),
     "large_pages_policies": {"address order", "random order", "oracle"},
+    "large_pages_speed": {"address order", "all small", "all large"},
 }
 MAY_MISS = {
     "libpmemobj": Path("/usr/include/libpmemobj.h").exists,

@@ -1,14 +1,19 @@
 """`sustain pages` over a real process of this host; where this kernel cannot count, that is what is told."""
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
+import msgspec
+import numpy as np
 import pytest
 
 from sustain.cli import pages_doctor
+from sustain.schedulers.large_pages.model import BLOCK_BYTES, Observation
+from sustain.schedulers.recording import Recorder, Recording, read_header
 from tests.cli.conftest import Ran
 from tests.schedulers.large_pages.touching import Toucher, touching
 
@@ -133,3 +138,36 @@ def test_looking_is_over_when_its_time_is(sus: Sus, config: Path) -> None:
     begun = time.monotonic()
     sus("pages", "plan", "--config", config, *_SOON)
     assert time.monotonic() - begun < 20
+
+
+def test_what_is_recorded_can_be_replayed_with_another_policy(
+    sus: Sus, config: Path, tmp_path: Path, held: Toucher
+) -> None:
+    """This kernel may not be able to count, so counts are put into the recording."""
+    file = tmp_path / "day.rec"
+    ran = sus("record", file, "--config", config, "--for", "3s", "--period", "1s", "--json")
+    assert ran.status == 0, ran.err
+    assert ran.json["scheduler"] == "large-pages"
+    assert ran.json["observations"] >= 3
+    counted = tmp_path / "counted.rec"
+    header = read_header(file)
+    with Recorder(counted, header) as recorder:
+        for number in range(2):
+            for seen in Recording(file, Observation, "large-pages"):
+                blocks = seen.blocks
+                first = np.uint64(held.start)
+                hot = (blocks.address >= first) & (blocks.address < first + np.uint64(4 * BLOCK_BYTES))
+                told = msgspec.structs.replace(
+                    blocks,
+                    touched=np.where(hot, 512, 0).astype(np.float32),
+                    error=np.zeros(len(blocks), np.float32),
+                    age_s=np.zeros(len(blocks), np.float32),
+                )
+                recorder.write(msgspec.structs.replace(seen, now_s=seen.now_s + 60.0 * number, blocks=told))
+    text = sus("replay", counted, "--guest", "held").out
+    assert text.splitlines()[-1].endswith("4 blocks would have been mapped large. Nothing reacted.")
+    assert f"held {held.start:#x}: pays: 512 of 512 pages accessed" in text
+    assert "target          held" in text
+    config.write_text(config.read_text().replace('budget = "8MiB"', 'budget = "2MiB"'))
+    lines = sus("replay", counted, "--config", config, "--json").out.splitlines()
+    assert [len(json.loads(line)["actions"]) for line in lines][-1] == 1

@@ -1,4 +1,4 @@
-"""Records what the guest memory scheduler sees, to be replayed anywhere with any policy: `sustain replay FILE`.
+"""Records what a scheduler of this host sees, to be replayed anywhere with any policy: `sustain replay FILE`.
 
 Only looks, and may run beside the agent. Ends after --for, or with Ctrl-C."""
 
@@ -22,20 +22,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--period", type=duration_argument, metavar="TIME", help="between two looks (the scheduler's own)"
     )
+    parser.add_argument(
+        "--scheduler",
+        choices=("guest-memory", "large-pages"),
+        help="whose observations (guest-memory, or the one that is enabled)",
+    )
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    from sustain.agent.build import enabled, guest_memory
     from sustain.agent.config import load
     from sustain.clock import SystemClock
     from sustain.schedulers.loop import next_start
     from sustain.schedulers.recording import Recorder
 
     config = load(args.config)
-    section = enabled(config, args.config)
     clock = SystemClock()
-    scheduler = guest_memory(config, clock)
+    section, scheduler = _scheduler(args, config, clock)
     period_s = args.period or section.period_s
     stop = {signal.SIGINT, signal.SIGTERM}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, stop)
@@ -63,6 +66,16 @@ def run(args: argparse.Namespace) -> int:
     }
     emit(args, data, lambda: f"{args.file}: {recorder.count} observations, {period_s:g} s apart")
     return 0
+
+
+def _scheduler(args: argparse.Namespace, config: Any, clock: Any) -> tuple[Any, Any]:
+    """The section and the scheduler that is to look."""
+    from sustain.agent.build import enabled, guest_memory, large_pages
+
+    pages = config.large_pages is not None and config.guest_memory is None
+    if args.scheduler == "large-pages" or (args.scheduler is None and pages):
+        return config.large_pages, large_pages(config, clock)
+    return enabled(config, args.config), guest_memory(config, clock)
 
 
 def _header(name: str, policy: Any, period_s: float) -> Any:

@@ -1,7 +1,7 @@
-"""Runs the guest memory scheduler over a recording, and prints what it would have done and why.
+"""Runs a scheduler over a recording of its observations, and prints what it would have done and why.
 
-The guests of a recording do not react: what one plan asks for, the next observation does not show. With --config the
-policy of that file, otherwise the one that the recording was made with."""
+The guests or processes of a recording do not react: what one plan asks for, the next observation does not show. With
+--config the policy of that file, otherwise the one that the recording was made with."""
 
 import argparse
 import json
@@ -16,7 +16,9 @@ HELP = "run a policy over a recording, and show what it would have done"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", help="made by `sustain record`")
     parser.add_argument("--config", metavar="FILE", help="the policy to try (the recording's own)")
-    parser.add_argument("--guest", help="say of this guest, at each observation, where its figures come from")
+    parser.add_argument(
+        "--guest", help="say of this guest or target, at each observation, where its figures come from"
+    )
     add_json(parser)
 
 
@@ -24,8 +26,12 @@ def run(args: argparse.Namespace) -> int:
     from sustain.schedulers.guest_memory.decide import decide
     from sustain.schedulers.guest_memory.explain import explain
     from sustain.schedulers.guest_memory.model import Observation
-    from sustain.schedulers.recording import Recording
+    from sustain.schedulers.recording import Recording, read_header
 
+    if read_header(args.file).scheduler == "large-pages":
+        from sustain.cli import _replay_pages
+
+        return _replay_pages.run(args)
     recording = Recording(args.file, Observation, "guest-memory")
     policy = _policy(args, recording.header)
     state, begun_s, sums = None, None, dict[str, float]()
