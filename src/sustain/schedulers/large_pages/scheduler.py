@@ -46,10 +46,12 @@ class LargePages:
         journal: Journal | None,
         changes: Changes | None = None,
         left: Path | None = None,
+        counts: Counter | None = None,
         root: Path = Path("/"),
     ) -> None:
-        """`changes`: where what is changed for counting is noted, when not in `journal`; `left`: the journal of verbs
-        that only look, of which one may have been killed. Raises ConfigError."""
+        """`counts`: in place of the way that `config` names; `changes`: where what is changed for counting is noted,
+        when not in `journal`; `left`: the journal of verbs that only look, of which one may have been killed. Raises
+        ConfigError."""
         check(config)
         self.period_s = period_s
         self.least_wait_s = _LEAST_WAIT_S
@@ -58,7 +60,10 @@ class LargePages:
         self._changes = changes
         self._left = left
         self._root = root
-        found, notes = _counter(config, clock, changes or journal, root)
+        notes: tuple[str, ...] = ()
+        found = counts
+        if found is None:
+            found, notes = _counter(config, clock, changes or journal, root)
         self._sensor = Sensor(config.targets, found, clock, notes=notes, root=root)
         self._actuator = (
             Actuator(journal, self._sensor.image, keep=config.keep, root=root)
