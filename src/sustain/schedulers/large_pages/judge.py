@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sustain.schedulers.large_pages.model import PAGES, Observation
+from sustain.schedulers.large_pages.model import PAGES, Blocks, Observation
 from sustain.schedulers.large_pages.plan import Finding
 from sustain.schedulers.large_pages.policy import Policy
-from sustain.schedulers.large_pages.state import Memory, TargetMemory, rows_of
+from sustain.schedulers.large_pages.state import PIECE, Memory, TargetMemory
 
 Mask = NDArray[np.bool_]
 Rows = NDArray[np.intp]
@@ -42,6 +42,19 @@ class Judgement:
     known: Mask  # of its target something may be done, and its estimate is good
 
 
+@dataclass(frozen=True)
+class _Terms:
+    """What is the same for all blocks."""
+
+    policy: Policy
+    now_s: float
+    scarce: bool
+    none_free: bool  # no large page is
+    only: Mask  # of each target: is only counted
+    waits: Mask  # refused lately
+    windows_s: NDArray[np.float64]
+
+
 def judge(
     seen: Observation,
     memory: Memory,
@@ -51,10 +64,38 @@ def judge(
     scarce: bool,
 ) -> Judgement:
     """`memory` and `targets` are those of now."""
-    blocks = seen.blocks
-    large = blocks.large
-    finding = np.where(large, np.uint8(Finding.KEPT), np.uint8(Finding.LOW))
     only, waits = _of_targets(seen, targets, policy, now_s)
+    windows_s = np.array([target.window_s or 0.0 for target in seen.targets], np.float64)
+    none_free = seen.host.free_large_pages == 0
+    terms = _Terms(policy, now_s, scarce, none_free, only, waits, windows_s)
+    count = len(seen.blocks)
+    starts = range(0, max(1, count), PIECE)
+    parts = []
+    for start in starts:
+        rows = slice(start, start + PIECE)
+        parts.append(_judge(seen.blocks.rows(rows), memory.rows(rows), terms))
+
+    def of_all(name: str) -> Rows:
+        return np.concatenate([getattr(each, name) + at for each, at in zip(parts, starts, strict=True)])
+
+    return Judgement(
+        finding=np.concatenate([each.finding for each in parts]),
+        score=np.concatenate([each.score for each in parts]),
+        fill=np.concatenate([each.fill for each in parts]),
+        candidates=of_all("candidates"),
+        movable=of_all("movable"),
+        cold=of_all("cold"),
+        counted=of_all("counted"),
+        recounting=sum(each.recounting for each in parts),
+        countable=of_all("countable"),
+        known=np.concatenate([each.known for each in parts]),
+    )
+
+
+def _judge(blocks: Blocks, memory: Memory, terms: _Terms) -> Judgement:
+    """A piece of them."""
+    policy, now_s, large = terms.policy, terms.now_s, blocks.large
+    finding = np.where(large, np.uint8(Finding.KEPT), np.uint8(Finding.LOW))
     estimate, error = memory.estimate, memory.error * np.float32(policy.certainty)
     with np.errstate(invalid="ignore"):
         hot = estimate - error >= policy.high
@@ -62,14 +103,14 @@ def judge(
     settled = memory.changed_s <= now_s - policy.residence_s
     fill = np.maximum(PAGES - np.where(blocks.populated >= 0, blocks.populated, estimate), 0)
     worth = estimate - np.float32(policy.fill) * fill
-    if not scarce and seen.host.free_large_pages == 0:
+    if terms.none_free:
         worth -= np.float32(policy.compaction)
     liked = blocks.guest_large == 1
     worth[liked] *= np.float32(1 + policy.prefer)
 
     recounting = ~large & (memory.recount_s > -np.inf)
     wanted = ~large & hot & ~recounting
-    if scarce:
+    if terms.scarce:
         _put(finding, Finding.SCARCE, wanted)
     with np.errstate(invalid="ignore"):
         poor = wanted & ~(worth > 0)
@@ -78,33 +119,32 @@ def judge(
     _put(finding, Finding.NOT_ELIGIBLE, ~large & ~blocks.eligible)
     late = memory.retry_s > now_s
     _put(finding, Finding.WAITS, late & (wanted | large | recounting))
-    known = _known(finding, seen, memory, policy, now_s, only, waits)
-    free = ~late & ~_spread(seen, only | waits)
+    known = _known(finding, blocks, memory, terms)
+    free = ~late & ~(terms.only | terms.waits)[blocks.target]
     ready = known & free
 
     score = np.full(len(blocks), np.nan, np.float32)
     candidates = np.flatnonzero(wanted & ~poor & settled & blocks.eligible & ready)
-    if scarce:
+    if terms.scarce:
         candidates = candidates[:0]
     score[candidates] = worth[candidates]
+    finding[candidates] = Finding.BUDGET  # unless they are chosen
     held = large & ready & settled
-    cold = np.flatnonzero(held & chilly)
     movable = np.flatnonzero(held & ~chilly)
     factor = np.where(liked[movable], np.float32(1 + policy.prefer), np.float32(1))
     score[movable] = estimate[movable] * factor * np.float32(1 + policy.margin)
-    counted, pending = _recounts(seen, memory, recounting & free, policy, now_s)
+    counted, pending = _recounts(blocks, memory, recounting & free, terms)
     finding[pending] = Finding.RECOUNT
-    countable = np.flatnonzero(large & settled & free)
     return Judgement(
         finding=finding,
         score=score,
-        fill=fill,
+        fill=fill.astype(np.float32, copy=False),
         candidates=candidates,
         movable=movable,
-        cold=cold,
-        counted=counted[:0] if scarce else counted,
+        cold=np.flatnonzero(held & chilly),
+        counted=counted[:0] if terms.scarce else counted,
         recounting=len(counted) + len(pending),
-        countable=countable,
+        countable=np.flatnonzero(large & settled & free),
         known=ready,
     )
 
@@ -123,47 +163,32 @@ def _of_targets(
     return np.array(only, np.bool_), np.array([one.retry_s > now_s for one in mine], np.bool_)
 
 
-def _known(
-    finding: NDArray[np.uint8],
-    seen: Observation,
-    memory: Memory,
-    policy: Policy,
-    now_s: float,
-    only: Mask,
-    waits: Mask,
-) -> Mask:
+def _known(finding: NDArray[np.uint8], blocks: Blocks, memory: Memory, terms: _Terms) -> Mask:
     """Whether its estimate may be acted upon; writes why not to `finding`."""
     unknown = np.isnan(memory.estimate)
-    stale = memory.counted_s < now_s - policy.fresh_s
-    few = memory.counts < policy.least_counts
+    stale = memory.counted_s < terms.now_s - terms.policy.fresh_s
+    few = memory.counts < terms.policy.least_counts
     _put(finding, Finding.FEW_COUNTS, few)
     _put(finding, Finding.STALE, stale)
     _put(finding, Finding.UNKNOWN, unknown)
-    for mask, kind in ((waits, Finding.TARGET_WAITS), (only, Finding.COUNTED_ONLY)):
+    for mask, kind in ((terms.waits, Finding.TARGET_WAITS), (terms.only, Finding.COUNTED_ONLY)):
         if mask.any():
-            _put(finding, kind, _spread(seen, mask))
+            _put(finding, kind, mask[blocks.target])
     found: Mask = ~(unknown | stale | few)
     return found
 
 
-def _recounts(
-    seen: Observation, memory: Memory, recounting: Mask, policy: Policy, now_s: float
-) -> tuple[Rows, Rows]:
+def _recounts(blocks: Blocks, memory: Memory, recounting: Mask, terms: _Terms) -> tuple[Rows, Rows]:
     """(counted since they were demoted for it, and good enough to be large; not counted yet). A count belongs to it
     when all of its period was after the demotion."""
+    policy = terms.policy
     rows = np.flatnonzero(recounting)
-    windows_s = np.array([target.window_s or 0.0 for target in seen.targets], np.float64)
-    begun_s = memory.fine_s[rows] - windows_s[seen.blocks.target[rows]]
+    begun_s = memory.fine_s[rows] - terms.windows_s[blocks.target[rows]]
     counted = begun_s >= memory.recount_s[rows]
-    overdue = ~counted & (memory.recount_s[rows] < now_s - policy.fresh_s)
+    overdue = ~counted & (memory.recount_s[rows] < terms.now_s - policy.fresh_s)
     good = memory.estimate[rows] + policy.certainty * memory.error[rows] >= policy.low
     return rows[counted & good], rows[~counted & ~overdue]
 
 
 def _put(finding: NDArray[np.uint8], kind: Finding, where: Mask) -> None:
     np.copyto(finding, np.uint8(kind), where=where)
-
-
-def _spread(seen: Observation, mask: Mask) -> Mask:
-    """What is known of targets, for each of their blocks."""
-    return np.repeat(mask, [each.stop - each.start for each in rows_of(seen)])

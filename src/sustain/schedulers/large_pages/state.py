@@ -23,7 +23,9 @@ from sustain.schedulers.large_pages.model import BLOCK_BYTES, Blocks, Observatio
 from sustain.schedulers.large_pages.policy import Policy
 
 _SAME_S = 0.05  # ages are single-precision floats; counting periods are longer by far
-_PIECE = 1 << 15  # rows
+PIECE = (
+    1 << 15
+)  # rows that are dealt with at once, so that what is made of them stays in the processor's caches
 _ADDRESS_BITS = 43  # of an address in blocks: 64 − 21
 
 
@@ -42,6 +44,10 @@ class Memory:
     retry_s: NDArray[np.float64]  # not tried before that
     failures: NDArray[np.uint8]  # in a row
     recount_s: NDArray[np.float64]  # since when it is mapped small for a recount; −inf: it is not
+
+    def rows(self, rows: slice) -> "Memory":
+        """Those rows; a view of them."""
+        return Memory(**{each.name: getattr(self, each.name)[rows] for each in fields(self)})
 
 
 @dataclass(frozen=True)
@@ -127,8 +133,8 @@ def counted(memory: Memory, seen: Observation, policy: Policy) -> Memory:
         fine_s=memory.fine_s.copy(),
         counts=memory.counts.copy(),
     )
-    for begin in range(0, len(seen.blocks), _PIECE):  # in pieces that stay in the processor's caches
-        _count(found, seen, policy, slice(begin, begin + _PIECE))
+    for begin in range(0, len(seen.blocks), PIECE):
+        _count(found, seen, policy, slice(begin, begin + PIECE))
     return _changed(found, seen.blocks, seen.now_s)
 
 

@@ -82,12 +82,10 @@ def map_large(
     """`own`: of the budget, by shares; `places`: the budget, None: no limit; `possible`: collapses that may be
     tried."""
     large = int(np.count_nonzero(seen.blocks.large))
-    candidates = _that_fit(it, fillable_bytes)
-    pool = _pool(it, candidates)
+    pool = _pool(it, fillable_bytes)
     chosen = _choose(it, pool, seen, policy, own, places)
     small = ~seen.blocks.large[pool]
     hopeful = chosen.mask & small
-    it.finding[pool[small & ~hopeful]] = Finding.BUDGET
     room = len(seen.blocks) if places is None else max(0, places - large - it.recounting)
     surplus = 0 if places is None else max(0, large + it.recounting - places)
 
@@ -109,10 +107,13 @@ def map_large(
         turn.take(_to_recount(it, memory, turn.rows(), policy), Finding.RECOUNTED, it)
 
 
-def _pool(it: Judgement, candidates: Rows) -> Rows:
-    """What is chosen from, in the order of blocks."""
-    mask = np.zeros(len(it.finding), np.bool_)
-    mask[it.movable] = mask[candidates] = True
+def _pool(it: Judgement, fillable_bytes: float) -> Rows:
+    """What is chosen from, in the order of blocks: all with a score, but for those that could not be filled now."""
+    mask = ~np.isnan(it.score)
+    if float(it.fill.max(initial=0.0)) * PAGE_BYTES > fillable_bytes:
+        unfit = it.candidates[it.fill[it.candidates] * PAGE_BYTES > fillable_bytes]
+        it.finding[unfit] = Finding.BLOAT
+        mask[unfit] = False
     return np.flatnonzero(mask)
 
 
@@ -153,13 +154,6 @@ def _order(
     its, others = rows[mine], rows[~mine]
     first = its[in_turns(score[its], target[its], own, limit)]
     return np.concatenate((first, others[in_order(score[others], limit - len(first))]))
-
-
-def _that_fit(it: Judgement, fillable_bytes: float) -> Rows:
-    """Candidates that could be filled now, each for itself."""
-    fits = it.fill[it.candidates] * PAGE_BYTES <= fillable_bytes
-    it.finding[it.candidates[~fits]] = Finding.BLOAT
-    return it.candidates[fits]
 
 
 def _to_recount(it: Judgement, memory: Memory, taken: Rows, policy: Policy) -> Rows:
