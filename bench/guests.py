@@ -308,7 +308,7 @@ class Host(SmallHost):
             goal_bytes=self.policy.goal_free_bytes, capacity_bytes=None,
         )  # fmt: skip
         self.plans.append(Plan(now_s, host, actions, (), (), {}, {}))
-        return self.plans[-1], State(now_s, "unknown", (), {}, {})
+        return self.plans[-1], State(now_s, "unknown", (), {}, {}, ())
 
 
 def faster(seen: Observation, times: float) -> Observation:

@@ -1,7 +1,8 @@
-"""Rises of what a guest uses: within a time, however often it is looked at."""
+"""Rises of what a guest uses: within a time, however often it is looked at. And counters that began anew."""
 
 from collections.abc import Callable
 
+import msgspec
 import pytest
 
 from sustain.schedulers.guest_memory.decide import decide
@@ -41,3 +42,20 @@ def test_a_sudden_rise_counts_in_full(every_s: float) -> None:
 
 def test_what_goes_up_and_down_rises_by_its_height_only() -> None:
     assert surge(2.0, lambda at_s: 100 * MIB * (at_s // 2 % 2)) == pytest.approx(100 * MIB, rel=0.01)
+
+
+@pytest.mark.parametrize(("boot", "pressed"), [("one", True), ("two", False)])
+def test_counters_of_another_boot_are_not_reckoned_with_those_before(boot: str, pressed: bool) -> None:
+    """A guest that began anew has waited for longer since than it had before."""
+    before = msgspec.structs.replace(guest(stall_us=1e6), boot="one")
+    later_s = NOW_S + 10
+    after = msgspec.structs.replace(guest(stall_us=4e6, classes_at_s=later_s), boot=boot)
+    state = decide(observation(before, available=8 * GIB), None, Policy(), NOW_S).state
+    seen = observation(after, available=8 * GIB, at_s=later_s)
+    decision = decide(seen, state, Policy(), later_s)
+    assert decision.plan.guest("a").pressed == pressed
+    # And from then on they are.
+    last_s = NOW_S + 20
+    last = msgspec.structs.replace(guest(stall_us=6e6, classes_at_s=last_s), boot=boot)
+    decision = decide(observation(last, available=8 * GIB, at_s=last_s), decision.state, Policy(), last_s)
+    assert decision.plan.guest("a").stall == pytest.approx(0.2)

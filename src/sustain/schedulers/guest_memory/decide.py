@@ -102,7 +102,7 @@ def decide(
     remembered |= {name: of[name] for name in (*working_set.COUNTERS, "host_swap_in_bytes", "classes_at_s")}
     remembered |= {name: getattr(use, name) for name in working_set.ESTIMATES}
     keys = tuple((guest.name, guest.life) for guest in of.guests)
-    return Decision(plan, State(now_s, it.state, keys, remembered, it.experience.reasons))
+    return Decision(plan, State(now_s, it.state, keys, remembered, it.experience.reasons, it.boots))
 
 
 def _targets(it: Situation, policy: Policy) -> tuple[Column, Column, float]:

@@ -130,6 +130,7 @@ class State:
     keys: tuple[tuple[str, str], ...]  # name, life
     columns: Mapping[str, Column]
     backoff_reasons: Mapping[tuple[str, Mechanism], str]
+    boots: tuple[str, ...]  # of the systems in them, "" where that was never said
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ class Situation:
     """All that targets are made of; also what `admission` starts from."""
 
     of: Table
+    boots: tuple[str, ...]  # the last that each guest told
     use: Use
     experience: Experience
     state: HostState
@@ -80,7 +81,7 @@ def situation(
     """What is known, and what could be done, before anything is decided."""
     of = table(observation, policy)
     elapsed_s = max(0.0, now_s - state.at_s) if state else 0.0
-    before = _aligned(of, state)
+    before, boots = _aligned(of, state)
     use = working_set.use(of, before, now_s, elapsed_s, policy)
     experience = backoff.learn(
         of,
@@ -154,6 +155,7 @@ def situation(
         deepest = can(left, ready & (~spared | over | (~waited & scarce)), over)
     return Situation(
         of=of,
+        boots=boots,
         use=use,
         experience=experience,
         state=name,
@@ -187,18 +189,29 @@ def _floor(of: Table) -> Column:
     return np.fmin(np.fmax(of.reservation_bytes, kernel), of.most_bytes)
 
 
-def _aligned(of: Table, state: State | None) -> dict[str, Column]:
-    """The state's columns in the order of this observation's guests; NaN, or 0, for those that are new."""
+def _aligned(of: Table, state: State | None) -> tuple[dict[str, Column], tuple[str, ...]]:
+    """(the state's columns in the order of this observation's guests, NaN, or 0, for those that are new; their boots).
+    Counters of another boot are as good as unknown."""
     count = len(of.guests)
     keys = tuple((guest.name, guest.life) for guest in of.guests)
+    boots = tuple(guest.boot for guest in of.guests)
     empty = dict.fromkeys(working_set.REMEMBERED, np.nan) | dict.fromkeys((*backoff.REMEMBERED, "spent"), 0.0)
     if state is None:
-        return {name: np.full(count, value) for name, value in empty.items()}
+        return {name: np.full(count, value) for name, value in empty.items()}, boots
     if keys == state.keys:
-        return dict(state.columns)
-    rows = {key: row for row, key in enumerate(state.keys)}
-    index = np.array([rows.get(key, len(rows)) for key in keys], dtype=int)
-    return {name: np.append(state.columns[name], value)[index] for name, value in empty.items()}
+        columns, known = dict(state.columns), state.boots
+    else:
+        rows = {key: row for row, key in enumerate(state.keys)}
+        index = [rows.get(key, len(rows)) for key in keys]
+        at = np.array(index, dtype=int)
+        columns = {name: np.append(state.columns[name], value)[at] for name, value in empty.items()}
+        told = (*state.boots, "")
+        known = tuple([told[row] for row in index])
+    if boots == known:
+        return columns, boots
+    anew = np.array([bool(a and b and a != b) for a, b in zip(boots, known, strict=True)], dtype=bool)
+    columns |= {name: np.where(anew, np.nan, columns[name]) for name in working_set.COUNTERS}
+    return columns, tuple(now or before for now, before in zip(boots, known, strict=True))
 
 
 def _rise(

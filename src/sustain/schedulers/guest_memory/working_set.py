@@ -13,7 +13,8 @@ A guest whose use has risen may rise as much again: it is left, and given, room 
 forgotten within `fall_s`, but no more room than it would be given at once if it waited. A rise is one within `rise_s`,
 however many answers told of it: a sum of rises that fades with that time, and that a fall makes smaller.
 
-Rates are made of two answers of the guest at its own times. Counters that go back belong to another boot.
+Rates are made of two answers of the guest at its own times. Counters that go back belong to another boot,
+as do all of a guest whose agent says so.
 """
 
 from dataclasses import dataclass
