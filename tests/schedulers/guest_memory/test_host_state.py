@@ -5,8 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sustain.errors import ConfigError
+from sustain.schedulers.guest_memory.decide import decide
 from sustain.schedulers.guest_memory.host_state import ORDER, bounds, check, min_free_bytes, next_state
 from sustain.schedulers.guest_memory.model import Bounds, GuestPolicy, Host, Policy
+from tests.schedulers.guest_memory.plans import NOW_S, guest, observation
 
 GIB = 1 << 30
 AT = Bounds(clear_bytes=400, soft_bytes=64, hard_bytes=32, low_bytes=16)
@@ -53,6 +55,20 @@ def test_derived_bounds_fall_and_the_goal_is_above_soft(total: float, goal: floa
     assert wanted >= at.soft_bytes
     assert at.clear_bytes >= at.soft_bytes >= at.hard_bytes >= at.low_bytes > 0
     assert goal is None or wanted >= goal
+
+
+def test_bounds_without_a_goal_are_worked_towards() -> None:
+    """minFree is 655 MiB here: to stop there, below the operator's bound, would be to stay in that state for ever."""
+    given = Bounds(clear_bytes=12 * GIB, soft_bytes=9 * GIB, hard_bytes=GIB, low_bytes=GIB / 2)
+    policy = Policy(bounds=given)
+    found = bounds(Host(total_bytes=16 * GIB), policy)
+    assert found is not None
+    goal, at = found
+    assert at == given
+    assert goal == pytest.approx(10 * GIB)
+    made = decide(observation(guest(), available=8 * GIB), None, policy, NOW_S).plan
+    assert made.host_state == "soft"
+    assert [action.guest for action in made.actions] == ["a"]
 
 
 def test_a_host_of_unknown_size_has_no_bounds_unless_given() -> None:

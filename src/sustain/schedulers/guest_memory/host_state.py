@@ -6,7 +6,8 @@ kernel calls available: a Linux host keeps its free memory low on purpose.
 
 The goal is minFree as ESX has it (6 % of the first 4 GiB, 4 % of the next 8, 2 % of the next 16, 1 % of the rest:
 899 MB at 28 GiB), unless the operator sets one. By default a state begins below 400 % (clear), 64 % (soft), 32 %
-(hard) and 16 % (low) of minFree; with a goal of the operator's, soft begins a tenth below that, if this is more.
+(hard) and 16 % (low) of minFree; with a goal of the operator's, soft begins a tenth below that, if this is more. With
+bounds of the operator's alone, the goal is a tenth of it above soft, if this is more than minFree.
 """
 
 from sustain.errors import ConfigError
@@ -45,7 +46,10 @@ def bounds(host: Host, policy: Policy) -> tuple[float, Bounds] | None:
         hard_bytes=0.32 * least,
         low_bytes=0.16 * least,
     )
-    return goal, given or derived
+    if given is None:
+        return goal, derived
+    # Without a goal of the operator's, one above that bound: what is left at the goal would not be left otherwise.
+    return max(goal, given.soft_bytes / _ENTERS_SOFT), given
 
 
 def next_state(before: HostState, available_bytes: float, goal_bytes: float, at: Bounds) -> HostState:
