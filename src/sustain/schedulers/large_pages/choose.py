@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sustain.schedulers.large_pages.budget import guaranteed
-from sustain.schedulers.large_pages.judge import Mask, Rows
+from sustain.schedulers.large_pages.columns import Mask
+from sustain.schedulers.large_pages.judge import Rows
 from sustain.schedulers.large_pages.state import slices
 
 Scores = NDArray[np.float32]
@@ -74,14 +75,14 @@ def in_order(score: Scores, count: int) -> Rows:
 
 
 def in_turns(score: Scores, target: NDArray[np.int32], own: NDArray[np.int64], count: int) -> Rows:
-    """The same, with targets in turns as often as blocks are their own, so that none has to wait for another's."""
+    """The same of blocks in the order of their targets; these have turns as often as blocks are their own, so that none
+    waits for another's."""
     rows: list[Rows] = []
     turns: list[NDArray[np.float64]] = []
-    for index in np.unique(target).tolist():
-        mine = np.flatnonzero(target == index)
-        mine = mine[in_order(score[mine], count)]
+    for part, often in zip(slices(target, len(own)), own.tolist(), strict=True):
+        mine = part.start + in_order(score[part], count)
         rows.append(mine)
-        turns.append(np.arange(1, len(mine) + 1) / max(1, int(own[index])))
+        turns.append(np.arange(1, len(mine) + 1) / max(1, often))
     if not rows:
         return np.zeros(0, np.intp)
     all_rows, all_turns = np.concatenate(rows), np.concatenate(turns)

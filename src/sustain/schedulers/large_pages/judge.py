@@ -17,12 +17,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sustain.schedulers.large_pages.columns import Mask, put, select
 from sustain.schedulers.large_pages.model import PAGES, Blocks, Observation
 from sustain.schedulers.large_pages.plan import Finding
 from sustain.schedulers.large_pages.policy import Policy
 from sustain.schedulers.large_pages.state import PIECE, Memory, TargetMemory
 
-Mask = NDArray[np.bool_]
 Rows = NDArray[np.intp]
 
 
@@ -95,52 +95,52 @@ def judge(
 def _judge(blocks: Blocks, memory: Memory, terms: _Terms) -> Judgement:
     """A piece of them."""
     policy, now_s, large = terms.policy, terms.now_s, blocks.large
-    finding = np.where(large, np.uint8(Finding.KEPT), np.uint8(Finding.LOW))
+    finding = np.full(len(large), Finding.LOW, np.uint8)
+    put(finding, Finding.KEPT, large)
     estimate, error = memory.estimate, memory.error * np.float32(policy.certainty)
     with np.errstate(invalid="ignore"):
         hot = estimate - error >= policy.high
         chilly = estimate + error < policy.low
     settled = memory.changed_s <= now_s - policy.residence_s
-    fill = np.maximum(PAGES - np.where(blocks.populated >= 0, blocks.populated, estimate), 0)
+    present = select(blocks.populated >= 0, blocks.populated.astype(np.float32), estimate)
+    fill = np.maximum(PAGES - present, np.float32(0))
     worth = estimate - np.float32(policy.fill) * fill
     if terms.none_free:
         worth -= np.float32(policy.compaction)
-    liked = blocks.guest_large == 1
-    worth[liked] *= np.float32(1 + policy.prefer)
+    factor = (blocks.guest_large == 1) * np.float32(policy.prefer) + np.float32(1)
+    worth *= factor
 
     recounting = ~large & (memory.recount_s > -np.inf)
     wanted = ~large & hot & ~recounting
     if terms.scarce:
-        _put(finding, Finding.SCARCE, wanted)
+        put(finding, Finding.SCARCE, wanted)
     with np.errstate(invalid="ignore"):
         poor = wanted & ~(worth > 0)
-    _put(finding, Finding.NOT_WORTH, poor)
-    _put(finding, Finding.SETTLING, (wanted | (large & chilly)) & ~settled)
-    _put(finding, Finding.NOT_ELIGIBLE, ~large & ~blocks.eligible)
+    put(finding, Finding.NOT_WORTH, poor)
+    put(finding, Finding.SETTLING, (wanted | (large & chilly)) & ~settled)
+    put(finding, Finding.NOT_ELIGIBLE, ~large & ~blocks.eligible)
     late = memory.retry_s > now_s
-    _put(finding, Finding.WAITS, late & (wanted | large | recounting))
+    put(finding, Finding.WAITS, late & (wanted | large | recounting))
     known = _known(finding, blocks, memory, terms)
     free = ~late & ~(terms.only | terms.waits)[blocks.target]
     ready = known & free
 
-    score = np.full(len(blocks), np.nan, np.float32)
-    candidates = np.flatnonzero(wanted & ~poor & settled & blocks.eligible & ready)
+    may = wanted & ~poor & settled & blocks.eligible & ready
     if terms.scarce:
-        candidates = candidates[:0]
-    score[candidates] = worth[candidates]
-    finding[candidates] = Finding.BUDGET  # unless they are chosen
+        may[:] = False
+    put(finding, Finding.BUDGET, may)  # unless they are chosen
     held = large & ready & settled
-    movable = np.flatnonzero(held & ~chilly)
-    factor = np.where(liked[movable], np.float32(1 + policy.prefer), np.float32(1))
-    score[movable] = estimate[movable] * factor * np.float32(1 + policy.margin)
+    stays = held & ~chilly
+    kept = estimate * factor * np.float32(1 + policy.margin)
+    score = select(may, worth, select(stays, kept, np.full(len(kept), np.nan, np.float32)))
     counted, pending = _recounts(blocks, memory, recounting & free, terms)
     finding[pending] = Finding.RECOUNT
     return Judgement(
         finding=finding,
         score=score,
-        fill=fill.astype(np.float32, copy=False),
-        candidates=candidates,
-        movable=movable,
+        fill=fill,
+        candidates=np.flatnonzero(may),
+        movable=np.flatnonzero(stays),
         cold=np.flatnonzero(held & chilly),
         counted=counted[:0] if terms.scarce else counted,
         recounting=len(counted) + len(pending),
@@ -168,12 +168,12 @@ def _known(finding: NDArray[np.uint8], blocks: Blocks, memory: Memory, terms: _T
     unknown = np.isnan(memory.estimate)
     stale = memory.counted_s < terms.now_s - terms.policy.fresh_s
     few = memory.counts < terms.policy.least_counts
-    _put(finding, Finding.FEW_COUNTS, few)
-    _put(finding, Finding.STALE, stale)
-    _put(finding, Finding.UNKNOWN, unknown)
+    put(finding, Finding.FEW_COUNTS, few)
+    put(finding, Finding.STALE, stale)
+    put(finding, Finding.UNKNOWN, unknown)
     for mask, kind in ((terms.waits, Finding.TARGET_WAITS), (terms.only, Finding.COUNTED_ONLY)):
         if mask.any():
-            _put(finding, kind, mask[blocks.target])
+            put(finding, kind, mask[blocks.target])
     found: Mask = ~(unknown | stale | few)
     return found
 
@@ -188,7 +188,3 @@ def _recounts(blocks: Blocks, memory: Memory, recounting: Mask, terms: _Terms) -
     overdue = ~counted & (memory.recount_s[rows] < terms.now_s - policy.fresh_s)
     good = memory.estimate[rows] + policy.certainty * memory.error[rows] >= policy.low
     return rows[counted & good], rows[~counted & ~overdue]
-
-
-def _put(finding: NDArray[np.uint8], kind: Finding, where: Mask) -> None:
-    np.copyto(finding, np.uint8(kind), where=where)

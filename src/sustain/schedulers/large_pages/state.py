@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sustain.schedulers.large_pages.columns import select
 from sustain.schedulers.large_pages.model import BLOCK_BYTES, Blocks, Observation
 from sustain.schedulers.large_pages.policy import Policy
 
@@ -142,29 +143,32 @@ def _count(memory: Memory, seen: Observation, policy: Policy, rows: slice) -> No
     """Writes what is new of those rows into `memory`."""
     blocks = seen.blocks
     touched, whole = blocks.touched[rows], blocks.whole[rows]
-    noise = np.where(whole, np.float32(0), blocks.error[rows])
+    none = np.zeros(len(touched), np.float32)
+    noise = select(whole, none, blocks.error[rows])
     ended_s = seen.now_s - blocks.age_s[rows].astype(np.float64)
     # That a block was used as a whole did not move its estimate, so what tells pages apart counts from the last time.
-    passed_s = ended_s - np.where(whole, memory.counted_s[rows], memory.fine_s[rows])
+    passed_s = ended_s - select(whole, memory.counted_s[rows], memory.fine_s[rows])
     with np.errstate(invalid="ignore"):
         news = (ended_s > memory.counted_s[rows] + _SAME_S) & (noise >= 0) & (touched >= 0)  # NaN is neither
     if not news.any():
         return
     estimate, error = memory.estimate[rows], memory.error[rows]
-    first = np.isnan(estimate)
+    used = whole & (
+        touched > 0
+    )  # of one without an estimate nothing finer is known: it has none after that, too
+    first = np.isnan(estimate) & ~used
     rate = np.log1p(-np.float32(policy.weight)) if policy.weight < 1 else np.float32(-np.inf)
     with np.errstate(invalid="ignore"):
-        kept = np.exp((passed_s / policy.weight_period_s).astype(np.float32) * rate)  # −inf: the first
-    kept[first] = 0
-    used = whole & (touched > 0)
-    kept[used] = 1  # of one without an estimate nothing finer is known: it has none after that, too
+        kept = np.exp((passed_s / policy.weight_period_s).astype(np.float32) * rate)
+    kept = select(used, none + np.float32(1), select(first, none, kept))
     new = np.float32(1) - kept
-    before = np.where(first & ~used, np.float32(0), estimate)
-    doubt = np.where(first & ~used, np.float32(0), error)
-    np.copyto(estimate, kept * before + new * touched, where=news)
-    np.copyto(error, np.sqrt((kept * doubt) ** 2 + (new * noise) ** 2), where=news)
-    np.copyto(memory.counted_s[rows], ended_s, where=news)
-    np.copyto(memory.fine_s[rows], ended_s, where=news & ~whole)
+    before, doubt = select(first, none, estimate), select(first, none, error)
+    moved = kept * before + new * touched
+    doubted = np.sqrt((kept * doubt) ** 2 + (new * noise) ** 2)
+    estimate[:], error[:] = select(news, moved, estimate), select(news, doubted, error)
+    fine = news & ~whole
+    memory.fine_s[rows] = select(fine, ended_s, memory.fine_s[rows])
+    memory.counted_s[rows] = select(news, ended_s, memory.counted_s[rows])
     memory.counts[rows] += news & (memory.counts[rows] < 255)
 
 

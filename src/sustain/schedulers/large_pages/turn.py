@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from sustain.schedulers.large_pages import budget
 from sustain.schedulers.large_pages.choose import Chosen, choose, in_order, in_turns
-from sustain.schedulers.large_pages.judge import Judgement, Mask, Rows
+from sustain.schedulers.large_pages.columns import Mask
+from sustain.schedulers.large_pages.judge import Judgement, Rows
 from sustain.schedulers.large_pages.model import BLOCK_BYTES, PAGE_BYTES, Observation
 from sustain.schedulers.large_pages.plan import Finding
 from sustain.schedulers.large_pages.policy import Policy
