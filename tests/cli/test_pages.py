@@ -2,6 +2,9 @@
 
 import json
 import os
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from sustain.agent.http import get
 from sustain.cli import pages_doctor
 from sustain.schedulers.large_pages.model import BLOCK_BYTES, Observation
 from sustain.schedulers.recording import Recorder, Recording, read_header
@@ -171,3 +175,53 @@ def test_what_is_recorded_can_be_replayed_with_another_policy(
     config.write_text(config.read_text().replace('budget = "8MiB"', 'budget = "2MiB"'))
     lines = sus("replay", counted, "--config", config, "--json").out.splitlines()
     assert [len(json.loads(line)["actions"]) for line in lines][-1] == 1
+
+
+@pytest.fixture
+def agent(config: Path, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """One that runs the prioritiser."""
+    config.write_text(config.read_text().replace('listen = ""', f'listen = "unix:{tmp_path}/agent"'))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear:
+        ear.bind(str(tmp_path / "notify"))
+        ear.settimeout(60)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sustain.cli", "agent", "--config", str(config)],
+            env={"NOTIFY_SOCKET": str(tmp_path / "notify")},
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            while b"READY=1" not in ear.recv(4096):
+                pass
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.usefixtures("agent")
+def test_an_agent_is_asked_where_one_runs(sus: Sus, config: Path, held: Toucher, tmp_path: Path) -> None:
+    end = time.monotonic() + 60
+    while (ran := sus("pages", "status", "--config", config, "--json")).status:  # its first tick goes on
+        assert time.monotonic() < end, ran.err
+    assert (ran.json["from"], ran.json["acts"]) == ("agent", True)
+    (target,) = ran.json["plan"]["targets"]
+    assert target["pid"] == held.pid
+    found = sus("pages", "explain", "held", f"{held.start:#x}", "--config", config).out
+    assert f"block           {held.start:#x} of held" in found
+    sus("pages", "explain", "nobody", "--config", config).failed_with("nobody: no such target")
+    page = get(f"{tmp_path}/agent", "/metrics").body.decode()
+    assert "sustain_large_pages_target_blocks{counting=" in page
+
+
+def test_a_configuration_with_targets_is_checked(sus: Sus, config: Path) -> None:
+    ran = sus("agent", "check", "--config", config, "--json")
+    assert ran.json["schedulers"] == [{"name": "large-pages", "period_s": 1, "targets": ["held"]}]
+    assert "every 1 s: held" in sus("agent", "check", "--config", config).out
+
+
+def test_an_agent_puts_back_at_its_end_and_restore_finds_nothing(
+    sus: Sus, config: Path, agent: "subprocess.Popen[bytes]"
+) -> None:
+    agent.terminate()
+    assert agent.wait(60) == 0
+    assert sus("agent", "restore", "--config", config).out == "nothing to put back\n"
