@@ -16,8 +16,12 @@ _WORDS = {np.dtype(np.float32): np.uint32, np.dtype(np.float64): np.uint64}
 
 
 def select(where: Mask, chosen: NDArray[F], other: NDArray[F]) -> NDArray[F]:
-    """`chosen` where the mask is set, else `other`; both of one type, which is float32 or float64."""
+    """`chosen` where the mask is set, else `other`, or one of the two itself; both of one type, float32 or float64."""
     assert chosen.dtype == other.dtype
+    if not where.any():
+        return other
+    if where.all():
+        return chosen
     words = _WORDS[chosen.dtype]
     mask = np.negative(where.astype(words))  # all bits, or none
     ours, theirs = chosen.view(words), other.view(words)

@@ -121,9 +121,8 @@ def _wanted(
     it: Judgement, seen: Observation, policy: Policy, places: int | None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(blocks that each target would have large if there were no budget, what of the budget is its own)."""
-    mask = seen.blocks.large.copy()
+    mask = seen.blocks.large | it.may
     mask[it.cold] = False
-    mask[it.candidates] = True
     wanted = np.array([np.count_nonzero(mask[rows]) for rows in rows_of(seen)], np.int64)
     if places is None:
         return wanted, np.zeros(len(wanted), np.int64)

@@ -33,12 +33,12 @@ class Judgement:
     finding: NDArray[np.uint8]
     score: NDArray[np.float32]
     fill: NDArray[np.float32]  # pages that mapping it large would fill
-    candidates: Rows  # small, and may become large
-    movable: Rows  # large, and may be demoted for better ones
+    may: Mask  # it is small, and may become large
+    stays: Mask  # it is large, and stays unless others are better
     cold: Rows  # large, and to be demoted
     counted: Rows  # mapped small for a recount, counted, and to be large again
     recounting: int  # blocks that have a place, and are small for a recount
-    countable: Rows  # large, and may be demoted for a recount
+    countable: Mask  # it is large, and may be demoted for a recount
     known: Mask  # of its target something may be done, and its estimate is good
 
 
@@ -82,12 +82,12 @@ def judge(
         finding=np.concatenate([each.finding for each in parts]),
         score=np.concatenate([each.score for each in parts]),
         fill=np.concatenate([each.fill for each in parts]),
-        candidates=of_all("candidates"),
-        movable=of_all("movable"),
+        may=np.concatenate([each.may for each in parts]),
+        stays=np.concatenate([each.stays for each in parts]),
         cold=of_all("cold"),
         counted=of_all("counted"),
         recounting=sum(each.recounting for each in parts),
-        countable=of_all("countable"),
+        countable=np.concatenate([each.countable for each in parts]),
         known=np.concatenate([each.known for each in parts]),
     )
 
@@ -139,12 +139,12 @@ def _judge(blocks: Blocks, memory: Memory, terms: _Terms) -> Judgement:
         finding=finding,
         score=score,
         fill=fill,
-        candidates=np.flatnonzero(may),
-        movable=np.flatnonzero(stays),
+        may=may,
+        stays=stays,
         cold=np.flatnonzero(held & chilly),
         counted=counted[:0] if terms.scarce else counted,
         recounting=len(counted) + len(pending),
-        countable=np.flatnonzero(large & settled & free),
+        countable=large & settled & free,
         known=ready,
     )
 

@@ -93,14 +93,15 @@ def map_large(
     turn.take(it.counted if places is None else it.counted[: max(0, places - large)], Finding.COUNTED, it)
     turn.take(it.cold, Finding.COLD, it)
     waiting = min(int(np.count_nonzero(hopeful)), possible) - room
-    lost = pool[~small & ~chosen.mask]
+    lost = pool[np.flatnonzero(~small & ~chosen.mask)]
     excess = max(0, max(surplus, waiting) - len(it.cold))
     turn.take(lost[in_order(-it.score[lost], excess)], Finding.REPLACED, it)
 
-    rows = pool[hopeful]
+    these = np.flatnonzero(hopeful)
+    rows = pool[these]
     it.finding[rows] = Finding.RATE if possible else Finding.NO_PAGES
     limit = min(room, possible, turn.room(Finding.COLLAPSE))
-    order = _order(it.score, rows, chosen.own[hopeful], seen.blocks.target, own, limit)
+    order = _order(it.score, rows, chosen.own[these], seen.blocks.target, own, limit)
     fits = np.cumsum(it.fill[order], dtype=np.float64) * PAGE_BYTES <= fillable_bytes
     it.finding[order[~fits]] = Finding.BLOAT
     turn.take(order[fits], Finding.COLLAPSE, it)
@@ -112,7 +113,7 @@ def _pool(it: Judgement, fillable_bytes: float) -> Rows:
     """What is chosen from, in the order of blocks: all with a score, but for those that could not be filled now."""
     mask = ~np.isnan(it.score)
     if float(it.fill.max(initial=0.0)) * PAGE_BYTES > fillable_bytes:
-        unfit = it.candidates[it.fill[it.candidates] * PAGE_BYTES > fillable_bytes]
+        unfit = np.flatnonzero(it.may & (it.fill * PAGE_BYTES > fillable_bytes))
         it.finding[unfit] = Finding.BLOAT
         mask[unfit] = False
     return np.flatnonzero(mask)
@@ -128,8 +129,8 @@ def _choose(
 ) -> Chosen:
     """Of movable blocks and candidates, those that are to be large beside what stays whatever they are."""
     target = seen.blocks.target
-    fixed = seen.blocks.large.copy()
-    fixed[it.movable] = fixed[it.cold] = False
+    fixed = seen.blocks.large & ~it.stays
+    fixed[it.cold] = False
     has = np.array([np.count_nonzero(fixed[rows]) for rows in rows_of(seen)], np.int64)
     caps = None
     most = [policy.of(each.name).most_bytes for each in seen.targets]
@@ -152,13 +153,14 @@ def _order(
     """The first `limit` of the chosen blocks: in turns what is their targets' own, then the best."""
     if not limit:
         return rows[:0]
-    its, others = rows[mine], rows[~mine]
+    its, others = rows[np.flatnonzero(mine)], rows[np.flatnonzero(~mine)]
     first = its[in_turns(score[its], target[its], own, limit)]
     return np.concatenate((first, others[in_order(score[others], limit - len(first))]))
 
 
 def _to_recount(it: Judgement, memory: Memory, taken: Rows, policy: Policy) -> Rows:
     """A share of what is large, those first whose pages were told apart longest ago."""
-    rows = np.setdiff1d(it.countable, taken)
-    most = max(1, floor(policy.recount_share * len(it.countable))) - it.recounting
+    every = np.flatnonzero(it.countable)
+    rows = np.setdiff1d(every, taken)
+    most = max(1, floor(policy.recount_share * len(every))) - it.recounting
     return rows[in_order((-memory.fine_s[rows]).astype(np.float32), max(0, most))]
