@@ -114,14 +114,17 @@ def remembered(seen: Observation, state: State | None) -> Memory:
     if len(old) > 1 and not np.all(old[:-1] < old[1:]):  # targets came in another order
         order = np.argsort(old, kind="stable")
         old, kept = old[order], kept[order]
-    found = _fresh(blocks)
-    at = np.searchsorted(old, new)
-    at[at == len(old)] = 0
-    known = np.flatnonzero(old[at] == new) if len(old) else np.zeros(0, np.intp)
-    rows = kept[at[known]] if len(old) else known
+    if not len(old):
+        return _fresh(blocks)
+    at = np.minimum(np.searchsorted(old, new), len(old) - 1)
+    strange = np.flatnonzero(old[at] != new)
+    rows = kept[at]
+    found: dict[str, Any] = {}
     for field in fields(Memory):
-        getattr(found, field.name)[known] = getattr(state.memory, field.name)[rows]
-    return found
+        column = getattr(state.memory, field.name).take(rows, mode="clip")
+        column[strange] = blocks.large[strange] if field.name == "large" else _NEW[field.name]
+        found[field.name] = column
+    return Memory(**found)
 
 
 def counted(memory: Memory, seen: Observation, policy: Policy) -> Memory:
