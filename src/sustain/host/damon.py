@@ -28,13 +28,16 @@ damon_aggregated, which needs a second file system and, for totals, costs more t
 import errno
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from sustain.errors import HostError
 from sustain.host import files
+
+T = TypeVar("T")
 
 SLOTS = 64
 BLOCK_BYTES = 2 << 20
@@ -43,6 +46,7 @@ _ADMIN = "sys/kernel/mm/damon/admin/kdamonds"
 _UPDATE_US = 60_000_000  # how often mappings are looked up; not used for fixed regions
 _MOST, _MOST_COUNT = 2**64 - 1, 2**32 - 1
 _USED, _ALL = 0, 1  # schemes
+_BUSY_TRIES, _BUSY_S = 100, 0.01
 _HINT = "it needs root, and a kernel with CONFIG_DAMON_VADDR and CONFIG_DAMON_SYSFS"
 
 Run = tuple[int, int]  # addresses: from, to
@@ -355,13 +359,30 @@ def _region(directory: Path) -> Region | None:
 
 
 def _stop(slot: Path) -> None:
-    if (files.text(slot / "state") or "").strip() != "on":
+    if _state(slot) != "on":
         return
     try:
-        _put(slot / "state", "off")
+        _patiently(lambda: _put(slot / "state", "off"))
     except HostError:
-        if (files.text(slot / "state") or "").strip() == "on":  # else its process has just ended
+        if _state(slot) == "on":  # else its process has just ended
             raise
+
+
+def _state(slot: Path) -> str:
+    return (_patiently(lambda: files.text(slot / "state")) or "").strip()
+
+
+def _patiently(call: Callable[[], T]) -> T:
+    """While somebody's command waits, the kernel looks every 100 ms whether it is done; who asks in that moment is
+    told that it is busy."""
+    for _ in range(_BUSY_TRIES):
+        try:
+            return call()
+        except HostError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            time.sleep(_BUSY_S)
+    return call()
 
 
 def _inode(admin: Path) -> int | None:

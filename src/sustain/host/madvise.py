@@ -135,7 +135,7 @@ class Advisor:
 
 
 def empty_batches() -> None:
-    """Have all processors put pages that were just brought in onto the kernel's lists, where they can be marked idle;
+    """Have all processors put pages that were just brought in onto the kernel's lists, where they can be marked, split;
     some dozens for each processor wait in a batch of its own. Linux does that first when it is asked to collapse, here
     a piece of our own memory that holds nothing. Without it they wait longer, and count as unknown."""
     size = 4 << 20

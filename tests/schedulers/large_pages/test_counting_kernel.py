@@ -1,7 +1,10 @@
 """Counting on a real kernel, of programs whose use of their memory is known. Runs in the lab (tests/lab/
 test_large_pages.py), on a kernel with page_idle and on one with DAMON; elsewhere what this machine's kernel can."""
 
+import errno
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from sustain.host.madvise import Advice, Advisor
 from sustain.schedulers.guest_memory.changes import DAMON
 from sustain.schedulers.journal import Journal
 from sustain.schedulers.large_pages import counting
+from sustain.schedulers.large_pages.act import Actuator
 from sustain.schedulers.large_pages.counting import Count, Counter
 from sustain.schedulers.large_pages.counting_damon import DamonCounter
 from sustain.schedulers.large_pages.counting_page_idle import PageIdleCounter
@@ -225,6 +229,55 @@ def test_somebody_else_uses_damon(tmp_path: Path) -> None:
             assert admin.read_text().strip() == "1"
     finally:
         admin.write_text("0")
+
+
+_VICTIM = """
+import sys
+import numpy as np
+from sustain.clock import SystemClock
+from sustain.host import smaps
+from sustain.host.processes import identify
+from sustain.schedulers.journal import Journal
+from sustain.schedulers.large_pages.counting import Memory
+from sustain.schedulers.large_pages.counting_damon import DamonCounter
+pid, start, blocks = map(int, sys.argv[2:])
+addresses = start + np.arange(blocks, dtype=np.uint64) * np.uint64(2 << 20)
+memory = Memory(identify(pid), smaps.image(pid), addresses, np.zeros(blocks, bool))
+counter = DamonCounter(600, SystemClock(), Journal(sys.argv[1]))
+counter.start([memory])
+sys.stdin.read()
+"""
+
+
+def watching() -> bool:
+    """Whether a kdamond runs, as far as the kernel is not busy with a command at this moment."""
+    for slot in range(damon_here.count()):
+        try:
+            if (damon_here.ADMIN / str(slot) / "state").read_text().strip() == "on":
+                return True
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+    return False
+
+
+@damons
+def test_killed_while_it_counts_nothing_of_damon_is_left(tmp_path: Path) -> None:
+    with touching([1, 2, 3]) as toucher:
+        arguments = [str(tmp_path / "j"), str(toucher.pid), str(toucher.start), str(toucher.blocks)]
+        victim = subprocess.Popen([sys.executable, "-c", _VICTIM, *arguments], stdin=subprocess.PIPE)
+        deadline_s = time.monotonic() + 60
+        while not watching():
+            assert time.monotonic() < deadline_s
+            assert victim.poll() is None
+            time.sleep(0.05)
+        victim.kill()
+        victim.communicate()
+        with Journal(tmp_path / "j") as journal:
+            (undone,) = Actuator(journal).restore().undone
+            assert (undone.entry.kind, undone.outcome) == (DAMON, "restored"), undone
+            assert journal.entries() == ()
+        assert damon_here.count() == 0
 
 
 def test_a_kernel_that_cannot_says_what_it_lacks(tmp_path: Path) -> None:

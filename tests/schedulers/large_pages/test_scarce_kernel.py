@@ -1,4 +1,4 @@
-"""Memory that is all taken, and memory that is free but in pieces: no large page is to be had, which is what is said;
+"""Memory of which half is free, but in pieces: no large page is to be had, which is what is said, and
 nothing is left half done. Runs in a guest of the lab (tests/lab/test_large_pages.py) and nowhere else."""
 
 import os
@@ -11,6 +11,7 @@ import pytest
 
 from sustain.host import large_pages, meminfo
 from sustain.schedulers.journal import Journal
+from sustain.schedulers.large_pages import ours
 from sustain.schedulers.large_pages.act import Actuator
 from tests.schedulers.large_pages.test_act import collapse
 from tests.schedulers.large_pages.touching import touching
@@ -20,6 +21,7 @@ pytestmark = pytest.mark.skipif(
 )
 HOG = Path(__file__).with_name("hog.py")
 LEAVE_MIB = 40
+RESERVE = Path("/proc/sys/vm/nr_hugepages")
 
 
 @pytest.fixture
@@ -47,22 +49,23 @@ def test_no_large_page_is_to_be_had(tmp_path: Path, unmoved: None) -> None:
             assert hog.stdin is not None
             assert hog.stdout is not None
             assert hog.stdout.readline() == "full\n"
-            # What was left serves some; then there is none, and nothing is made of the rest.
-            full = actuator.carry_out(collapse(toucher, *range(24)))
-            report(full, toucher.counted().huge.tolist())
             hog.stdin.write("\n")
             hog.stdin.flush()
             assert hog.stdout.readline() == "holes\n"
-            free_bytes = meminfo.read().free_bytes
-            print(f"free: {free_bytes}, runs of 2 MiB: {large_pages.free()}")
-            assert (free_bytes or 0) > 200 << 20, "half of the memory is free"
-            holes = actuator.carry_out(collapse(toucher, *range(24)))
-            report(holes, toucher.counted().huge.tolist())
-            refused = [each for each in (*full, *holes) if not each.done]
+            # What can be had, also by compaction and reclaim, goes to the kernel's own reserve.
+            RESERVE.write_text("1000")
+            free_bytes = meminfo.read().free_bytes or 0
+            print(f"reserved: {RESERVE.read_text()}, free: {free_bytes}, runs of 2 MiB: {large_pages.free()}")
+            assert free_bytes > 50 << 20, "much of the memory is free"
+            effects = actuator.carry_out(collapse(toucher, *range(24)))
+            report(effects, toucher.counted().huge.tolist())
+            refused = [each for each in effects if not each.done]
+            assert refused
             assert {each.outcome for each in refused} == {"no large page to be had"}
             assert {each.detail for each in refused} == {"memory is fragmented or short (ENOMEM)"}
-            assert not all(each.done for each in holes)
+            assert len([each for each in journal.entries() if each.kind == ours.KIND]) <= 1
         finally:
+            RESERVE.write_text("0")
             hog.kill()
             hog.communicate()
         assert toucher.say("check")["right"]

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sustain.errors import HostError, SustainError
-from sustain.host import kernel, large_pages, smaps
+from sustain.host import kernel, large_pages, madvise, smaps
 from sustain.host.madvise import Advice, Advisor
 from sustain.host.pagemap import BLOCK_BYTES, PAGE_BYTES, PAGES_OF_BLOCK, Pagemap
 from sustain.host.processes import Identity
@@ -97,8 +97,12 @@ class Hand:
         before = self.state(address)
         if not before.large:
             return Came("done", "it was mapped small already", 0)
-        code = self._advise(address + BLOCK_BYTES - PAGE_BYTES, address + BLOCK_BYTES, Advice.COLD)
-        after = self.state(address)
+        for number in range(_TRIES):
+            code = self._advise(address + BLOCK_BYTES - PAGE_BYTES, address + BLOCK_BYTES, Advice.COLD)
+            after = self.state(address)
+            if not after.large or code or self._stop.wait(_PAUSE_S * 2**number):
+                break
+            madvise.empty_batches()  # a page that waits in one is held, and not split
         how = ""
         if after.large:
             try:
