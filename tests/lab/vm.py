@@ -25,6 +25,7 @@ from pathlib import Path
 TOP = Path(__file__).resolve().parents[2]
 LAB = TOP / ".lab"
 INIT = Path(__file__).with_name("guest-init")
+PAGE_IDLE = "6.12-page-idle"  # a kernel that only scripts/build-page-idle-kernel.sh makes
 _BOOTS = 3
 HINT = "run as root: scripts/setup-debian.sh lab"
 # For scripts that run tests in the guest. Of pytest's plugins only what pyproject.toml needs: the others take longer to
@@ -42,11 +43,12 @@ class LabError(Exception):
 
 @dataclass(frozen=True)
 class Kernel:
-    """An unpacked kernel package with its modules, and the initial RAM disk that mounts the shared root."""
+    """An unpacked kernel package with its modules, and the initial RAM disk that mounts the shared root; or one that
+    has in itself what that takes, and none."""
 
     release: str
     tree: Path
-    initrd: Path
+    initrd: Path | None
 
     @property
     def image(self) -> Path:
@@ -60,11 +62,14 @@ def unavailable(series: str) -> str | None:
 
 
 def kernel(series: str, scratch: Path) -> Kernel:
-    """The kernel of a series ("6.12", "6.1"); the RAM disk is made in `scratch`. LabError when it is not there."""
+    """The kernel of a series ("6.12", "6.1", "6.12-page-idle"); the RAM disk is made in `scratch`. LabError when it is
+    not there."""
     tree = LAB / series
     if not (tree / "release").exists():
         raise LabError(f"no Linux {series} in {LAB}\nhint: {HINT}")
     release = (tree / "release").read_text().strip()
+    if (tree / "self-contained").exists():
+        return Kernel(release, tree, None)
     initrd = scratch / f"initrd-{series}"
     if not initrd.exists():
         virtme_run = shutil.which("virtme-run", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
@@ -224,9 +229,19 @@ class Guest:
             ]
         shared = "security_model=none,multidevs=remap"
         words = [
-            *("console=ttyS0", "quiet", "loglevel=4", "panic=-1", "rdinit=/init", f"init={INIT}"),
+            *("console=ttyS0", "quiet", "loglevel=4", "panic=-1", f"init={INIT}"),
             f"lab.modules={self.kernel.tree}",
         ]
+        if self.kernel.initrd is not None:
+            words.append("rdinit=/init")
+            extra += ["-initrd", str(self.kernel.initrd)]
+        else:
+            words += [
+                "root=/dev/root",
+                "ro",
+                "rootfstype=9p",
+                "rootflags=version=9p2000.L,trans=virtio,access=any",
+            ]
         return [
             *("qemu-system-x86_64", "-machine", machine, "-accel", "tcg,thread=multi", "-cpu", "max"),
             *("-smp", "2", "-m", memory, "-no-reboot", "-nodefaults", "-no-user-config", "-net", "none"),
@@ -238,12 +253,5 @@ class Guest:
             *("-fsdev", f"local,id=share,path={self.share},{shared}"),
             *("-device", "virtio-9p-pci,fsdev=share,mount_tag=lab"),
             *("-device", "virtio-rng-pci", *extra),
-            *(
-                "-kernel",
-                str(self.kernel.image),
-                "-initrd",
-                str(self.kernel.initrd),
-                "-append",
-                " ".join(words),
-            ),
+            *("-kernel", str(self.kernel.image), "-append", " ".join(words)),
         ]

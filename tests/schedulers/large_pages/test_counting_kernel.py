@@ -243,7 +243,7 @@ from sustain.schedulers.large_pages.counting_damon import DamonCounter
 pid, start, blocks = map(int, sys.argv[2:])
 addresses = start + np.arange(blocks, dtype=np.uint64) * np.uint64(2 << 20)
 memory = Memory(identify(pid), smaps.image(pid), addresses, np.zeros(blocks, bool))
-counter = DamonCounter(600, SystemClock(), Journal(sys.argv[1]))
+counter = DamonCounter(6, SystemClock(), Journal(sys.argv[1]))
 counter.start([memory])
 sys.stdin.read()
 """
@@ -272,7 +272,7 @@ def test_killed_while_it_counts_nothing_of_damon_is_left(tmp_path: Path) -> None
             assert victim.poll() is None
             time.sleep(0.05)
         victim.kill()
-        victim.communicate()
+        victim.communicate()  # the kernel lets it die when the command that it waits for has ended: two periods
         with Journal(tmp_path / "j") as journal:
             (undone,) = Actuator(journal).restore().undone
             assert (undone.entry.kind, undone.outcome) == (DAMON, "restored"), undone

@@ -1,0 +1,79 @@
+"""Large pages on real kernels: counting by DAMON on a distribution's, exact counting on one that is built for it
+(scripts/build-page-idle-kernel.sh), mapping large and small on both. The tests run inside the guest, as they are.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from tests.lab import vm
+from tests.lab.conftest import boot_kernel
+from tests.lab.test_capture import passed
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
+
+SCRIPT = """
+set -e
+cd "$TOP"
+export PATH="$PATH:/usr/sbin:/sbin"
+echo never > /sys/kernel/mm/transparent_hugepage/enabled  # else nothing is small at the beginning
+[ -e /sys/class/zram-control ] || modprobe zram num_devices=0
+mountpoint -q /sys/fs/cgroup || mount -t cgroup2 none /sys/fs/cgroup
+echo +memory > /sys/fs/cgroup/cgroup.subtree_control
+pytest -s --basetemp=/dev/shm/tests --junitxml=/dev/shm/report.xml --durations=8 $CHOSEN || status=$?
+cp /dev/shm/report.xml /run/lab/
+cat /sys/kernel/mm/damon/admin/kdamonds/nr_kdamonds
+exit ${status:-0}
+"""
+TESTS = "tests/schedulers/large_pages"
+COUNTING = f"{TESTS}/test_counting_kernel.py"
+WHOLE = f"{TESTS}/test_whole_kernel.py"
+SCARCE = f"{TESTS}/test_scarce_kernel.py"
+ESTIMATED = {
+    "test_estimates_are_within_their_error",
+    "test_what_is_counted_changes_and_ends",
+    "test_somebody_else_uses_damon",
+    "test_killed_while_it_counts_nothing_of_damon_is_left",
+}
+EXACT = {
+    *(f"test_exactly_what_is_touched[{kind}]" for kind in ("private", "shared", "memfd")),
+    "test_several_processes_at_once",
+    "test_of_a_large_block_only_whether_it_is_used",
+    "test_pages_that_come_and_blocks_that_are_collapsed_within_a_period",
+    "test_one_that_ends_and_one_that_becomes_another_program",
+}
+# Of test_act.py, what kernels may do differently; the rest is of our own making, and runs on the machine's own kernel.
+ACTED = {
+    *(f"test_large_then_small_then_as_it_was[{kind}]" for kind in ("private", "shared", "memfd")),
+    "test_what_is_filled_is_told",
+    "test_one_that_forks",
+    "test_one_that_is_swapped_out_meanwhile",
+    "test_one_whose_cgroup_is_full",
+    "test_killed_at_any_moment_nothing_is_left[0.01]",
+}
+ACTING = [f"{TESTS}/test_act.py::{name}" for name in sorted(ACTED)]
+
+
+def run(kernel: vm.Kernel, share: Path, *chosen: str, memory_mib: int = 1024) -> set[str]:
+    """Boot and test: the tests that passed."""
+    environment = {"CHOSEN": " ".join(chosen), "SUSTAIN_LAB_GUEST": "1"}
+    result = vm.Guest(kernel, share, SCRIPT, memory_mib=memory_mib, environment=environment).run(limit_s=800)
+    print(f"Linux {kernel.release}: {result.seconds:.0f} s\n{result.output}")
+    assert result.status == 0, result.output
+    assert result.output.splitlines()[-1] == "0"  # nothing of DAMON is left
+    return set(passed(share))
+
+
+def test_a_distributions_kernel(kernel: vm.Kernel, tmp_path: Path) -> None:
+    whole = "test_hot_blocks_are_large_first_by_estimates"
+    scarce = "test_no_large_page_is_to_be_had"
+    found = run(kernel, tmp_path, COUNTING, f"{WHOLE}::{whole}", *ACTING, SCARCE)
+    assert found >= ESTIMATED | ACTED | {whole, scarce}
+
+
+def test_one_with_page_idle(scratch: Path, tmp_path: Path) -> None:
+    if not (vm.LAB / vm.PAGE_IDLE / "release").exists():
+        pytest.skip("it is not built: scripts/build-page-idle-kernel.sh does it, in some five minutes")
+    whole = "test_hot_blocks_are_large_first_and_a_change_is_followed"
+    kernel = boot_kernel(vm.PAGE_IDLE, scratch)
+    assert run(kernel, tmp_path, COUNTING, f"{WHOLE}::{whole}") >= EXACT | ESTIMATED | {whole}
