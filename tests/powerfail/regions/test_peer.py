@@ -3,6 +3,7 @@
 import random
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,8 +25,9 @@ from sustain.errors import (
     SustainError,
     WrongGeneration,
 )
+from sustain.powerfail.regions import peer
 from sustain.powerfail.regions.frames import REGIONS, RESTORE, SAVE, RegionHello, RegionWelcome, SealMessage
-from sustain.powerfail.regions.manifest import DIGEST_BYTES, PAGE_BYTES, RegionIdentity, Seal
+from sustain.powerfail.regions.manifest import DIGEST_BYTES, PAGE_BYTES, SLICE_PAGES, RegionIdentity, Seal
 from sustain.powerfail.regions.peer import PeerOptions, PeerSink, PeerSource
 from sustain.powerfail.regions.serve import SESSIONS_LIMIT, Keeper, KeeperConfig
 from sustain.powerfail.regions.session import SaveSession
@@ -209,6 +211,23 @@ def test_pages_may_be_read_in_any_order(lab: Lab) -> None:
             count = min(rng.choice([1, 8, 8, 8, 100]), 700 - first)
             assert source.read(first, count) == pages(data, first, count)
             first += count
+
+
+def test_a_keeper_does_not_wait_for_one_that_pauses_between_reads(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would hang up: what it sends is not taken, and nothing tells it that the other side is there."""
+    monkeypatch.setattr(peer, "_IDLE_S", 0.2)
+    size = 16 * SLICE_PAGES  # what is on its way is more than sockets can hold
+    keeper, data = lab.keeper(timeout_s=0.5), region(size)
+    save(lab.sink(keeper), data)
+    with lab.source(keeper, read_ahead_bytes=len(data)) as source:
+        got = [bytes(source.read(0, SLICE_PAGES))]  # the rest is on its way now
+        until(lambda: not source._arriving, "what was asked for is taken in")
+        time.sleep(2.0)  # several times as long as the keeper waits
+        for first in range(SLICE_PAGES, size, SLICE_PAGES):
+            got.append(bytes(source.read(first, SLICE_PAGES)))
+    assert b"".join(got) == data
 
 
 def test_bandwidth_is_unknown_and_then_measured(lab: Lab) -> None:

@@ -63,6 +63,7 @@ from sustain.replication.wire import (
     pack_header,
 )
 
+_IDLE_S = 2.0  # nobody has read for so long: what is on its way is taken in, so that the keeper can go on
 _READS_AHEAD = 64  # most READs that are not answered yet: the keeper must be able to take them while it sends
 _HINT = "run the same version of Sustain on both hosts"
 T = TypeVar("T")
@@ -125,9 +126,9 @@ class _Link:
             raise ProtocolError(f"{self.url}: the table of digests is too short", hint=_HINT)
         return bytes(table)
 
-    def start(self) -> None:
-        """Say that we are there, from now on."""
-        self._run(self._tick)
+    def start(self, each_time: Callable[[], None] = lambda: None) -> None:
+        """Say that we are there, from now on, and call `each_time`."""
+        self._run(lambda: self._tick(each_time))
 
     def hear(self, handle: Callable[[Header], None]) -> None:
         """Hear in a thread, from now on. `handle` gets what `receive` gives, under no lock, and takes its payload."""
@@ -178,8 +179,9 @@ class _Link:
         """The message of a FAILED."""
         return decode(Failed, self.channel.receive_payload(header))
 
-    def _tick(self) -> None:
+    def _tick(self, each_time: Callable[[], None]) -> None:
         while not self._closing.wait(self._options.heartbeat_s):
+            each_time()
             if time.monotonic() - self.channel.said < self._options.heartbeat_s / 2:
                 continue
             try:
@@ -355,10 +357,11 @@ class PeerSink(Sink):
 
 @dataclass(eq=False, slots=True)
 class _Asked:
-    """A READ that is on its way."""
+    """A READ that is on its way; `data` when it has been taken in before anybody came for it."""
 
     first_page: int
     pages: int
+    data: memoryview | None = None
 
 
 class PeerSource(Source):
@@ -366,7 +369,9 @@ class PeerSource(Source):
 
     What is read in order is asked for ahead, so that it is on its way meanwhile; a read out of order throws away what
     was asked for in vain. Pages are received by whoever reads them, into one buffer that stays in the processor's
-    cache: handing them from thread to thread took longer than receiving them.
+    cache: handing them from thread to thread took longer than receiving them. Only when nobody has read for a while
+    (what the target holds is looked at, or its disk stalls), what was asked for is taken in by another thread: a keeper
+    that cannot get rid of it would take us for dead.
     """
 
     read_ahead = False
@@ -382,6 +387,7 @@ class PeerSource(Source):
         self._asked: deque[_Asked] = deque()  # ahead, in the order of their READs
         self._arriving: deque[_Asked] = deque()  # all whose PAGES are still to come
         self._last_end = 0
+        self._read_s = 0.0
         self._buffer = memoryview(b"")
         self._unsealed: RegionUnsealed | None = None
 
@@ -414,11 +420,12 @@ class PeerSource(Source):
             assert first_page + pages <= self.identity().pages
             asked = self._ask(link, first_page, pages)
             try:
-                data = self._receive(link, asked)
+                data = self._receive(link, asked) if asked.data is None else asked.data
             except SustainError as error:
                 link.fail(error)
                 raise
             self._last_end = first_page + pages
+            self._read_s = time.monotonic()
             return data
 
     def close(self) -> None:
@@ -493,24 +500,48 @@ class PeerSource(Source):
             raise
         self._asked.clear()
         self._arriving.clear()
-        link.start()
+        link.start(self._take_in)
         return link
 
     def _receive(self, link: _Link, wanted: _Asked) -> memoryview:
         """The pages of `wanted`; those before it are let go of."""
         while True:
-            header = link.receive()
-            if header.kind is not Kind.PAGES:
-                raise ProtocolError(f"{self.url}: {header.kind.name} in a restore", hint=_HINT)
-            asked = self._arriving.popleft()
-            if (asked.first_page, asked.pages * PAGE_BYTES) != (header.a, header.length):
-                raise ProtocolError(f"{self.url}: pages {header.a} were not asked for", hint=_HINT)
-            if len(self._buffer) < header.length:
-                self._buffer = page_buffer(header.length)
-            data = self._buffer[: header.length]
+            asked, size_bytes = self._next(link)
+            if len(self._buffer) < size_bytes:
+                self._buffer = page_buffer(size_bytes)
+            data = self._buffer[:size_bytes]
             link.channel.receive_into(data)
             if asked is wanted:
                 return data
+
+    def _next(self, link: _Link) -> tuple[_Asked, int]:
+        """What the pages that come next were asked for by, and how many bytes they are."""
+        header = link.receive()
+        if header.kind is not Kind.PAGES or not self._arriving:
+            raise ProtocolError(f"{self.url}: {header.kind.name} in a restore", hint=_HINT)
+        asked = self._arriving.popleft()
+        if (asked.first_page, asked.pages * PAGE_BYTES) != (header.a, header.length):
+            raise ProtocolError(f"{self.url}: pages {header.a} were not asked for", hint=_HINT)
+        return asked, header.length
+
+    def _take_in(self) -> None:
+        """What is on its way, when nobody has read for a while; in the ticking thread."""
+        if not self._lock.acquire(blocking=False):
+            return  # somebody reads
+        try:
+            link = self._link
+            if link is None or time.monotonic() - self._read_s < _IDLE_S:
+                return
+            try:
+                while self._arriving:
+                    asked, size_bytes = self._next(link)
+                    data = page_buffer(size_bytes)
+                    link.channel.receive_into(data)
+                    asked.data = data
+            except SustainError as error:
+                link.fail(error)
+        finally:
+            self._lock.release()
 
 
 def open_peer_sink(url: str, *, key: bytes, name: str, host: str = "") -> PeerSink:
