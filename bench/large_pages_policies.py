@@ -10,8 +10,8 @@ Asked: at budgets of 10, 25 and 50 % of all blocks, the coverage of each large p
 load most of whose blocks are hardly there, without a budget: memory that is filled, beside a system that maps
 everything large, and the coverage that is left; a row beside it shows what an operator gets who lets a GiB be filled.
 And how long it takes to 90 % of the final coverage, from the start, and from a change of all heat. The load that moves
-is shown with both ways of recounting large blocks: what is used a little stays large where only idleness is seen, until
-its place is wanted.
+is shown with both ways of recounting large blocks: what is used a little stays large where only idleness is seen, since
+a large block has one accessed bit.
 
 What a large page brings in time is not in it: `large_pages_speed` measures that.
 """
@@ -156,8 +156,8 @@ def _moving(found: Answer, seconds: float) -> None:
     """All heat goes elsewhere, at a budget that holds it: how long until that is followed."""
     makes = {
         "sustain": ours(),
-        "recounts by samples": ours(recount="sample"),
-        "recounts, 5 % at a time": ours(recount="sample", recount_share=0.05),
+        "idleness alone": ours(recount="idleness"),
+        "recounts, 5 % at a time": ours(recount_share=0.05),
         **PEERS,
     }
     table: Table = {}

@@ -26,7 +26,7 @@ from sustain.schedulers.large_pages.policy import Policy, TargetPolicy
 MIB = float(1 << 20)
 GIB = 1024 * MIB
 _PRESSED = HostView(total_bytes=64 * GIB, available_bytes=0.2 * GIB, pressure=0.0)
-_SOON = Policy(counting_s=0, least_counts=2, residence_s=20)
+_SOON = Policy(counting_s=0, least_counts=2, residence_s=20, recount="idleness")
 
 uses = st.lists(st.integers(0, PAGES), min_size=1, max_size=24)
 
@@ -94,17 +94,22 @@ def test_no_budget_is_ever_exceeded(
     budget=st.integers(0, 30),
     by_shares=st.sampled_from([0.0, 0.5, 1.0]),
     present=st.sampled_from([PAGES, None]),
+    recount=st.sampled_from(["idleness", "sample"]),
 )
 def test_constant_use_is_settled_once(
-    first: list[int], second: list[int], budget: int, by_shares: float, present: int | None
+    first: list[int], second: list[int], budget: int, by_shares: float, present: int | None, recount: Any
 ) -> None:
-    policy = msgspec.structs.replace(_SOON, budget_bytes=budget * BLOCK_BYTES, by_shares=by_shares)
+    """But for recounts, of which each ends as it began."""
+    policy = msgspec.structs.replace(
+        _SOON, budget_bytes=budget * BLOCK_BYTES, by_shares=by_shares, recount=recount, recount_rest_s=0.0
+    )
     world = World([load(first, "a", present), load(second, "b", present)])
     ours = Ours(policy)
     actions = run(world, ours, 25)
-    collapsed = [(each.pid, each.address) for _, each in actions if isinstance(each, Collapse)]
+    collapsed = [(each.pid, each.address) for _, each in actions if each.purpose == "pays"]
     assert len(collapsed) == len(set(collapsed))
-    assert [each for number, each in actions if number >= 15] == []
+    late = [each.purpose for number, each in actions if number >= 15]
+    assert set(late) <= ({"recount", "counted"} if recount == "sample" else set())
 
 
 @settings(max_examples=60, deadline=None)
@@ -224,7 +229,7 @@ def test_phase_one_only_counts_and_a_new_life_begins_with_it() -> None:
 
 def test_a_decision_that_forgot_everything_only_counts_at_first() -> None:
     world = World([load([500, 500, 0])])
-    ours = Ours(Policy(counting_s=40.0, residence_s=20))
+    ours = Ours(Policy(counting_s=40.0, residence_s=20, recount="idleness"))
     run(world, ours, 6)
     world.large[2] = True
     again = Ours(ours.policy)
@@ -283,7 +288,9 @@ def test_a_sampled_recount_finds_out_what_idleness_does_not() -> None:
     used = [[500, 300]] * 4 + [[7, 300]] * 20
     world = World([changing(used, 10.0)])
     ours = Ours(
-        msgspec.structs.replace(_SOON, budget_bytes=2 * BLOCK_BYTES, recount="sample", recount_share=0.5)
+        msgspec.structs.replace(
+            _SOON, budget_bytes=2 * BLOCK_BYTES, recount="sample", recount_share=0.5, recount_rest_s=0.0
+        )
     )
     actions = run(world, ours, 24)
     assert [each.purpose for _, each in actions if each.address == 2 * BLOCK_BYTES][:4] == [
@@ -293,6 +300,40 @@ def test_a_sampled_recount_finds_out_what_idleness_does_not() -> None:
         "recount",
     ]
     assert world.large.tolist()[0] is False
+
+
+def _moved(before: int, now: int, left: int, count: int = 64, **policy: Any) -> tuple[float, list[Any]]:
+    """A quarter of all blocks is used, and after 600 s another quarter: the coverage 900 s later, and all actions."""
+    first, second = np.zeros(count, np.int64), np.zeros(count, np.int64)
+    first[: count // 4], second[count // 4 : count // 2] = before, now
+    second[: count // 4] = left
+    world = World(
+        [Load("a", np.full(count, PAGES), lambda at_s: first if at_s < 600.0 else second)], samples=32
+    )
+    ours = Ours(Policy(budget_bytes=count // 4 * BLOCK_BYTES, **policy))
+    actions = [each for _, each in run(world, ours, 150)]
+    return world.coverage, actions
+
+
+@pytest.mark.parametrize(("before", "now", "left"), [(450, 450, 8), (PAGES, 200, 8), (450, 450, 100)])
+def test_when_all_heat_moves_large_pages_follow_by_default(before: int, now: int, left: int) -> None:
+    coverage, _ = _moved(before, now, left)
+    assert coverage >= 0.9 * now / (now + left)
+
+
+def test_recounts_are_few_where_nothing_moves() -> None:
+    _, actions = _moved(450, 0, 450)
+    recounts = [each.address for each in actions if each.purpose == "recount"]
+    assert max(recounts.count(each) for each in set(recounts)) <= 1500 / Policy().recount_rest_s
+    assert not [each for each in actions if each.purpose in ("cold", "budget")]
+
+
+@pytest.mark.parametrize("before", [411, 450, 500])
+def test_a_block_of_which_all_is_used_takes_the_place_of_any_other(before: int) -> None:
+    used = [[before, 0]] * 8 + [[before, PAGES]] * 50
+    world = World([changing(used, 10.0)])
+    run(world, Ours(msgspec.structs.replace(_SOON, budget_bytes=BLOCK_BYTES)), 58)
+    assert world.large.tolist() == [False, True]
 
 
 def _outcome(outcome: Any, periods: int = 12, **policy: Any) -> tuple[World, Ours, list[int]]:

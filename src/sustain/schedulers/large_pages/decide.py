@@ -123,6 +123,7 @@ def _wanted(
     """(blocks that each target would have large if there were no budget, what of the budget is its own)."""
     mask = seen.blocks.large | it.may
     mask[it.cold] = False
+    mask[it.counted] = mask[it.pending] = True
     wanted = np.array([np.count_nonzero(mask[rows]) for rows in rows_of(seen)], np.int64)
     if places is None:
         return wanted, np.zeros(len(wanted), np.int64)

@@ -22,6 +22,7 @@ from sustain.schedulers.large_pages.state import Memory, State, rows_of
 
 _SCARCE_LEAST, _SCARCE_SHARE = 16, 0.05  # demoted in one plan while memory is scarce
 _MAPS_LARGE = (Finding.COLLAPSE, Finding.COUNTED)
+_IN_DOUBT = 9  # how much more is recounted when all of the last recounts ended with the loss of a place
 
 
 @dataclass
@@ -90,7 +91,9 @@ def map_large(
     room = len(seen.blocks) if places is None else max(0, places - large - it.recounting)
     surplus = 0 if places is None else max(0, large + it.recounting - places)
 
-    turn.take(it.counted if places is None else it.counted[: max(0, places - large)], Finding.COUNTED, it)
+    back = _holding(it, it.score[pool[np.flatnonzero(small & ~chosen.mask)]])
+    counted = it.counted[np.flatnonzero(back)]
+    turn.take(counted if places is None else counted[: max(0, places - large)], Finding.COUNTED, it)
     turn.take(it.cold, Finding.COLD, it)
     waiting = min(int(np.count_nonzero(hopeful)), possible) - room
     lost = pool[np.flatnonzero(~small & ~chosen.mask)]
@@ -106,7 +109,9 @@ def map_large(
     it.finding[order[~fits]] = Finding.BLOAT
     turn.take(order[fits], Finding.COLLAPSE, it)
     if policy.recount == "sample":
-        turn.take(_to_recount(it, memory, turn.rows(), policy), Finding.RECOUNTED, it)
+        failed = it.failed + len(it.counted) - len(counted)
+        doubt = failed / max(1, it.failed + len(it.counted))
+        turn.take(_to_recount(it, memory, turn.rows(), policy, seen.now_s, doubt), Finding.RECOUNTED, it)
 
 
 def _pool(it: Judgement, fillable_bytes: float) -> Rows:
@@ -131,6 +136,9 @@ def _choose(
     target = seen.blocks.target
     fixed = seen.blocks.large & ~it.stays
     fixed[it.cold] = False
+    fixed[it.counted] = fixed[it.pending] = (
+        True  # a block that is recounted has its place, and is its target's
+    )
     has = np.array([np.count_nonzero(fixed[rows]) for rows in rows_of(seen)], np.int64)
     caps = None
     most = [policy.of(each.name).most_bytes for each in seen.targets]
@@ -138,7 +146,7 @@ def _choose(
         blocks = [len(target) if each is None else int(each) // BLOCK_BYTES for each in most]
         caps = np.maximum(np.array(blocks, np.int64) - has, 0)
     shares = np.array([policy.of(each.name).shares for each in seen.targets], np.float64)
-    left = None if places is None else places - int(has.sum()) - it.recounting
+    left = None if places is None else places - int(has.sum())
     return choose(it.score[pool], target[pool], left, np.maximum(own - has, 0), caps, shares)
 
 
@@ -158,9 +166,24 @@ def _order(
     return np.concatenate((first, others[in_order(score[others], limit - len(first))]))
 
 
-def _to_recount(it: Judgement, memory: Memory, taken: Rows, policy: Policy) -> Rows:
-    """A share of what is large, those first whose pages were told apart longest ago."""
+def _holding(it: Judgement, waiting: NDArray[np.float32]) -> Mask:
+    """Which of the recounted blocks are mapped large again: the worst makes way when the best that waits is better, and
+    so on."""
+    found = np.ones(len(it.counted), np.bool_)
+    count = min(len(found), len(waiting))
+    worst, best = in_order(-it.counted_score, count), in_order(waiting, count)
+    found[worst] = it.counted_score[worst] >= waiting[best]
+    return found
+
+
+def _to_recount(
+    it: Judgement, memory: Memory, taken: Rows, policy: Policy, now_s: float, doubt: float
+) -> Rows:
+    """A share of what is large, those first whose pages were told apart longest ago. `doubt`: which part of the last
+    recounts found that a block had lost its place: where one has changed others may have, too, so more are asked."""
     every = np.flatnonzero(it.countable)
-    rows = np.setdiff1d(every, taken)
-    most = max(1, floor(policy.recount_share * len(every))) - it.recounting
+    rested = every[memory.fine_s[every] <= now_s - policy.recount_rest_s]
+    rows = np.setdiff1d(rested, taken)
+    share = min(0.5, policy.recount_share * (1 + _IN_DOUBT * doubt))
+    most = max(1, floor(share * len(every))) - len(it.pending)
     return rows[in_order((-memory.fine_s[rows]).astype(np.float32), max(0, most))]
