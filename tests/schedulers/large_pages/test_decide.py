@@ -437,6 +437,23 @@ def test_a_target_that_is_only_to_be_counted_stays_so_and_one_with_a_limit_keeps
     assert world.large.reshape(3, 4).sum(axis=1).tolist() == [0, 2, 4]
 
 
+def test_a_policy_goes_by_the_configured_name_of_which_there_are_several_but_first_by_a_targets_own() -> None:
+    policy = msgspec.structs.replace(
+        _SOON,
+        targets={
+            "db": TargetPolicy(most_bytes=2 * BLOCK_BYTES),
+            "db.3": TargetPolicy(most_bytes=BLOCK_BYTES),
+            "look": TargetPolicy(counted_only=True),
+        },
+    )
+    world = World([load([500] * 4, name) for name in ("db.1", "db.2", "db.3", "look.4")])
+    world.targets = tuple(
+        msgspec.structs.replace(each, wanted=each.name.split(".")[0]) for each in world.targets
+    )
+    run(world, Ours(policy), 6)
+    assert world.large.reshape(4, 4).sum(axis=1).tolist() == [2, 2, 1, 0]
+
+
 def test_effects_of_what_is_gone_are_no_trouble() -> None:
     world = World([load([500])])
     seen = world.seen()

@@ -127,7 +127,7 @@ def _wanted(
     wanted = np.array([np.count_nonzero(mask[rows]) for rows in rows_of(seen)], np.int64)
     if places is None:
         return wanted, np.zeros(len(wanted), np.int64)
-    shares = np.array([policy.of(each.name).shares for each in seen.targets], np.float64)
+    shares = np.array([policy.of(each).shares for each in seen.targets], np.float64)
     return wanted, budget.guaranteed(int(policy.by_shares * places), wanted, shares)
 
 

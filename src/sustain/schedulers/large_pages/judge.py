@@ -171,7 +171,7 @@ def _of_targets(
     """(is only counted, refused lately), of each target."""
     mine = [targets[each.life] for each in seen.targets]
     only = [
-        policy.of(each.name).counted_only
+        policy.of(each).counted_only
         or one.counts < policy.least_counts
         or now_s - one.since_s < policy.counting_s
         for each, one in zip(seen.targets, mine, strict=True)

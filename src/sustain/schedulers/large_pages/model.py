@@ -34,6 +34,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
         None  # time within which an access counts: a page is touched when it was used in it
     )
     problems: tuple[str, ...] = ()  # what is unknown or impossible, and why, in words
+    wanted: str = ""  # the configured target by which it was found, of which there may be several
 
     @property
     def life(self) -> str:

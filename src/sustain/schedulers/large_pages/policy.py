@@ -10,13 +10,13 @@ from typing import Literal
 import msgspec
 
 from sustain.errors import ConfigError
-from sustain.schedulers.large_pages.model import PAGES
+from sustain.schedulers.large_pages.model import PAGES, Target
 
 Recount = Literal["idleness", "sample"]
 
 
 class TargetPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the operator wants for one target."""
+    """What the operator wants for one target; where a name finds several processes, for each of them."""
 
     shares: float = 1000.0  # of what is divided by shares
     most_bytes: float | None = None  # mapped large, whatever the others need
@@ -73,8 +73,9 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     )
     pressure_limit: float = 0.10  # share of time that tasks wait for memory
 
-    def of(self, target: str) -> TargetPolicy:
-        return self.targets.get(target, self.default)
+    def of(self, target: Target) -> TargetPolicy:
+        """By its own name, else by that of the configured target that found it."""
+        return self.targets.get(target.name) or self.targets.get(target.wanted, self.default)
 
 
 def check(policy: Policy) -> None:

@@ -141,11 +141,11 @@ def _choose(
     )
     has = np.array([np.count_nonzero(fixed[rows]) for rows in rows_of(seen)], np.int64)
     caps = None
-    most = [policy.of(each.name).most_bytes for each in seen.targets]
+    most = [policy.of(each).most_bytes for each in seen.targets]
     if any(each is not None for each in most):
         blocks = [len(target) if each is None else int(each) // BLOCK_BYTES for each in most]
         caps = np.maximum(np.array(blocks, np.int64) - has, 0)
-    shares = np.array([policy.of(each.name).shares for each in seen.targets], np.float64)
+    shares = np.array([policy.of(each).shares for each in seen.targets], np.float64)
     left = None if places is None else places - int(has.sum())
     return choose(it.score[pool], target[pool], left, np.maximum(own - has, 0), caps, shares)
 
