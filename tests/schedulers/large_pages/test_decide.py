@@ -454,6 +454,73 @@ def test_a_policy_goes_by_the_configured_name_of_which_there_are_several_but_fir
     assert world.large.reshape(4, 4).sum(axis=1).tolist() == [2, 2, 1, 0]
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    rounds=st.lists(st.lists(st.integers(0, PAGES), min_size=10, max_size=10), min_size=1, max_size=4),
+    most=st.integers(0, 8),
+    before=st.integers(0, 10),
+    budget=st.sampled_from([None, 4, 9, 20]),
+    recount=st.sampled_from(["idleness", "sample"]),
+)
+def test_a_target_never_has_more_than_its_most_but_what_was_large_before_which_is_brought_down(
+    rounds: list[list[int]], most: int, before: int, budget: int | None, recount: Any
+) -> None:
+    policy = msgspec.structs.replace(
+        _SOON,
+        targets={"a": TargetPolicy(most_bytes=most * BLOCK_BYTES)},
+        budget_bytes=None if budget is None else budget * BLOCK_BYTES,
+        recount=recount,
+        recount_rest_s=0.0,
+        recount_share=0.3,
+        weight=0.9,
+    )
+    world = World([changing(rounds, 10.0), load([500] * 6, "b")])
+    ours = Ours(policy)
+    run(world, ours, 4)
+    world.large[:before] = True  # by somebody else
+    reached = before
+    for _ in range(40):
+        world.step(ours)
+        now = int(world.large[:10].sum())
+        assert now <= max(most, reached)
+        reached = now
+    assert reached <= most
+
+
+def test_a_better_block_replaces_another_of_a_target_at_its_most() -> None:
+    used = [[300, 0]] * 6 + [[300, 500]] * 30
+    policy = msgspec.structs.replace(_SOON, targets={"a": TargetPolicy(most_bytes=BLOCK_BYTES)})
+    world = World([changing(used, 10.0)])
+    run(world, Ours(policy), 36)
+    assert world.large.tolist() == [False, True]
+
+
+def test_a_block_that_would_fill_too_much_is_in_nobodys_way() -> None:
+    used = np.array([500, 480, 470, 460])
+    present = np.array([PAGES - 10, PAGES - 8, PAGES, PAGES])
+    world = World([Load("a", present, lambda _: used)])
+    ours = Ours(msgspec.structs.replace(_SOON, bloat_bytes=12 * PAGE_BYTES))
+    run(world, ours, 2)
+    assert world.large.tolist() == [True, False, True, True]
+    assert ours.last is not None
+    assert ours.last.finding.tolist()[1] == Finding.BLOAT
+
+
+def test_what_was_recounted_is_only_mapped_as_far_as_large_pages_are_to_be_had() -> None:
+    world = World([load([500] * 12)])
+    ours = Ours(msgspec.structs.replace(_SOON, recount="sample", recount_share=0.5, recount_rest_s=0.0))
+    run(world, ours, 4)
+    world.host = msgspec.structs.replace(world.host, free_large_pages=0)
+    world.answer = lambda action: "no large page to be had" if isinstance(action, Collapse) else "done"
+    tried = [sum(isinstance(each, Collapse) for each in world.step(ours)) for _ in range(8)]
+    assert max(tried) == 6
+    assert sum(tried) <= 6 + 4 + 4
+    world.answer = lambda _: "done"
+    ours.policy = msgspec.structs.replace(ours.policy, recount="idleness")
+    run(world, ours, 20)
+    assert world.large.all()
+
+
 def test_effects_of_what_is_gone_are_no_trouble() -> None:
     world = World([load([500])])
     seen = world.seen()

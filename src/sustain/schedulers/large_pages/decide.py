@@ -156,7 +156,9 @@ def _actions(
 def _remember(memory: Memory, it: Judgement, turn: Turn, seen: Observation, now_s: float) -> Memory:
     """With what was there before a block is mapped large, and without recounts that have ended."""
     over = np.flatnonzero((memory.recount_s > -np.inf) & (it.finding != Finding.RECOUNT))
-    over = over[~np.isin(it.finding[over], [Finding.COUNTED, Finding.RATE, Finding.RECOUNTED])]
+    over = over[
+        ~np.isin(it.finding[over], [Finding.COUNTED, Finding.RATE, Finding.NO_PAGES, Finding.RECOUNTED])
+    ]
     base, recount_s, changed_s = memory.base, memory.recount_s, memory.changed_s
     if len(over):
         recount_s, changed_s = recount_s.copy(), changed_s.copy()
