@@ -13,8 +13,10 @@ from sim.large_pages.world import Load, Ours, Pages, World
 from sustain.schedulers.large_pages.decide import decide
 from sustain.schedulers.large_pages.model import (
     BLOCK_BYTES,
+    NOT_ITS_TURN,
     PAGE_BYTES,
     PAGES,
+    STOPPING,
     Collapse,
     Demote,
     Effect,
@@ -378,7 +380,36 @@ def test_without_large_pages_all_wait_and_a_free_one_ends_that() -> None:
     assert ours.last is not None
     world.host = msgspec.structs.replace(world.host, free_large_pages=7)
     world.answer = lambda _: "done"
-    assert [len(world.step(ours)) for _ in range(3)] == [7, 43, 0]
+    assert [len(world.step(ours)) for _ in range(4)] == [
+        7,
+        39,
+        4,
+        0,
+    ]  # the four that failed twice wait for 20 s
+
+
+def test_one_large_page_that_was_not_to_be_had_holds_up_its_block_alone() -> None:
+    first = BLOCK_BYTES
+    world = World(
+        [load([500] * 50)],
+        answer=lambda action: "no large page to be had" if action.address == first else "done",
+    )
+    ours = Ours(msgspec.structs.replace(_SOON, most_actions=20))
+    actions = run(world, ours, 7)
+    assert [sum(number == each for number, _ in actions) for each in range(1, 5)] == [20, 20, 11, 0]
+    assert [number for number, each in actions if each.address == first] == [1, 3, 6]  # 10 s, 20 s
+    assert world.large.tolist() == [False] + [True] * 49
+
+
+@pytest.mark.parametrize("detail", [NOT_ITS_TURN, STOPPING])
+def test_what_was_never_tried_teaches_nothing(detail: str) -> None:
+    world = World([load([500])], answer=lambda _: "again later")
+    ours = Ours(_SOON)
+    tried = []
+    for number in range(6):
+        tried += [number] * len(world.step(ours))
+        world.effects = tuple(msgspec.structs.replace(each, detail=detail) for each in world.effects)
+    assert tried == [1, 2, 3, 4, 5]
 
 
 def test_under_pressure_the_coldest_and_most_bloated_go_first_and_nothing_is_mapped() -> None:
