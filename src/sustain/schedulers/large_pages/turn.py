@@ -131,7 +131,8 @@ def map_large(
     if policy.recount == "sample":
         failed = it.failed + len(it.counted) - len(counted)
         doubt = failed / max(1, it.failed + len(it.counted))
-        turn.take(_to_recount(it, memory, turn.rows(), policy, seen.now_s, doubt), Finding.RECOUNTED, it)
+        rows = _to_recount(it, memory, turn.rows(), policy, seen.now_s, doubt)
+        turn.take(rows[: turn.room(Finding.RECOUNTED)], Finding.RECOUNTED, it)
 
 
 def _pool(it: Judgement, fillable_bytes: float) -> Rows:
