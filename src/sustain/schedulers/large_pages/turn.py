@@ -119,7 +119,7 @@ def map_large(
         these = these[room_of_each(it, seen, most, pool[these])]
     waiting = min(len(these), turn.possible) - room
     excess = max(0, max(surplus, waiting) - len(it.cold) - len(over))
-    others = np.setdiff1d(lost, over)
+    others = _without(lost, over, len(seen.blocks))
     rest = others[in_order(-it.score[others], excess)]
     turn.take(np.concatenate((over, rest)), Finding.REPLACED, it)
 
@@ -198,6 +198,15 @@ def _holding(it: Judgement, waiting: Rows, seen: Observation) -> Mask:
     return found
 
 
+def _without(rows: Rows, others: Rows, count: int) -> Rows:
+    """Those rows of `count` but for some, in their order; by a mask, since there may be many."""
+    if not len(others):
+        return rows
+    mask = np.zeros(count, np.bool_)
+    mask[others] = True
+    return rows[~mask[rows]]
+
+
 def _fits(fill: NDArray[np.float32], fillable_bytes: float) -> Mask:
     """Which of these blocks are filled, in their order; one that does not fit any more is passed over."""
     found, left = np.ones(len(fill), np.bool_), fillable_bytes / PAGE_BYTES
@@ -214,7 +223,7 @@ def _to_recount(
     recounts found that a block had lost its place: where one has changed others may have, too, so more are asked."""
     every = np.flatnonzero(it.countable)
     rested = every[memory.fine_s[every] <= now_s - policy.recount_rest_s]
-    rows = np.setdiff1d(rested, taken)
+    rows = _without(rested, taken, len(memory.fine_s))
     share = min(0.5, policy.recount_share * (1 + _IN_DOUBT * doubt))
     most = max(1, floor(share * len(every))) - len(it.pending)
     return rows[in_order((-memory.fine_s[rows]).astype(np.float32), max(0, most))]
