@@ -1,7 +1,8 @@
 """One plan for a million blocks of 2 MiB (2 TiB) on one core: a look, state and policy in; findings and actions out.
 
 Blocks are made up: 16 targets, heat at random, estimated counts that are new for every block (of large ones as a
-whole), a budget of a quarter of the blocks, which is taken by a random quarter since the look before. Where blocks have
+whole), a budget of a quarter of the blocks, which is taken by a random quarter since three minutes, so that these may
+be kept, replaced, recounted or cold. Where blocks have
 come or gone since, all that is remembered has to be found again: that is measured once, beside it. There is no peer
 that plans so; 100,000 and 10,000 blocks stand beside it. Neither counting nor acting is in it.
 """
@@ -51,7 +52,8 @@ def made_up(count: int, at_s: float, seed: int) -> Observation:
 
 
 def prepared(count: int) -> tuple[Observation, State]:
-    """A look, and the state after three before it, in which all blocks were small."""
+    """A look, and the state after five before it: three in which all blocks were small, and two in which a quarter had
+    been large for so long by now that it may be mapped small again."""
     first = made_up(count, 1000.0, 1)
     state: State | None = None
     rng, none = np.random.default_rng(2), np.zeros(count, np.bool_)
@@ -61,6 +63,9 @@ def prepared(count: int) -> tuple[Observation, State]:
     )
     for number in range(3):
         seen = msgspec.structs.replace(first, now_s=first.now_s + 30.0 * number - 300.0, blocks=small)
+        state = decide(seen, state, _POLICY, seen.now_s).state
+    for before_s in (180.0, 150.0):
+        seen = msgspec.structs.replace(first, now_s=first.now_s - before_s)
         state = decide(seen, state, _POLICY, seen.now_s).state
     assert state is not None
     return first, state

@@ -3,7 +3,8 @@
 The model: each block has pages that are present and pages that are used in each counting period, by its process's
 `Load`. Counting is exact, or DAMON's: of a block `samples` pages are looked at, at random, and the share of those that
 were used is told, with the error that `host.damon.estimate` states. Of a block that is mapped large only whether it
-was used at all is seen. Mapping large fills a block; what was filled stays. Accesses are spread evenly over the pages
+was used at all is seen: it has one accessed bit, which a single used page sets, whichever pages
+are looked at. Mapping large fills a block; what was filled stays. Accesses are spread evenly over the pages
 that are used, so the share of accesses in large pages is the share of used pages in them.
 """
 
@@ -122,7 +123,7 @@ class World:
         blocks = Blocks(
             target=self.target,
             address=self.address,
-            touched=np.where(self.large, (touched > 0) * np.float32(PAGES), touched).astype(np.float32),
+            touched=np.where(self.large, (self.used > 0) * np.float32(PAGES), touched).astype(np.float32),
             error=error,
             age_s=np.zeros(len(touched), np.float32),
             populated=self.present.astype(np.int16),

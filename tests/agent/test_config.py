@@ -8,6 +8,7 @@ import pytest
 
 from sustain.agent.config import AgentConfig, GuestMemorySection, address, load, parse
 from sustain.errors import ConfigError
+from sustain.schedulers.large_pages.model import Target
 
 WHOLE = """
 [agent]
@@ -179,7 +180,8 @@ def test_large_pages_alone_and_everything_of_them() -> None:
     assert [target.name for target in section.targets] == ["db", "vms"]
     policy = section.whole.policy
     assert (policy.budget_bytes, policy.bloat_bytes, policy.residence_s) == (4 << 30, 256 << 20, 300)
-    assert (policy.recount, policy.of("db").shares, policy.of("db").most_bytes) == ("sample", 2000, 1 << 30)
+    db = policy.of(Target(name="db.17", wanted="db", pid=17, started=1))
+    assert (policy.recount, db.shares, db.most_bytes) == ("sample", 2000, 1 << 30)
 
 
 @pytest.mark.parametrize(
@@ -188,6 +190,11 @@ def test_large_pages_alone_and_everything_of_them() -> None:
         ('command = "postgres"', 'command = "postgres"\npid = 3', "exactly one way"),
         ('name = "vms"', 'name = "db"', "there twice"),
         ('residence = "5min"', "high = 600", "high cannot be 600"),
+        (
+            'guest = "*"\n\n',
+            'guest = "vm"\n\n[large_pages.policy.targets.ab]\nshares = 5\n',
+            "no target is called",
+        ),
         ('residence = "5min"', 'fresh = "30s"', "less than two counting periods"),
         ('period = "5s"', 'period = "0.5s"', "large_pages.period: less than a second"),
         ("keep = true", "kept = true", "large_pages.kept: no such key"),

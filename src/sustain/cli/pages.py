@@ -105,7 +105,7 @@ def config_of(args: argparse.Namespace) -> Any:
     from sustain.agent.config import AgentConfig, LargePagesSection, load
     from sustain.errors import ConfigError
     from sustain.schedulers.large_pages.config import check
-    from sustain.schedulers.large_pages.find import Wanted
+    from sustain.schedulers.large_pages.find import Wanted, may_be_called
 
     named = tuple(Wanted(name=str(pid), pid=pid) for pid in args.pid)
     named += tuple(Wanted(name=command, command=command) for command in args.command)
@@ -115,7 +115,11 @@ def config_of(args: argparse.Namespace) -> Any:
         config = load(args.config)
     section = config.large_pages or LargePagesSection()
     if named:
-        section = msgspec.structs.replace(section, targets=named)
+        own = {
+            name: each for name, each in section.policy.targets.items() if may_be_called(named, name)
+        }  # the others' targets are not looked at now
+        policy = msgspec.structs.replace(section.policy, targets=own)
+        section = msgspec.structs.replace(section, targets=named, policy=policy)
     if args.period is not None:
         section = msgspec.structs.replace(section, period_s=args.period, count_period_s=args.period)
     if not section.targets:

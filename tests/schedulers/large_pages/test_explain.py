@@ -101,6 +101,15 @@ def test_a_picture_has_each_block_in_its_place() -> None:
     assert len([line for line in heat.text(far) if "0x" in line]) == 2
 
 
+def test_what_waits_for_its_turn_is_told_in_its_direction() -> None:
+    columns = {"finding": ["rate", "rate"], "large": [True, False]}
+    assert [heat.mark(columns, row) for row in (0, 1)] == ["-", "+"]
+    plan = _plan()
+    said = [why(Finding.RATE, row, plan.seen.blocks, plan.memory, 1.0, _POLICY, 1.0) for row in (3, 0)]
+    assert ["mapped small" in each for each in said] == [True, False]
+    assert ["mapped large" in each for each in said] == [False, True]
+
+
 def test_a_drawing_is_well_formed_and_has_each_block_with_its_title() -> None:
     columns = explain.as_columns(_plan(), "a")
     root = ET.fromstring(heat.svg('<a & "b">', columns))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sustain.errors import ConfigError
-from sustain.schedulers.large_pages.find import Wanted, check, find
+from sustain.schedulers.large_pages.find import Wanted, check, find, may_be_called
 from tests.schedulers.large_pages.touching import touching
 
 
@@ -21,6 +21,7 @@ def test_by_number_file_and_command(tmp_path: Path) -> None:
         program = os.path.basename(os.readlink(f"/proc/{one.pid}/exe"))
         found, problems = find([Wanted(name="py", command=program), Wanted(name="again", pid=one.pid)])
         names = {each.name for each in found}
+        assert {each.wanted for each in found} == {"py"}
         assert {f"py.{one.pid}", f"py.{other.pid}"} <= names
         assert "again" not in names, "a process is one target"
         assert os.getpid() not in {each.who.pid for each in found}, "not ourselves"
@@ -42,12 +43,20 @@ def test_a_cgroup_with_all_below(tmp_path: Path) -> None:
         (top / "db.slice/below/cgroup.procs").write_text(f"{other.pid}\n")
         found, problems = find([Wanted(name="db", cgroup="/db.slice")], tmp_path)
         assert problems == []
+        assert {each.wanted for each in found} == {"db"}
         assert [(each.name, each.who) for each in found] == [
             (f"db.{pid}", who) for pid, who in sorted((each.pid, each.who) for each in (one, other))
         ]
         assert find([Wanted(name="db", cgroup=str(top / "db.slice"))], tmp_path)[0] == found
         _, (problem,) = find([Wanted(name="db", cgroup=str(top / "none"))], tmp_path)
         assert "no cgroup" in problem
+
+
+def test_which_names_a_target_may_have() -> None:
+    wanted = [Wanted(name="db", command="postgres"), Wanted(name="o", pid=3), Wanted(name="vm", guest="web")]
+    names = ["db", "db.4711", "db.x", "dbx", "o", "o.3", "vm", "web"]
+    assert [name for name in names if may_be_called(wanted, name)] == ["db", "db.4711", "o", "vm"]
+    assert may_be_called([Wanted(name="all", guest="*")], "web")
 
 
 def test_what_cannot_be_meant() -> None:

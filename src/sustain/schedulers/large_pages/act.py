@@ -24,7 +24,7 @@ from sustain.schedulers.guest_memory.changes import DAMON
 from sustain.schedulers.journal import Journal, Report
 from sustain.schedulers.large_pages import ours
 from sustain.schedulers.large_pages.hand import Came, Hand, gone
-from sustain.schedulers.large_pages.model import Action, Collapse, Effect, Outcome
+from sustain.schedulers.large_pages.model import NOT_ITS_TURN, STOPPING, Action, Collapse, Effect, Outcome
 from sustain.schedulers.large_pages.ours import Ours, Span, start_of
 from sustain.schedulers.large_pages.undo import undo
 
@@ -140,11 +140,9 @@ class Actuator:
     def _one(self, hand: Hand, action: Action, until_s: float) -> Effect:
         begun_s = time.monotonic()
         if self._stop.is_set() or max(begun_s, self._next_s) >= until_s:
-            return Effect(
-                action=action, outcome="again later", detail="it was not its turn any more in this round"
-            )
+            return Effect(action=action, outcome="again later", detail=NOT_ITS_TURN)
         if self._stop.wait(max(0.0, self._next_s - begun_s)):
-            return Effect(action=action, outcome="again later", detail="the scheduler stops")
+            return Effect(action=action, outcome="again later", detail=STOPPING)
         begun_s = time.monotonic()
         self._next_s = begun_s + self._pause_s
         try:

@@ -6,7 +6,9 @@ Used by `decide`. Each outcome as it deserves:
 | --- | --- | --- |
 | done | nothing; what had failed is forgotten | |
 | again later | the block | 10 s, doubled with each failure in a row, up to 10 min |
-| no large page to be had | every collapse on this host: its memory is fragmented | 15 s, doubled, up to 10 min |
+| never tried | nothing: its round was over, or the scheduler ended | |
+| no large page to be had | the block | 10 s, as above |
+| the same, and no collapse of a plan was done | every one on this host: memory is fragmented | 15 s, up to 10 min |
 | gone | the block; a target that has gone is not in the next observation | 10 s, as above |
 | not eligible | the block | 1 h: mappings change seldom |
 | refused | the target | 1 min, doubled, up to 1 h |
@@ -40,6 +42,7 @@ def learn(
 ) -> tuple[State, Memory, dict[str, TargetMemory]]:
     """`state` is the one before, `memory` and `targets` those of now; the same with what the effects teach."""
     targets = dict(targets)
+    effects = [each for each in effects if each.tried]
     rows = _rows(seen, effects)
     if effects:
         memory = replace(
@@ -87,12 +90,12 @@ def collapses_at_once(state: State, seen: Observation, most: int) -> int:
 
 
 def _pages(state: State, seen: Observation, failed: int, done: int) -> State:
+    if done:
+        return replace(state, no_pages_failures=0, no_pages_until_s=-np.inf)
     if failed:
         failures = min(state.no_pages_failures + 1, 16)
         wait_s = _doubled(_PAGES_S, failures)
         return replace(state, no_pages_failures=failures, no_pages_until_s=seen.now_s + wait_s)
-    if done:
-        return replace(state, no_pages_failures=0, no_pages_until_s=-np.inf)
     return state
 
 
@@ -106,7 +109,7 @@ def _of_block(seen: Observation, memory: Memory, effect: Effect, row: int) -> No
             memory.recount_s[row] = now_s
     elif effect.outcome == "not eligible":
         memory.retry_s[row] = now_s + _NOT_ELIGIBLE_S
-    elif effect.outcome in ("again later", "gone"):
+    elif effect.outcome in ("again later", "gone", "no large page to be had"):
         memory.failures[row] = min(int(memory.failures[row]) + 1, 16)
         memory.retry_s[row] = now_s + _doubled(_BLOCK_S, int(memory.failures[row]))
 

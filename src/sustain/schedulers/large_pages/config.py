@@ -8,7 +8,7 @@ import msgspec
 from sustain.errors import ConfigError
 from sustain.schedulers.large_pages import policy
 from sustain.schedulers.large_pages.counting import Ways
-from sustain.schedulers.large_pages.find import Wanted
+from sustain.schedulers.large_pages.find import Wanted, may_be_called
 from sustain.schedulers.large_pages.find import check as check_targets
 from sustain.schedulers.large_pages.policy import Policy
 
@@ -27,6 +27,12 @@ def check(config: LargePagesConfig) -> None:
     """Raises ConfigError for what cannot be meant."""
     check_targets(config.targets)
     policy.check(config.policy)
+    for name in config.policy.targets:
+        if not may_be_called(config.targets, name):
+            raise ConfigError(
+                f"large_pages: policy.targets.{name}: no target is called that",
+                hint="a policy goes by the name of a target, or of one process that it finds (db.4711)",
+            )
     if config.count_period_s < 1:
         raise ConfigError("large_pages: count_period: less than a second", hint="10s is a good period")
     if config.policy.fresh_s < 2 * config.count_period_s:

@@ -123,10 +123,11 @@ def _wanted(
     """(blocks that each target would have large if there were no budget, what of the budget is its own)."""
     mask = seen.blocks.large | it.may
     mask[it.cold] = False
+    mask[it.counted] = mask[it.pending] = True
     wanted = np.array([np.count_nonzero(mask[rows]) for rows in rows_of(seen)], np.int64)
     if places is None:
         return wanted, np.zeros(len(wanted), np.int64)
-    shares = np.array([policy.of(each.name).shares for each in seen.targets], np.float64)
+    shares = np.array([policy.of(each).shares for each in seen.targets], np.float64)
     return wanted, budget.guaranteed(int(policy.by_shares * places), wanted, shares)
 
 
@@ -155,7 +156,9 @@ def _actions(
 def _remember(memory: Memory, it: Judgement, turn: Turn, seen: Observation, now_s: float) -> Memory:
     """With what was there before a block is mapped large, and without recounts that have ended."""
     over = np.flatnonzero((memory.recount_s > -np.inf) & (it.finding != Finding.RECOUNT))
-    over = over[~np.isin(it.finding[over], [Finding.COUNTED, Finding.RATE, Finding.RECOUNTED])]
+    over = over[
+        ~np.isin(it.finding[over], [Finding.COUNTED, Finding.RATE, Finding.NO_PAGES, Finding.RECOUNTED])
+    ]
     base, recount_s, changed_s = memory.base, memory.recount_s, memory.changed_s
     if len(over):
         recount_s, changed_s = recount_s.copy(), changed_s.copy()

@@ -47,7 +47,8 @@ def find(plan: Plan, name: str) -> tuple[TargetPlan, slice]:
 def of_target(plan: Plan, name: str, policy: Policy) -> str:
     """One target, line by line. Raises UnknownTarget."""
     one, rows = find(plan, name)
-    own = policy.of(name)
+    (target,) = (each for each in plan.seen.targets if each.life == one.life)
+    own = policy.of(target)
     found = np.bincount(plan.finding[rows], minlength=len(Finding)).tolist()
     lines = [
         f"target          {one.name}, process {one.pid}",

@@ -35,6 +35,7 @@ class Found:
     as its command line names them."""
 
     name: str
+    wanted: str  # the name of the target by which it was found
     who: Identity
     only: tuple[tuple[int, int], ...] | None = None
     guest: bool = False
@@ -59,6 +60,17 @@ def check(wanted: Sequence[Wanted]) -> None:
         names.add(each.name)
 
 
+def may_be_called(wanted: Sequence[Wanted], name: str) -> bool:
+    """Whether one of these is called that, or may find a process that is."""
+    for each in wanted:
+        numbered = each.command is not None or each.cgroup is not None
+        if name == each.name or each.guest == ANY:
+            return True
+        if numbered and name.startswith(f"{each.name}.") and name[len(each.name) + 1 :].isdecimal():
+            return True
+    return False
+
+
 def find(wanted: Sequence[Wanted], root: Path = Path("/")) -> tuple[list[Found], list[str]]:
     """Those that are there, each once, and what was not found or cannot be looked at, in words."""
     found: dict[Identity, Found] = {}
@@ -79,26 +91,27 @@ def find(wanted: Sequence[Wanted], root: Path = Path("/")) -> tuple[list[Found],
 
 def _matches(wanted: Wanted, root: Path) -> Iterator[Found]:
     if wanted.pid is not None:
-        yield from _named(wanted.name, wanted.pid, root)
+        yield from _named(wanted, wanted.pid, root)
     elif wanted.pid_file is not None:
         words = (files.text(Path(wanted.pid_file)) or "").split()
         if words and words[0].isdecimal():
-            yield from _named(wanted.name, int(words[0]), root)
+            yield from _named(wanted, int(words[0]), root)
     elif wanted.command is not None:
         for pid in maps.all_pids(root):
             if wanted.command in _commands(pid, root):
-                yield from _named(f"{wanted.name}.{pid}", pid, root)
+                yield from _named(wanted, pid, root)
     elif wanted.cgroup is not None:
         for pid in cgroup.members(wanted.cgroup, root):
-            yield from _named(f"{wanted.name}.{pid}", pid, root)
+            yield from _named(wanted, pid, root)
     elif wanted.guest is not None:
         yield from _guests(wanted, root)
 
 
-def _named(name: str, pid: int, root: Path) -> Iterator[Found]:
+def _named(wanted: Wanted, pid: int, root: Path) -> Iterator[Found]:
     who = identify(pid, str(root))
     if who is not None:
-        yield Found(name, who)
+        name = wanted.name if wanted.command is None and wanted.cgroup is None else f"{wanted.name}.{pid}"
+        yield Found(name, wanted.name, who)
 
 
 def _commands(pid: int, root: Path) -> set[str]:
@@ -119,4 +132,4 @@ def _guests(wanted: Wanted, root: Path) -> Iterator[Found]:
         if areas:
             name = each.name if wanted.guest == ANY else wanted.name
             only = tuple((area.start, area.end) for area in areas)
-            yield Found(name, each.who, only, True, each.qmp, each.guest_agent)
+            yield Found(name, wanted.name, each.who, only, True, each.qmp, each.guest_agent)

@@ -16,7 +16,6 @@ _UNKNOWN = "?"
 _NEXT = {
     "collapse": "+",
     "counted": "+",
-    "rate": "+",
     "cold": "-",
     "replaced": "-",
     "pressure": "-",
@@ -83,7 +82,10 @@ def level(estimate: float | None) -> str:
 
 def mark(columns: Columns, row: int) -> str:
     """What is done or would be next, or how it is mapped."""
-    return _NEXT.get(columns["finding"][row], _LARGE if columns["large"][row] else " ")
+    finding, large = columns["finding"][row], columns["large"][row]
+    if finding == "rate":  # it waits for its turn, in one direction or the other
+        return "-" if large else "+"
+    return _NEXT.get(finding, _LARGE if large else " ")
 
 
 def _cell(columns: Columns, row: int, x: int, y: int) -> str:

@@ -5,8 +5,9 @@ Used by `decide`. The worth of a block that may become large, in accessed pages:
     worth = estimate − fill · (pages that mapping it large would fill) − compaction (where no large page is free)
 
 times 1 + `prefer` where the guest in it maps it large, too. What a block that is large is worth is its estimate, times
-the same, times 1 + `margin`: it has been filled, and one that takes its place has to be better by that much. So of
-two blocks with constant counts none takes the other's place twice.
+the same, times 1 + `margin`: it has been filled, and one that takes its place has to be better by that much, as far as
+a block can be: one of 512 pages takes the place of any that has less. So of two blocks with constant counts none takes
+the other's place twice.
 
 A count is no rate: a page that was accessed once and one that was accessed a million times are alike. So the worth of a
 block is not seconds saved, and what a large page costs is set against it in pages, by constants of the policy.
@@ -36,10 +37,19 @@ class Judgement:
     may: Mask  # it is small, and may become large
     stays: Mask  # it is large, and stays unless others are better
     cold: Rows  # large, and to be demoted
-    counted: Rows  # mapped small for a recount, counted, and to be large again
-    recounting: int  # blocks that have a place, and are small for a recount
+    counted: (
+        Rows  # mapped small for a recount, counted, and to be large again unless others that wait are better
+    )
+    counted_score: NDArray[np.float32]  # of these
+    pending: Rows  # mapped small for a recount, and not counted yet
+    failed: int  # mapped small for a recount, counted, and cold
     countable: Mask  # it is large, and may be demoted for a recount
     known: Mask  # of its target something may be done, and its estimate is good
+
+    @property
+    def recounting(self) -> int:
+        """Blocks that have a place, and are small for a recount."""
+        return len(self.counted) + len(self.pending)
 
 
 @dataclass(frozen=True)
@@ -86,7 +96,9 @@ def judge(
         stays=np.concatenate([each.stays for each in parts]),
         cold=of_all("cold"),
         counted=of_all("counted"),
-        recounting=sum(each.recounting for each in parts),
+        counted_score=np.concatenate([each.counted_score for each in parts]),
+        pending=of_all("pending"),
+        failed=sum(each.failed for each in parts),
         countable=np.concatenate([each.countable for each in parts]),
         known=np.concatenate([each.known for each in parts]),
     )
@@ -131,9 +143,11 @@ def _judge(blocks: Blocks, memory: Memory, terms: _Terms) -> Judgement:
     put(finding, Finding.BUDGET, may)  # unless they are chosen
     held = large & ready & settled
     stays = held & ~chilly
-    kept = estimate * factor * np.float32(1 + policy.margin)
+    reached = np.fmin(estimate * np.float32(1 + policy.margin), np.float32(PAGES - 1))
+    kept = np.maximum(reached, estimate + np.float32(0.5)) * factor
     score = select(may, worth, select(stays, kept, np.full(len(kept), np.nan, np.float32)))
-    counted, pending = _recounts(blocks, memory, recounting & free, terms)
+    counted, pending, failed = _recounts(blocks, memory, recounting & free, terms)
+    counted = counted[:0] if terms.scarce else counted
     finding[pending] = Finding.RECOUNT
     return Judgement(
         finding=finding,
@@ -142,8 +156,10 @@ def _judge(blocks: Blocks, memory: Memory, terms: _Terms) -> Judgement:
         may=may,
         stays=stays,
         cold=np.flatnonzero(held & chilly),
-        counted=counted[:0] if terms.scarce else counted,
-        recounting=len(counted) + len(pending),
+        counted=counted,
+        counted_score=kept[counted],
+        pending=pending,
+        failed=failed,
         countable=large & settled & free,
         known=ready,
     )
@@ -155,7 +171,7 @@ def _of_targets(
     """(is only counted, refused lately), of each target."""
     mine = [targets[each.life] for each in seen.targets]
     only = [
-        policy.of(each.name).counted_only
+        policy.of(each).counted_only
         or one.counts < policy.least_counts
         or now_s - one.since_s < policy.counting_s
         for each, one in zip(seen.targets, mine, strict=True)
@@ -178,13 +194,13 @@ def _known(finding: NDArray[np.uint8], blocks: Blocks, memory: Memory, terms: _T
     return found
 
 
-def _recounts(blocks: Blocks, memory: Memory, recounting: Mask, terms: _Terms) -> tuple[Rows, Rows]:
-    """(counted since they were demoted for it, and good enough to be large; not counted yet). A count belongs to it
-    when all of its period was after the demotion."""
+def _recounts(blocks: Blocks, memory: Memory, recounting: Mask, terms: _Terms) -> tuple[Rows, Rows, int]:
+    """(counted since they were demoted for it, and good enough to be large; not counted yet; how many were counted and
+    are not good enough). A count belongs to it when all of its period was after the demotion."""
     policy = terms.policy
     rows = np.flatnonzero(recounting)
     begun_s = memory.fine_s[rows] - terms.windows_s[blocks.target[rows]]
     counted = begun_s >= memory.recount_s[rows]
     overdue = ~counted & (memory.recount_s[rows] < terms.now_s - policy.fresh_s)
     good = memory.estimate[rows] + policy.certainty * memory.error[rows] >= policy.low
-    return rows[counted & good], rows[~counted & ~overdue]
+    return rows[counted & good], rows[~counted & ~overdue], int(np.count_nonzero(counted & ~good))

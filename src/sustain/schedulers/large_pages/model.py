@@ -19,6 +19,8 @@ PAGE_BYTES = 4096
 PAGES = BLOCK_BYTES // PAGE_BYTES  # in a block: 512
 
 Counting = Literal["page-idle", "damon", "none"]
+NOT_ITS_TURN = "it was not its turn any more in this round"  # details of actions that were not tried at all
+STOPPING = "the scheduler stops"
 Outcome = Literal["done", "again later", "no large page to be had", "gone", "not eligible", "refused"]
 Purpose = Literal["pays", "cold", "sparse", "pressure", "budget", "recount", "counted", "restore"]
 
@@ -34,6 +36,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
         None  # time within which an access counts: a page is touched when it was used in it
     )
     problems: tuple[str, ...] = ()  # what is unknown or impossible, and why, in words
+    wanted: str = ""  # the configured target by which it was found, of which there may be several
 
     @property
     def life(self) -> str:
@@ -172,3 +175,8 @@ class Effect(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def done(self) -> bool:
         return self.outcome == "done"
+
+    @property
+    def tried(self) -> bool:
+        """Whether the kernel was asked at all."""
+        return not (self.outcome == "again later" and self.detail in (NOT_ITS_TURN, STOPPING))

@@ -34,7 +34,7 @@ class Finding(IntEnum):
     BLOAT = 12  # the bloat budget has no room for it
     NO_PAGES = 13  # large pages were not to be had lately
     BUDGET = 14  # others are better, or their target's own
-    RATE = 15  # it is its turn, but not in this plan: processor time, or the most actions of a plan
+    RATE = 15  # to be mapped large, or small, but not in this plan: processor time, or the most actions of a plan
     COLLAPSE = 16
     COUNTED = 17  # mapped large again after a recount
     KEPT = 18  # large, and rightly so

@@ -10,13 +10,13 @@ from typing import Literal
 import msgspec
 
 from sustain.errors import ConfigError
-from sustain.schedulers.large_pages.model import PAGES
+from sustain.schedulers.large_pages.model import PAGES, Target
 
 Recount = Literal["idleness", "sample"]
 
 
 class TargetPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the operator wants for one target."""
+    """What the operator wants for one target; where a name finds several processes, for each of them."""
 
     shares: float = 1000.0  # of what is divided by shares
     most_bytes: float | None = None  # mapped large, whatever the others need
@@ -35,8 +35,13 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     weight: float = 0.4  # of a new count in the estimate, when it comes `weight_period_s` after the last one
     weight_period_s: float = 30.0
     fresh_s: float = 120.0  # what was counted longer ago is not acted upon
-    recount: Recount = "idleness"  # how blocks that are mapped large are counted
-    recount_share: float = 0.01  # of them, demoted at a time for a recount; recount = "sample" only
+    recount: Recount = "sample"  # how blocks that are mapped large are counted
+    recount_share: float = (
+        0.01  # of them, demoted at a time for a recount, up to ten times that while they fail it
+    )
+    recount_rest_s: float = (
+        300.0  # a block whose pages were told apart is not demoted for that again for that long
+    )
 
     # when to map large, and when small again: accessed pages of 512
     high: float = 64.0
@@ -68,8 +73,9 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     )
     pressure_limit: float = 0.10  # share of time that tasks wait for memory
 
-    def of(self, target: str) -> TargetPolicy:
-        return self.targets.get(target, self.default)
+    def of(self, target: Target) -> TargetPolicy:
+        """By its own name, else by that of the configured target that found it."""
+        return self.targets.get(target.name) or self.targets.get(target.wanted, self.default)
 
 
 def check(policy: Policy) -> None:
@@ -81,6 +87,7 @@ def check(policy: Policy) -> None:
         ("least_counts", 1 <= policy.least_counts <= 200, "from 1 to 200; 3 is usual"),
         ("fresh_s", policy.fresh_s > 0, "a time; several counting periods are usual"),
         ("recount_share", 0 < policy.recount_share <= 0.5, "a share; 0.01 is usual"),
+        ("recount_rest_s", policy.recount_rest_s >= 0, "a time; 5min is usual"),
         ("high", 0 < policy.high <= PAGES, f"pages, up to {PAGES}; 64 is usual"),
         ("low", 0 <= policy.low < policy.high, "less than `high`; 24 is usual"),
         ("certainty", policy.certainty >= 0, "a number of standard errors; 1 is usual"),

@@ -179,6 +179,7 @@ class Sensor:
     def _target(self, found: Found, count: Count | None, problems: Sequence[str]) -> Target:
         return Target(
             name=found.name,
+            wanted=found.wanted,
             pid=found.who.pid,
             started=found.who.start_ticks,
             counting=self._counter.kind,

@@ -15,13 +15,21 @@ from sustain.schedulers.large_pages import budget
 from sustain.schedulers.large_pages.choose import Chosen, choose, in_order, in_turns
 from sustain.schedulers.large_pages.columns import Mask
 from sustain.schedulers.large_pages.judge import Judgement, Rows
-from sustain.schedulers.large_pages.model import BLOCK_BYTES, PAGE_BYTES, Observation
+from sustain.schedulers.large_pages.model import PAGE_BYTES, Observation
+from sustain.schedulers.large_pages.most import (
+    large_of_each,
+    most_of_each,
+    over_most,
+    room_of_each,
+    within,
+)
 from sustain.schedulers.large_pages.plan import Finding
 from sustain.schedulers.large_pages.policy import Policy
-from sustain.schedulers.large_pages.state import Memory, State, rows_of
+from sustain.schedulers.large_pages.state import Memory, State, rows_of, slices
 
 _SCARCE_LEAST, _SCARCE_SHARE = 16, 0.05  # demoted in one plan while memory is scarce
 _MAPS_LARGE = (Finding.COLLAPSE, Finding.COUNTED)
+_IN_DOUBT = 9  # how much more is recounted when all of the last recounts ended with the loss of a place
 
 
 @dataclass
@@ -31,18 +39,24 @@ class Turn:
     left: int
     left_s: float
     cost_s: tuple[float, float]  # of a collapse, of a demotion
+    possible: int = 0  # collapses, as far as large pages are to be had
     taken: list[tuple[Finding, Rows]] = field(default_factory=list)
 
     def room(self, kind: Finding) -> int:
         """Actions of that kind that can still be taken."""
         cost_s = self.cost_s[0 if kind in _MAPS_LARGE else 1]
-        return max(0, min(self.left, floor(self.left_s / cost_s + 1e-9)))
+        left = min(self.left, self.possible) if kind in _MAPS_LARGE else self.left
+        return max(0, min(left, floor(self.left_s / cost_s + 1e-9)))
 
     def take(self, rows: Rows, kind: Finding, it: Judgement) -> None:
         """The first of these blocks, as many as there is room for; the others wait."""
         now, later = rows[: self.room(kind)], rows[self.room(kind) :]
-        it.finding[now], it.finding[later] = kind, Finding.RATE
+        none_to_be_had = kind in _MAPS_LARGE and self.possible <= len(now)
+        it.finding[now] = kind
+        it.finding[later] = Finding.NO_PAGES if none_to_be_had else Finding.RATE
         self.left -= len(now)
+        if kind in _MAPS_LARGE:
+            self.possible -= len(now)
         self.left_s -= len(now) * self.cost_s[0 if kind in _MAPS_LARGE else 1]
         self.taken.append((kind, now))
 
@@ -89,24 +103,36 @@ def map_large(
     hopeful = chosen.mask & small
     room = len(seen.blocks) if places is None else max(0, places - large - it.recounting)
     surplus = 0 if places is None else max(0, large + it.recounting - places)
+    most = most_of_each(seen, policy)
+    turn.possible = possible
 
-    turn.take(it.counted if places is None else it.counted[: max(0, places - large)], Finding.COUNTED, it)
+    counted = it.counted[np.flatnonzero(_holding(it, pool[np.flatnonzero(small & ~chosen.mask)], seen))]
+    back = counted if most is None else within(counted, seen, most - large_of_each(seen))
+    turn.take(back if places is None else back[: max(0, places - large)], Finding.COUNTED, it)
     turn.take(it.cold, Finding.COLD, it)
-    waiting = min(int(np.count_nonzero(hopeful)), possible) - room
-    lost = pool[np.flatnonzero(~small & ~chosen.mask)]
-    excess = max(0, max(surplus, waiting) - len(it.cold))
-    turn.take(lost[in_order(-it.score[lost], excess)], Finding.REPLACED, it)
-
     these = np.flatnonzero(hopeful)
-    rows = pool[these]
-    it.finding[rows] = Finding.RATE if possible else Finding.NO_PAGES
-    limit = min(room, possible, turn.room(Finding.COLLAPSE))
-    order = _order(it.score, rows, chosen.own[these], seen.blocks.target, own, limit)
-    fits = np.cumsum(it.fill[order], dtype=np.float64) * PAGE_BYTES <= fillable_bytes
+    it.finding[pool[these]] = Finding.RATE if turn.possible > 0 else Finding.NO_PAGES
+    lost = pool[np.flatnonzero(~small & ~chosen.mask)]
+    over = lost[:0]
+    if most is not None:
+        over = over_most(it, seen, most, lost, pool[these], turn.possible)
+        these = these[room_of_each(it, seen, most, pool[these])]
+    waiting = min(len(these), turn.possible) - room
+    excess = max(0, max(surplus, waiting) - len(it.cold) - len(over))
+    others = _without(lost, over, len(seen.blocks))
+    rest = others[in_order(-it.score[others], excess)]
+    turn.take(np.concatenate((over, rest)), Finding.REPLACED, it)
+
+    limit = min(room, turn.room(Finding.COLLAPSE))
+    order = _order(it.score, pool[these], chosen.own[these], seen.blocks.target, own, limit)
+    fits = _fits(it.fill[order], fillable_bytes)
     it.finding[order[~fits]] = Finding.BLOAT
     turn.take(order[fits], Finding.COLLAPSE, it)
     if policy.recount == "sample":
-        turn.take(_to_recount(it, memory, turn.rows(), policy), Finding.RECOUNTED, it)
+        failed = it.failed + len(it.counted) - len(counted)
+        doubt = failed / max(1, it.failed + len(it.counted))
+        rows = _to_recount(it, memory, turn.rows(), policy, seen.now_s, doubt)
+        turn.take(rows[: turn.room(Finding.RECOUNTED)], Finding.RECOUNTED, it)
 
 
 def _pool(it: Judgement, fillable_bytes: float) -> Rows:
@@ -131,14 +157,14 @@ def _choose(
     target = seen.blocks.target
     fixed = seen.blocks.large & ~it.stays
     fixed[it.cold] = False
+    fixed[it.counted] = fixed[it.pending] = (
+        True  # a block that is recounted has its place, and is its target's
+    )
     has = np.array([np.count_nonzero(fixed[rows]) for rows in rows_of(seen)], np.int64)
-    caps = None
-    most = [policy.of(each.name).most_bytes for each in seen.targets]
-    if any(each is not None for each in most):
-        blocks = [len(target) if each is None else int(each) // BLOCK_BYTES for each in most]
-        caps = np.maximum(np.array(blocks, np.int64) - has, 0)
-    shares = np.array([policy.of(each.name).shares for each in seen.targets], np.float64)
-    left = None if places is None else places - int(has.sum()) - it.recounting
+    most = most_of_each(seen, policy)
+    caps = None if most is None else np.maximum(most - has, 0)
+    shares = np.array([policy.of(each).shares for each in seen.targets], np.float64)
+    left = None if places is None else places - int(has.sum())
     return choose(it.score[pool], target[pool], left, np.maximum(own - has, 0), caps, shares)
 
 
@@ -158,9 +184,46 @@ def _order(
     return np.concatenate((first, others[in_order(score[others], limit - len(first))]))
 
 
-def _to_recount(it: Judgement, memory: Memory, taken: Rows, policy: Policy) -> Rows:
-    """A share of what is large, those first whose pages were told apart longest ago."""
+def _holding(it: Judgement, waiting: Rows, seen: Observation) -> Mask:
+    """Which of the recounted blocks are mapped large again: the worst makes way when the best of its target that waits
+    is better, and so on. Between targets it is not the score alone that decides."""
+    found = np.ones(len(it.counted), np.bool_)
+    target = seen.blocks.target
+    count = len(seen.targets)
+    for mine, theirs in zip(slices(target[it.counted], count), slices(target[waiting], count), strict=True):
+        score, other = it.counted_score[mine], it.score[waiting[theirs]]
+        pairs = min(len(score), len(other))
+        worst, best = in_order(-score, pairs), in_order(other, pairs)
+        found[mine.start + worst] = score[worst] >= other[best]
+    return found
+
+
+def _without(rows: Rows, others: Rows, count: int) -> Rows:
+    """Those rows of `count` but for some, in their order; by a mask, since there may be many."""
+    if not len(others):
+        return rows
+    mask = np.zeros(count, np.bool_)
+    mask[others] = True
+    return rows[~mask[rows]]
+
+
+def _fits(fill: NDArray[np.float32], fillable_bytes: float) -> Mask:
+    """Which of these blocks are filled, in their order; one that does not fit any more is passed over."""
+    found, left = np.ones(len(fill), np.bool_), fillable_bytes / PAGE_BYTES
+    for place, pages in enumerate(fill.tolist()):
+        found[place] = pages <= left
+        left -= pages if pages <= left else 0.0
+    return found
+
+
+def _to_recount(
+    it: Judgement, memory: Memory, taken: Rows, policy: Policy, now_s: float, doubt: float
+) -> Rows:
+    """A share of what is large, those first whose pages were told apart longest ago. `doubt`: which part of the last
+    recounts found that a block had lost its place: where one has changed others may have, too, so more are asked."""
     every = np.flatnonzero(it.countable)
-    rows = np.setdiff1d(every, taken)
-    most = max(1, floor(policy.recount_share * len(every))) - it.recounting
+    rested = every[memory.fine_s[every] <= now_s - policy.recount_rest_s]
+    rows = _without(rested, taken, len(memory.fine_s))
+    share = min(0.5, policy.recount_share * (1 + _IN_DOUBT * doubt))
+    most = max(1, floor(share * len(every))) - len(it.pending)
     return rows[in_order((-memory.fine_s[rows]).astype(np.float32), max(0, most))]

@@ -71,7 +71,10 @@ _WORDS: dict[Finding, Callable[[_Block], str]] = {
         f"{it.count}, worth {it.score:.0f}: others are worth more, or their targets' own"
     ),
     Finding.RATE: lambda it: (
-        f"{it.count}: its turn comes later, by processor time, free places or the most actions of a plan"
+        f"{it.count}, to be mapped small: its turn comes later, by processor time or the most actions of a plan"
+        if it.blocks.large[it.row]
+        else f"{it.count}, to be mapped large: its turn comes later, by processor time, free places or the most "
+        "actions of a plan"
     ),
     Finding.COLLAPSE: lambda it: f"{it.count}, {it.held}: worth {it.score:.0f}",
     Finding.COUNTED: lambda it: f"{it.count} by its recount, not less than {it.policy.low:g}",
