@@ -2,6 +2,7 @@
 execute, unmap and are killed meanwhile; and a scheduler that is killed itself."""
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -252,6 +253,34 @@ def test_a_device_that_holds_pages_is_said(journal: Journal, monkeypatch: pytest
         (effect,) = actuator.carry_out(demote(toucher, 0))
         assert (effect.outcome, split) == ("again later", [toucher.pid])
         assert "a device holds pages of it" in effect.detail
+
+
+@pytest.mark.parametrize(
+    ("code", "outcome", "why"),
+    [
+        (0, "not eligible", "other processes map it too"),
+        (errno.EINVAL, "not eligible", "it is locked"),
+        (errno.EAGAIN, "again later", "EAGAIN"),
+        (errno.EPERM, "refused", "CAP_SYS_PTRACE"),
+        (errno.ENOSYS, "refused", "Linux 5.10"),
+    ],
+)
+def test_one_block_that_cannot_be_split_is_not_the_targets_fault(
+    code: int, outcome: str, why: str, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what we may not, or the kernel cannot, says anything of its other blocks."""
+
+    def no_debugfs(*_: object) -> None:
+        raise HostError("it is not there", hint="mount it")
+
+    with touching([1]) as toucher:
+        actuator = Actuator(journal)
+        actuator.carry_out(collapse(toucher, 0))
+        monkeypatch.setattr(Hand, "_advise", lambda *_: code)
+        monkeypatch.setattr(large_pages, "split", no_debugfs)
+        (effect,) = actuator.carry_out(demote(toucher, 0))
+        assert (effect.outcome, why in effect.detail) == (outcome, True), effect
+        assert "it is not there (mount it)" in effect.detail
 
 
 def test_without_a_note_nothing_is_done(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:

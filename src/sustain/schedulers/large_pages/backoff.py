@@ -8,7 +8,7 @@ Used by `decide`. Each outcome as it deserves:
 | again later | the block | 10 s, doubled with each failure in a row, up to 10 min |
 | no large page to be had | every collapse on this host: its memory is fragmented | 15 s, doubled, up to 10 min |
 | gone | the block; a target that has gone is not in the next observation | 10 s, as above |
-| not eligible | the block | 1 h: mappings change seldom |
+| not eligible | the block | 1 h: mappings, and who shares or locks them, change seldom |
 | refused | the target | 1 min, doubled, up to 1 h |
 
 After a wait for large pages only a few are tried; a free one that the host shows ends the wait.

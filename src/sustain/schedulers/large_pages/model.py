@@ -159,8 +159,8 @@ class Effect(msgspec.Struct, frozen=True, kw_only=True):
     """What came of an action, as it was verified when `act` returned.
 
     done: the page tables say so. again later: the kernel was busy, or its cgroup had no room. no large page to be had:
-    memory is fragmented or short. gone: the process, or the mapping. not eligible: never in this mapping. refused: we
-    may not, or this kernel cannot.
+    memory is fragmented or short. gone: the process, or the mapping. not eligible: not this block, as its mapping is
+    or as it is held. refused: we may not, or this kernel cannot, whatever the block.
     """
 
     action: Action
