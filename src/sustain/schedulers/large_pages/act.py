@@ -91,7 +91,7 @@ class Actuator:
         first = actions[0]
         who = Identity(first.pid, first.started)
         try:
-            image = smaps.image(who.pid, self._root)
+            image = smaps.image_of(who, self._root)
             if image is None or self._seen(who) not in (None, image):
                 return [
                     Effect(action=each, outcome="gone", detail="it is another program by now")
