@@ -12,12 +12,14 @@ Used by the scheduler's loop, by `sustain pages plan`, by replays and by simulat
 5. All of that as far as processor time, room for bloat and large pages that are to be had go; what is demoted comes
    before what is mapped large.
 
-Blocks that are unknown, stale or not settled stay as they are and keep their places. Rejected: address order, as
+Blocks that are unknown, stale or not settled, or whose target could not be looked at (`unseen`), stay as they are and
+keep their places. Rejected: address order, as
 khugepaged has it; and doing everything that the counts say at once, which stalls the host and follows noise.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +50,7 @@ from sustain.schedulers.large_pages.state import (
     target_memory,
 )
 from sustain.schedulers.large_pages.turn import Turn, begin, map_large, relieve
+from sustain.schedulers.large_pages.unseen import unseen
 from sustain.schedulers.large_pages.words import why
 
 _PURPOSES: dict[Finding, Purpose] = {
@@ -76,9 +79,12 @@ def decide(
     known = budget.replenished(known, policy, now_s)
     scarce = budget.is_scarce(policy, seen.host, known.scarce)
     bloat = bloat_pages(memory, blocks)
-    bloat_bytes = float(bloat.sum(dtype=np.float64)) * PAGE_BYTES
+    hidden = unseen(seen, state)
+    bloat_bytes = (float(bloat.sum(dtype=np.float64)) + (hidden.bloat_pages if hidden else 0)) * PAGE_BYTES
     it = judge(seen, memory, targets, policy, now_s, scarce)
-    places = budget.large_pages(policy, blocks)
+    budgeted = places = budget.large_pages(policy, blocks, len(hidden.address) if hidden else 0)
+    if places is not None and hidden is not None:
+        places = max(0, places - hidden.places)
     wanted, own = _wanted(it, seen, policy, places)
     turn = begin(known, policy)
     if scarce:
@@ -96,18 +102,20 @@ def decide(
         finding=it.finding,
         score=it.score,
         targets=told,
-        totals=totals(seen, told, bloat_bytes, known, places, scarce),
+        totals=totals(seen, told, bloat_bytes, known, budgeted, scarce),
         problems=problems(seen, known, now_s),
     )
+    kept = _remember(memory, it, turn, seen, now_s)
+    rows: dict[str, Any] = {"target": blocks.target, "address": blocks.address, "memory": kept}
+    if hidden is not None:
+        rows = hidden.behind(blocks.target, blocks.address, kept)
     after = replace(
         known,
         at_s=now_s,
         lives=tuple(target.life for target in seen.targets),
         targets=targets,
-        target=blocks.target,
-        address=blocks.address,
-        memory=_remember(memory, it, turn, seen, now_s),
         scarce=scarce,
+        **rows,
     )
     return Decision(plan, after)
 

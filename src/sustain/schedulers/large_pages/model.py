@@ -34,11 +34,14 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
         None  # time within which an access counts: a page is touched when it was used in it
     )
     problems: tuple[str, ...] = ()  # what is unknown or impossible, and why, in words
+    program: int = 0  # which one it is since it was first looked at: exec is another, at other addresses
+    looked: bool = True  # False: it could not be looked at this time, so none of its blocks is told
 
     @property
     def life(self) -> str:
-        """Tells this start of the process from every other in this boot."""
-        return f"{self.pid}:{self.started}"
+        """Tells this start of the process, and this program in it, from every other in this boot."""
+        life = f"{self.pid}:{self.started}"
+        return f"{life}:{self.program}" if self.program else life
 
 
 class Blocks(msgspec.Struct, frozen=True, kw_only=True, eq=False):
