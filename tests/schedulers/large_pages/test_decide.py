@@ -361,6 +361,18 @@ def test_a_sampled_recount_finds_out_what_idleness_does_not() -> None:
     assert world.large.tolist()[0] is False
 
 
+def test_a_recount_waits_for_a_period_that_began_after_the_split() -> None:
+    """A count says when its samples were taken, and when its period began: that is what matters."""
+    world = World([load([500])])
+    ours = Ours(msgspec.structs.replace(_SOON, recount="sample", recount_share=1.0, fresh_s=500))
+    world.targets = (msgspec.structs.replace(world.targets[0], window_s=0.3, period_s=25.0),)
+    at: dict[str, int] = {}
+    for number, action in run(world, ours, 20):
+        at.setdefault(action.purpose, number)
+    # Split at `recount`, which is known a look later; 25 s are three looks more.
+    assert at["counted"] - at["recount"] == 4, at
+
+
 def _outcome(outcome: Any, periods: int = 12, **policy: Any) -> tuple[World, Ours, list[int]]:
     """One hot block whose collapses all come to that: in which periods it was tried."""
     world = World([load([500])], answer=lambda _: outcome)

@@ -69,6 +69,7 @@ class MadeUp:
             touched=np.where(huge, (touched > 0) * np.float32(512), touched),
             error=np.zeros(len(touched), np.float32),
             whole=huge,
+            period_s=_PERIOD_S,
         )
 
 

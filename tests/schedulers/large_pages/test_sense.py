@@ -55,7 +55,9 @@ class Told:
             column[memory.addresses == toucher.address(block)] = pages
         error = np.where(np.isnan(column), np.nan, 0).astype(np.float32)
         whole = np.zeros(len(column), np.bool_)
-        self.counts[toucher.who] = Count(memory.image, at_s, 10.0, memory.addresses, column, error, whole)
+        self.counts[toucher.who] = Count(
+            memory.image, at_s, 10.0, memory.addresses, column, error, whole, 10.0
+        )
 
 
 def rows(seen: Observation, toucher: Toucher) -> np.ndarray[tuple[int], np.dtype[np.intp]]:

@@ -33,6 +33,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     window_s: float | None = (
         None  # time within which an access counts: a page is touched when it was used in it
     )
+    period_s: float | None = None  # how long the last counting period was; None: as long as `window_s`
     problems: tuple[str, ...] = ()  # what is unknown or impossible, and why, in words
     program: int = 0  # which one it is since it was first looked at: exec is another, at other addresses
     looked: bool = True  # False: it could not be looked at this time, so none of its blocks is told

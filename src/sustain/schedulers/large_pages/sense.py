@@ -188,6 +188,7 @@ class Sensor:
             started=found.who.start_ticks,
             counting=self._counter.kind,
             window_s=None if count is None else count.window_s,
+            period_s=None if count is None else count.period_s,
             problems=tuple(problems),
             program=0 if known is None else known.program,
             looked=looked,
