@@ -7,6 +7,7 @@ import os
 import queue
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,11 +19,12 @@ from sustain.clock import SystemClock
 from sustain.errors import HostError
 from sustain.host import damon, page_idle, pagemap
 from sustain.host.madvise import Advice, Advisor
+from sustain.host.processes import Identity, start_ticks
 from sustain.schedulers.guest_memory.changes import DAMON
 from sustain.schedulers.journal import Journal
 from sustain.schedulers.large_pages import counting
 from sustain.schedulers.large_pages.act import Actuator
-from sustain.schedulers.large_pages.counting import Count, Counter
+from sustain.schedulers.large_pages.counting import Count, Counter, Memory
 from sustain.schedulers.large_pages.counting_damon import DamonCounter
 from sustain.schedulers.large_pages.counting_page_idle import PageIdleCounter
 from sustain.schedulers.large_pages.hand import Hand
@@ -370,6 +372,33 @@ def test_of_a_block_that_is_split_within_a_period_nothing_is_told(
         count = read(lambda: None)
         assert count.touched.tolist() == [512] * 4
         assert count.error[0] > count.error[1] == 0
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), ValueError("a defect")])
+def test_whatever_fails_is_said_and_the_thread_goes_on(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("sustain.schedulers.large_pages.counting_damon.Damon", fail)
+    memory = Memory(
+        Identity(os.getpid(), start_ticks(os.getpid()) or 0), 1, np.zeros(1, np.uint64), np.zeros(1, np.bool_)
+    )
+    with (
+        Journal(tmp_path / "j") as journal,
+        contextlib.closing(DamonCounter(10, FakeClock(), journal)) as counter,
+    ):
+        monkeypatch.setattr(
+            "sustain.schedulers.large_pages.counting_damon.large", lambda *_: np.zeros(1, np.bool_)
+        )
+        counter.start([memory])
+        deadline_s = time.monotonic() + 60
+        while not counter.problems():
+            assert time.monotonic() < deadline_s
+            time.sleep(0.01)
+        assert str(error) in counter.problems()[memory.who]
+        assert any(each.name == "count by DAMON" for each in threading.enumerate())
 
 
 def test_a_kernel_that_cannot_says_what_it_lacks(tmp_path: Path) -> None:

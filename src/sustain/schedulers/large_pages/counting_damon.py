@@ -141,10 +141,10 @@ class DamonCounter:
                         watched = self._begin(wanted)
                     self._take(watched)
                     self._problem = None
-                except SustainError as error:
+                except Exception as error:  # noqa: BLE001 - whatever it is, it is said, and counting begins anew
                     watched = None
                     self._give_back()
-                    self._rest(error, wanted)
+                    self._rest(_told(error), wanted)
         finally:
             self._give_back()
 
@@ -262,8 +262,8 @@ class DamonCounter:
             return
         try:
             self._damon.close()
-        except SustainError as error:
-            self._kept = error
+        except Exception as error:  # noqa: BLE001 - `close` raises it
+            self._kept = _told(error)
             return
         self._damon = self._kept = None
 
@@ -284,6 +284,15 @@ def large(memory: Memory, root: Path = Path("/")) -> NDArray[np.bool_]:
     finally:
         table.close()
     return found
+
+
+def _told(error: Exception) -> SustainError:
+    """What a target that is not counted says."""
+    if isinstance(error, SustainError):
+        return error
+    if isinstance(error, OSError):
+        return HostError(f"counting by DAMON failed: {error}", errno=error.errno)
+    return HostError(f"unexpected {type(error).__name__}: {error}", hint="a defect of Sustain")
 
 
 def _regions(addresses: NDArray[np.uint64]) -> list[damon.Run]:
