@@ -146,6 +146,17 @@ def test_memory_that_is_never_large_says_why(journal: Journal) -> None:
         assert (effect.outcome, "PR_SET_THP_DISABLE" in effect.detail) == ("not eligible", True)
 
 
+def test_what_a_process_has_forbidden_since_is_not_put_back(journal: Journal) -> None:
+    with touching([1, 1]) as toucher:
+        with Hand(toucher.who) as hand:
+            assert hand.enlarge(toucher.address(0)).outcome == "done"
+        actuator = Actuator(journal)
+        assert actuator.carry_out(demote(toucher, 0))[0].done
+        toucher.say("forbid 0")
+        (undone,) = actuator.restore().undone
+        assert (undone.outcome, journal.entries()) == ("restored", ()), undone
+
+
 def test_one_that_unmaps_executes_or_ends(journal: Journal) -> None:
     with touching([1, 1, 1]) as toucher:
         image = smaps.image(toucher.pid)

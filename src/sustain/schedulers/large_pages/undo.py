@@ -28,7 +28,10 @@ def undo(entry: Entry, *, keep: bool = False, root: Path = Path("/")) -> Outcome
         with Hand(who, root) as hand:
             for address, large in wanted(span, keep=keep):
                 came = hand.enlarge(address) if large else hand.reduce(address)
-                if came.outcome not in ("done", "gone") and not came.detail.startswith("nothing of it"):
+                own = (
+                    large and came.outcome == "not eligible"
+                )  # it has forbidden it, or given it back, itself
+                if came.outcome not in ("done", "gone") and not own:
                     left.append(f"{address:#x}: {came.outcome}: {came.detail}")
     except SustainError as error:
         if gone(error) and smaps.image_of(who, root) != span.image:
