@@ -77,6 +77,26 @@ def test_whatever_is_done_everything_becomes_what_it_was(
     assert large == before
 
 
+def test_what_is_seen_to_have_become_something_else_is_let_go() -> None:
+    span = EMPTY
+    for number in range(4):
+        span = span.about_to(at(number), found_large=False, large=True, briefly=False)
+    span = span.about_to(at(4), found_large=True, large=False, briefly=True)
+    span = span.about_to(at(5), found_large=True, large=False, briefly=True)
+    everything = 0b111111
+    assert span.looked_at(there=everything, large=0b001111, recounting=0b110000) == span
+    # 1 was split by others, 2 is not mapped any more; the recount of 4 has ended.
+    seen = span.looked_at(there=0b111011, large=0b001001, recounting=0b100000)
+    assert wanted(seen, keep=False) == [(at(4), True), (at(5), True), (at(0), False), (at(3), False)]
+    assert wanted(seen, keep=True) == [(at(5), True)]
+    # 4 has become large again by itself, as it was.
+    assert wanted(seen.looked_at(there=everything, large=0b011001, recounting=0b100000), keep=False) == [
+        (at(5), True),
+        (at(0), False),
+        (at(3), False),
+    ]
+
+
 def test_in_the_journal_and_out_again(tmp_path: Path) -> None:
     with Journal(tmp_path / "j") as journal:
         mine = Ours(journal)

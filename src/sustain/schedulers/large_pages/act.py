@@ -25,9 +25,11 @@ from sustain.host.processes import Identity
 from sustain.schedulers.guest_memory.changes import DAMON
 from sustain.schedulers.journal import Journal, Report
 from sustain.schedulers.large_pages import ours
+from sustain.schedulers.large_pages.columns import Mask
 from sustain.schedulers.large_pages.hand import Came, Hand, gone
-from sustain.schedulers.large_pages.model import Action, Collapse, Effect, Outcome
+from sustain.schedulers.large_pages.model import Action, Collapse, Effect, Observation, Outcome
 from sustain.schedulers.large_pages.ours import Ours, Span, start_of
+from sustain.schedulers.large_pages.tidy import tidy
 from sustain.schedulers.large_pages.undo import undo
 
 MOST_PER_S = 100.0
@@ -72,6 +74,11 @@ class Actuator:
             chosen = [wanted[place] for place in places]
             effects.update(zip(places, self._on_one(chosen, until_s), strict=True))
         return [effects[place] for place in range(len(wanted))]
+
+    def tidy(self, seen: Observation, recounting: Mask) -> None:
+        """Let go of notes of what is not ours any more, as it was just seen."""
+        with contextlib.suppress(JournalError):  # they stay, and the next look lets go of them
+            tidy(self._ours, seen, recounting, self._root)
 
     def restore(self) -> Report:
         """Put back what was changed, here or by a predecessor."""

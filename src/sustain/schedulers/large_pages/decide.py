@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sustain.schedulers.large_pages import backoff, budget
+from sustain.schedulers.large_pages.columns import Mask
 from sustain.schedulers.large_pages.judge import Judgement, judge
 from sustain.schedulers.large_pages.model import (
     PAGE_BYTES,
@@ -120,6 +121,13 @@ def decide(
     return Decision(plan, after)
 
 
+def recounting(memory: Memory, finding: NDArray[np.uint8]) -> Mask:
+    """Which blocks are small for a recount, and stay so, or wait to be large again."""
+    goes_on = [Finding.RECOUNT, Finding.COUNTED, Finding.RATE, Finding.RECOUNTED]
+    found: Mask = (memory.recount_s > -np.inf) & np.isin(finding, goes_on)
+    return found
+
+
 def _beginning(now_s: float) -> State:
     none = Observation(now_s=now_s, blocks=no_blocks())
     return State(now_s, (), {}, none.blocks.target, none.blocks.address, remembered(none, None))
@@ -162,8 +170,7 @@ def _actions(
 
 def _remember(memory: Memory, it: Judgement, turn: Turn, seen: Observation, now_s: float) -> Memory:
     """With what was there before a block is mapped large, and without recounts that have ended."""
-    over = np.flatnonzero((memory.recount_s > -np.inf) & (it.finding != Finding.RECOUNT))
-    over = over[~np.isin(it.finding[over], [Finding.COUNTED, Finding.RATE, Finding.RECOUNTED])]
+    over = np.flatnonzero((memory.recount_s > -np.inf) & ~recounting(memory, it.finding))
     base, recount_s, changed_s = memory.base, memory.recount_s, memory.changed_s
     if len(over):
         recount_s, changed_s = recount_s.copy(), changed_s.copy()
