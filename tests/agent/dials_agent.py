@@ -3,6 +3,8 @@
 `python -m tests.agent.dials_agent DIR [restore]`
 """
 
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -24,9 +26,12 @@ def main(directory: Path, what: str) -> None:
     if (directory / "refuse").exists():
         scheduler.restore = refuse  # type: ignore[method-assign]
     section = AgentSection(listen=f"unix:{directory}/socket", log=f"{directory}/log")
-    Agent(
+    agent = Agent(
         section, [scheduler], SystemClock(), tell=lambda line: print(line, file=sys.stderr, flush=True)
-    ).run()
+    )
+    if (directory / "eager").exists():
+        agent._notify = lambda **_: os.kill(os.getpid(), signal.SIGTERM)  # type: ignore[method-assign]
+    agent.run()
 
 
 def refuse() -> Report:

@@ -251,3 +251,11 @@ def test_an_abstract_socket_is_reached() -> None:
         ear.settimeout(30)
         ServiceManager({"NOTIFY_SOCKET": "@" + name[1:].decode()}).tell(READY=1, STATUS="up")
         assert ear.recv(100) == b"READY=1\nSTATUS=up"
+
+
+def test_a_signal_that_comes_while_nobody_waits_for_it_ends_it_in_order(rig: Rig) -> None:
+    """Before it waits and while it stops; the server's thread would take it."""
+    (rig.directory / "eager").touch()
+    process = rig.start()
+    assert process.wait(60) == 0
+    assert rig.values() == {"a": 9, "b": 2}

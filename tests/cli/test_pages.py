@@ -118,6 +118,23 @@ def test_a_run_says_what_it_came_to_with_the_workloads_own_metric(
     assert ran.json["totals"]["blocks"] >= 4
 
 
+def test_a_run_that_is_told_to_end_while_it_measures_puts_everything_back(
+    config: Path, tmp_path: Path
+) -> None:
+    """It waits for the metric then, and a thread of NumPy's would take the signal."""
+    script = tmp_path / "metric"
+    script.write_text(
+        f"#!/bin/sh\n[ -e {tmp_path}/once ] && kill -TERM $PPID\ntouch {tmp_path}/once\necho 1\n"
+    )
+    script.chmod(0o755)
+    words = ["pages", "run", "--config", config, "--for", "1s", "--metric", script, "--json"]
+    ran = subprocess.run(
+        [sys.executable, "-m", "sustain.cli", *map(str, words)], capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout)["left"] == []
+
+
 @pytest.mark.parametrize("command", ["echo none", "false", "/nowhere/at/all", "true", "echo '"])
 def test_a_metric_that_is_no_number_is_refused_before_anything_is_done(
     sus: Sus, config: Path, command: str

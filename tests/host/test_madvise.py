@@ -116,3 +116,11 @@ def test_the_ram_of_a_guest_is_found_among_other_memory(holder: Holder) -> None:
     assert maps.guest_ram(holder.who.pid) == ()  # nothing of 64 MiB
     assert maps.guest_ram(holder.who.pid, 1 << 30) == ()  # not enough
     assert maps.guest_ram((1 << 22) + 1) is None
+
+
+def test_without_memory_for_it_batches_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(mmap, "mmap", none)
+    madvise.empty_batches()

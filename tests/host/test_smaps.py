@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from sustain.errors import HostError
 from sustain.host import smaps
 from sustain.host.pagemap import BLOCK_BYTES
+from sustain.host.processes import Identity, identify
 
 MIB = 1 << 20
 RECORDED = """\
@@ -90,3 +92,51 @@ def test_a_process_that_forbids_large_pages() -> None:
         assert smaps.thp_disabled(os.getpid())
     finally:
         libc.prctl(41, 0, 0, 0, 0)
+
+
+def _stat(root: Path, *, state: str = "S", started: int = 9, size: int = 4096, stack: int = 77) -> None:
+    folder = root / "proc/7"
+    folder.mkdir(parents=True, exist_ok=True)
+    fields = [
+        state,
+        *map(str, range(4, 22)),
+        str(started),
+        str(size),
+        "24",
+        "25",
+        "26",
+        "27",
+        str(stack),
+        "29",
+    ]
+    (folder / "stat").write_text(f"7 (a ) b) {' '.join(fields)}\n")
+
+
+def test_one_that_cannot_be_seen_is_not_one_that_has_gone(tmp_path: Path) -> None:
+    who = Identity(7, 9)
+    assert smaps.image_of(who, tmp_path) is None
+    _stat(tmp_path)
+    assert smaps.image_of(who, tmp_path) == 77
+    for gone in ({"state": "Z"}, {"started": 10}, {"size": 0, "stack": 0}):
+        _stat(tmp_path, **gone)  # type: ignore[arg-type]
+        assert smaps.image_of(who, tmp_path) is None, gone
+    _stat(tmp_path, stack=0)
+    with pytest.raises(HostError, match="may not be looked at"):
+        smaps.image_of(who, tmp_path)
+    (tmp_path / "proc/7/stat").write_text("7 (a")
+    with pytest.raises(HostError, match="cannot be understood"):
+        smaps.image_of(who, tmp_path)
+    (tmp_path / "proc/7/stat").unlink()
+    (tmp_path / "proc/7/stat").mkdir()
+    with pytest.raises(HostError):
+        smaps.image_of(who, tmp_path)
+    me = identify(os.getpid())
+    assert me is not None
+    assert smaps.image_of(me) == smaps.image(os.getpid())
+
+
+def test_one_that_is_hidden_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sustain.host.files.text", lambda _: None)
+    with pytest.raises(HostError, match="hidden"):
+        smaps.image_of(Identity(os.getpid(), 1))
+    assert smaps.image_of(Identity(2**22 + 1, 1)) is None  # beyond all numbers of processes

@@ -240,3 +240,17 @@ def test_the_next_start_is_on_the_grid_and_not_in_the_past(
     assert start == started + (skipped + 1) * period
     assert start >= started + late - 1e-6
     assert skipped == 0 or start - period < started + late + 1e-6
+
+
+@pytest.mark.parametrize("error", [SustainError("DAMON stays", hint="ask later"), OSError("DAMON stays")])
+def test_what_cannot_be_let_go_is_told_and_remembered(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def stuck() -> None:
+        raise error
+
+    monkeypatch.setattr(bench.scheduler, "close", stuck)
+    bench.loop.stop()
+    bench.loop.run()
+    assert bench.loop.left == ("not all could be given back: DAMON stays",)
+    assert any("DAMON stays" in line for line in bench.said)

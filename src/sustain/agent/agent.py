@@ -65,6 +65,7 @@ class Agent:
             for each in schedulers
         ]
         self._ended: list[str] = []  # schedulers that ended, why
+        self._stops = False  # a signal came while nobody waited for it
         self._metrics = Metrics(self._loops)
         where = address(section.listen)
         self._server = Server(where, self.page) if where else None
@@ -81,13 +82,16 @@ class Agent:
             threading.Thread(target=self._run, args=(loop,), name=loop.scheduler.name, daemon=True)
             for loop in self._loops
         ]
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP)  # inherited: no thread is ended by them
+        # The mask is inherited, but not by threads that were there before, NumPy's and the server's: one of them would
+        # take what comes while this one is busy, and end the process as it is.
+        handlers = {each: signal.signal(each, self._told) for each in _STOP}
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP)
         try:
             for thread in threads:
                 thread.start()
             self._notify(READY=1, STATUS=f"{len(threads)} schedulers")
             every_s = min(_LOOK_EVERY_S, (self._manager.watchdog_s or _LOOK_EVERY_S) / 3)
-            while signal.sigtimedwait(_STOP, every_s) is None and not self._ended:
+            while not self._stops and signal.sigtimedwait(_STOP, every_s) is None and not self._ended:
                 if not self._stuck():
                     self._notify(WATCHDOG=1)
             self._notify(STOPPING=1)
@@ -96,6 +100,8 @@ class Agent:
             if self._server is not None:
                 self._server.close()
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            for each, handler in handlers.items():
+                signal.signal(each, signal.SIG_DFL if handler is None else handler)
 
     def troubles(self) -> list[str]:
         """What is not as it should be."""
@@ -172,6 +178,9 @@ class Agent:
             return Page(msgspec.json.encode(about | loop.scheduler.ask(question, words, tick)))
         except SustainError as error:
             return _refusal(error, 404)
+
+    def _told(self, *_: object) -> None:
+        self._stops = True
 
     def _run(self, loop: AnyLoop) -> None:
         try:

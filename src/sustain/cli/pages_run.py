@@ -5,10 +5,12 @@ done, and again while everything is still mapped as it was last, so what is put 
 """
 
 import argparse
+import math
 import shlex
 import signal
 import subprocess
 import threading
+import time
 from typing import Any
 
 from sustain.cli.agent import tell
@@ -18,6 +20,7 @@ from sustain.units import format_size
 
 _METRIC_S = 600.0
 _STOP_S = 60.0
+_LOOK_S = 1.0  # how soon a signal is heeded that another thread took
 
 
 def run(args: argparse.Namespace, config: Any) -> int:
@@ -31,19 +34,21 @@ def run(args: argparse.Namespace, config: Any) -> int:
     loop: Any = Loop(scheduler, clock, act=not args.dry_run, tell=tell)
     thread = threading.Thread(target=loop.run, name=scheduler.name, daemon=True)
     stop = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    told = threading.Event()
+    # Threads that were there before the mask, NumPy's, take what comes while this one waits for another thing.
+    handlers = {each: signal.signal(each, lambda *_: told.set()) for each in stop}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, stop)
     try:
         thread.start()
-        if args.span is None:
-            signal.sigwait(stop)
-        else:
-            signal.sigtimedwait(stop, args.span)
+        _wait(told, stop, args.span)
         after = None if args.metric is None else metric(args.metric)
         tick = loop.good
     finally:
         loop.stop()
         thread.join(_STOP_S)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for each, handler in handlers.items():
+            signal.signal(each, signal.SIG_DFL if handler is None else handler)
     if thread.is_alive():
         raise SustainError(
             "what was mapped is still being put back", hint="`sustain agent restore` goes on with it"
@@ -60,6 +65,14 @@ def run(args: argparse.Namespace, config: Any) -> int:
     }
     emit(args, data, lambda: _text(data))
     return 1 if loop.left else 0
+
+
+def _wait(told: threading.Event, stop: set[signal.Signals], span_s: float | None) -> None:
+    """For a signal, or that long."""
+    end_s = math.inf if span_s is None else time.monotonic() + span_s
+    while not told.is_set() and (left_s := end_s - time.monotonic()) > 0:
+        if signal.sigtimedwait(stop, min(left_s, _LOOK_S)) is not None:
+            return
 
 
 def metric(command: str) -> float:

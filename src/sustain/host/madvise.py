@@ -8,6 +8,7 @@ looks at the memory afterwards (`pagemap`, `processes.memory`).
 The process is named by a pidfd that is opened before its start time is compared, so that nobody else's memory is hit.
 """
 
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -137,9 +138,10 @@ class Advisor:
 def empty_batches() -> None:
     """Have all processors put pages that were just brought in onto the kernel's lists, where they can be marked, split;
     some dozens for each processor wait in a batch of its own. Linux does that first when it is asked to collapse, here
-    a piece of our own memory that holds nothing. Without it they wait longer, and count as unknown."""
+    a piece of our own memory that holds nothing. Without it they wait longer, and count as unknown; so it is where
+    there is no memory for it."""
     size = 4 << 20
-    with mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as view:
+    with contextlib.suppress(OSError), mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as view:
         at = ctypes.addressof(ctypes.c_char.from_buffer(view))
         ctypes.CDLL(None).madvise(ctypes.c_void_p(at), ctypes.c_size_t(size), int(Advice.COLLAPSE))
 

@@ -9,13 +9,17 @@ shared memory (tmpfs, memfd, shared anonymous) where address and offset are alig
 MADV_NOHUGEPAGE, reserved huge pages, device memory, and files, of which the kernel takes only programs.
 """
 
+import errno
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from sustain.errors import HostError
 from sustain.host import files
 from sustain.host.pagemap import BLOCK_BYTES
+from sustain.host.processes import Identity
 
 _LINE = re.compile(
     r"^(?:([0-9a-f]+)-([0-9a-f]+) (....) ([0-9a-f]+) \S+ \d+ *(.*)|VmFlags: *(.*))$", re.MULTILINE
@@ -63,9 +67,48 @@ def image(pid: int, root: Path = Path("/")) -> int | None:
     return _stack(stat) if stat else None
 
 
+def image_of(who: Identity, root: Path = Path("/")) -> int | None:
+    """The same of exactly this process; None: it has gone, or has no memory any more, which is certain. Raises
+    HostError when that cannot be known."""
+    path = root / "proc" / str(who.pid) / "stat"
+    stat = files.text(path)
+    if stat is None:
+        if root == Path("/") and _signalled(who.pid):
+            raise HostError(
+                f"process {who.pid}: it is hidden", hint="/proc is mounted with hidepid; it needs root"
+            )
+        return None
+    fields = stat.rpartition(")")[2].split()
+    try:
+        state, started, size = fields[0], int(fields[19]), int(fields[20])
+    except (IndexError, ValueError):
+        raise HostError(f"{path}: cannot be understood: {stat[:200]!r}") from None
+    if state in ("Z", "X") or started != who.start_ticks or not size:
+        return None
+    found = _stack(stat)
+    if not found:
+        raise HostError(
+            f"process {who.pid}: it may not be looked at",
+            hint="it needs root (CAP_SYS_PTRACE)",
+            errno=errno.EACCES,
+        )
+    return found
+
+
 def thp_disabled(pid: int, root: Path = Path("/")) -> bool:
     """Whether the process forbids large pages altogether (PR_SET_THP_DISABLE), MADV_COLLAPSE too."""
     return "\nTHP_enabled:\t0" in (files.text(root / "proc" / str(pid) / "status") or "")
+
+
+def _signalled(pid: int) -> bool:
+    """Whether there is a process of that number, whoever may see it."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _stack(stat: str) -> int:

@@ -74,7 +74,8 @@ class Scheduler(Protocol[O, S, P, E]):
         as it likes. From any thread. Raises SustainError for what it does not know."""
 
     def close(self) -> None:
-        """Let go of what the scheduler holds; changes stay as they are."""
+        """Let go of what the scheduler holds; changes stay as they are. Raises SustainError or OSError when something
+        could not be given back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +135,9 @@ class Loop(Generic[O, S, P, E]):
         self.last: Tick[O, S, P, E] | None = None  # replaced whole: any thread may read it
         self.good: Tick[O, S, P, E] | None = None  # the last one that did not fail
         self.restored: Report | None = None  # the last time something was put back
-        self.left: tuple[str, ...] = ()  # what was not, the last time that was tried, in words
+        self.left: tuple[
+            str, ...
+        ] = ()  # what was not, the last time that was tried, in words; also at the close
         self.failure = ""  # since the last good tick
         self._clock = clock
         self._blind_after_s = blind_after_s
@@ -166,7 +169,7 @@ class Loop(Generic[O, S, P, E]):
             self.alarms.close()
             if self.acts:
                 self.restore("the scheduler stops")
-            self.scheduler.close()
+            self._close()
 
     def stop(self) -> None:
         """End `run` after the tick that is going on. From any thread, also from a signal handler."""
@@ -226,6 +229,16 @@ class Loop(Generic[O, S, P, E]):
         for each in report.failed:
             self._tell(f"{each.entry.key} is not put back: {each.problem}")
         return report
+
+    def _close(self) -> None:
+        """Let go, and say what could not be given back."""
+        try:
+            self.scheduler.close()
+        except (SustainError, OSError) as error:
+            said = f"not all could be given back: {error}"
+            hint = getattr(error, "hint", "")
+            self.left = (*self.left, said)
+            self._tell(said + (f" ({hint})" if hint else ""))
 
     def _watch(self) -> None:
         """What the scheduler wants watched now; when that cannot be known, what was watched before, and its period."""

@@ -2,6 +2,7 @@
 execute, unmap and are killed meanwhile; and a scheduler that is killed itself."""
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -17,8 +18,9 @@ from sustain.host import kernel, large_pages, pagemap, smaps
 from sustain.host.madvise import Advice, Advisor
 from sustain.schedulers.journal import Journal
 from sustain.schedulers.large_pages.act import Actuator
-from sustain.schedulers.large_pages.hand import Hand
+from sustain.schedulers.large_pages.hand import Came, Hand
 from sustain.schedulers.large_pages.model import Action, Collapse, Demote, Purpose
+from sustain.schedulers.large_pages.ours import Ours
 from tests.host.held import own_cgroup, some_swap
 from tests.schedulers.large_pages.touching import Toucher, touching
 
@@ -144,6 +146,17 @@ def test_memory_that_is_never_large_says_why(journal: Journal) -> None:
         assert (effect.outcome, "PR_SET_THP_DISABLE" in effect.detail) == ("not eligible", True)
 
 
+def test_what_a_process_has_forbidden_since_is_not_put_back(journal: Journal) -> None:
+    with touching([1, 1]) as toucher:
+        with Hand(toucher.who) as hand:
+            assert hand.enlarge(toucher.address(0)).outcome == "done"
+        actuator = Actuator(journal)
+        assert actuator.carry_out(demote(toucher, 0))[0].done
+        toucher.say("forbid 0")
+        (undone,) = actuator.restore().undone
+        assert (undone.outcome, journal.entries()) == ("restored", ()), undone
+
+
 def test_one_that_unmaps_executes_or_ends(journal: Journal) -> None:
     with touching([1, 1, 1]) as toucher:
         image = smaps.image(toucher.pid)
@@ -162,6 +175,70 @@ def test_one_that_unmaps_executes_or_ends(journal: Journal) -> None:
     effects = actuator.carry_out(actions)
     assert [each.outcome for each in effects] == ["gone", "gone"]
     assert journal.entries() == ()
+
+
+def test_one_that_executes_between_two_blocks(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel does what it is asked in the program that there is then: so that one is looked at each time."""
+    with touching([1, 1, 1]) as toucher:
+        actuator = Actuator(journal)
+        enlarge, asked = Hand.enlarge, []
+
+        def at_the_second(hand: Hand, address: int) -> Came:
+            asked.append(address)
+            if len(asked) == 2:
+                toucher.become_anew()
+                with Hand(toucher.who) as now:
+                    return enlarge(now, toucher.address(0))
+            return enlarge(hand, address)
+
+        monkeypatch.setattr(Hand, "enlarge", at_the_second)
+        effects = actuator.carry_out(collapse(toucher, 0, 1, 2))
+        assert [each.outcome for each in effects] == ["done", "gone", "gone"], effects
+        assert len(asked) == 2
+        assert toucher.counted().huge.tolist() == [True, False, False]
+
+
+def test_what_was_done_to_the_next_program_is_noted(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with touching([1]) as toucher:
+        first = smaps.image(toucher.pid)
+        assert first is not None
+        images = iter([first, first, first + 1])
+        monkeypatch.setattr(smaps, "image_of", lambda *_: next(images))
+        (effect,) = Actuator(journal).carry_out(collapse(toucher, 0))
+        assert (effect.outcome, effect.detail) == ("gone", "it is another program by now")
+        assert [each.image for each in Ours(journal).spans()] == [first, first + 1]
+        assert toucher.counted().huge.all()
+
+
+@pytest.mark.parametrize("large", [True, False])
+def test_a_block_that_became_another_before_its_turn_is_noted(
+    large: bool, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it was found when all were noted, nothing was to be done with it."""
+    with touching([1, 1]) as toucher:
+        with Hand(toucher.who) as hand:
+            if large:
+                hand.enlarge(toucher.address(1))
+        actuator, meddled = Actuator(journal), []
+        name = "enlarge" if large else "reduce"
+        do = getattr(Hand, name)
+
+        def meddle(hand: Hand, address: int) -> Came:
+            if not meddled:
+                meddled.append(address)
+                (Hand.reduce if large else Hand.enlarge)(hand, toucher.address(1))
+            return do(hand, address)  # type: ignore[no-any-return]
+
+        monkeypatch.setattr(Hand, name, meddle)
+        actions = collapse(toucher, 0, 1) if large else demote(toucher, 0, 1)
+        assert all(each.done for each in actuator.carry_out(actions))
+        assert toucher.counted().huge.tolist() == [large, large]
+        (span,) = Ours(journal).spans()
+        assert span.changed & span.bit(toucher.address(1))
+        assert not actuator.restore().failed
+        assert toucher.counted().huge.tolist() == [False, not large]
 
 
 def test_one_that_forks(journal: Journal) -> None:
@@ -252,6 +329,34 @@ def test_a_device_that_holds_pages_is_said(journal: Journal, monkeypatch: pytest
         (effect,) = actuator.carry_out(demote(toucher, 0))
         assert (effect.outcome, split) == ("again later", [toucher.pid])
         assert "a device holds pages of it" in effect.detail
+
+
+@pytest.mark.parametrize(
+    ("code", "outcome", "why"),
+    [
+        (0, "not eligible", "other processes map it too"),
+        (errno.EINVAL, "not eligible", "it is locked"),
+        (errno.EAGAIN, "again later", "EAGAIN"),
+        (errno.EPERM, "refused", "CAP_SYS_PTRACE"),
+        (errno.ENOSYS, "refused", "Linux 5.10"),
+    ],
+)
+def test_one_block_that_cannot_be_split_is_not_the_targets_fault(
+    code: int, outcome: str, why: str, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what we may not, or the kernel cannot, says anything of its other blocks."""
+
+    def no_debugfs(*_: object) -> None:
+        raise HostError("it is not there", hint="mount it")
+
+    with touching([1]) as toucher:
+        actuator = Actuator(journal)
+        actuator.carry_out(collapse(toucher, 0))
+        monkeypatch.setattr(Hand, "_advise", lambda *_: code)
+        monkeypatch.setattr(large_pages, "split", no_debugfs)
+        (effect,) = actuator.carry_out(demote(toucher, 0))
+        assert (effect.outcome, why in effect.detail) == (outcome, True), effect
+        assert "it is not there (mount it)" in effect.detail
 
 
 def test_without_a_note_nothing_is_done(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,15 @@
 """Counting on a real kernel, of programs whose use of their memory is known. Runs in the lab (tests/lab/
 test_large_pages.py), on a kernel with page_idle and on one with DAMON; elsewhere what this machine's kernel can."""
 
+import contextlib
 import errno
 import os
+import queue
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +17,17 @@ import pytest
 
 from sustain.clock import SystemClock
 from sustain.errors import HostError
-from sustain.host import page_idle
+from sustain.host import damon, page_idle, pagemap
 from sustain.host.madvise import Advice, Advisor
+from sustain.host.processes import Identity, start_ticks
 from sustain.schedulers.guest_memory.changes import DAMON
 from sustain.schedulers.journal import Journal
 from sustain.schedulers.large_pages import counting
 from sustain.schedulers.large_pages.act import Actuator
-from sustain.schedulers.large_pages.counting import Count, Counter
+from sustain.schedulers.large_pages.counting import Count, Counter, Memory
 from sustain.schedulers.large_pages.counting_damon import DamonCounter
 from sustain.schedulers.large_pages.counting_page_idle import PageIdleCounter
+from sustain.schedulers.large_pages.hand import Hand
 from sustain.schedulers.large_pages.model import BLOCK_BYTES
 from sustain.testing import FakeClock
 from tests.host import test_damon_kernel as damon_here
@@ -278,6 +284,121 @@ def test_killed_while_it_counts_nothing_of_damon_is_left(tmp_path: Path) -> None
             assert (undone.entry.kind, undone.outcome) == (DAMON, "restored"), undone
             assert journal.entries() == ()
         assert damon_here.count() == 0
+
+
+class _Watch:
+    """In place of the kernel's: every block was used in each sample, and `meanwhile` comes to pass in a reading."""
+
+    def __init__(self, clock: FakeClock, regions: list[damon.Run]) -> None:
+        self.clock = clock
+        self.regions = regions
+        self.readings: queue.Queue[Callable[[], object] | None] = queue.Queue()
+
+    def counts(self) -> list[tuple[int, int]]:
+        meanwhile = self.readings.get(timeout=60)
+        if meanwhile is None:
+            raise HostError("interrupted")
+        meanwhile()
+        self.clock.advance(25)
+        return [(start, 32) for start, _ in self.regions]
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+class _Damon:
+    """In place of the kernel's."""
+
+    clock: FakeClock
+    watch: _Watch
+
+    def __init__(self, *_: object) -> None:
+        """Nothing."""
+
+    def watch_all(self, targets: list[tuple[int, list[damon.Run]]], _: object) -> _Watch:
+        _Damon.watch = _Watch(self.clock, [each for _, regions in targets for each in regions])
+        return _Damon.watch
+
+    def interrupt(self) -> None:
+        self.watch.readings.put(None)
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+@pytest.mark.skipif(
+    not pagemap.has_scan() or os.geteuid() != 0, reason="it needs Linux 6.7 (PAGEMAP_SCAN) and root"
+)
+def test_of_a_block_that_is_split_within_a_period_nothing_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the kernel's DAMON is made up: the blocks are split and collapsed by the kernel of this machine."""
+    clock = _Damon.clock = FakeClock()
+    monkeypatch.setattr("sustain.schedulers.large_pages.counting_damon.Damon", _Damon)
+    with (
+        touching([512] * 4) as toucher,
+        Hand(toucher.who) as hand,
+        Journal(tmp_path / "j") as journal,
+        contextlib.closing(DamonCounter(10, clock, journal)) as counter,
+    ):
+        for block in (0, 1):
+            assert hand.enlarge(toucher.address(block)).outcome == "done"
+        begun_s = clock.boottime_ns() / 1e9
+        counter.start([toucher.memory()])
+
+        def read(meanwhile: Callable[[], object]) -> Count:
+            """The next reading, in which that comes to pass."""
+            before = counter.read().get(toucher.who)
+            deadline_s = time.monotonic() + 60
+            while not hasattr(_Damon, "watch"):
+                assert time.monotonic() < deadline_s
+                time.sleep(0.01)
+            _Damon.watch.readings.put(meanwhile)
+            while (found := counter.read().get(toucher.who)) is before:
+                assert time.monotonic() < deadline_s, counter.problems()
+                time.sleep(0.01)
+            assert found is not None
+            return found
+
+        count = read(lambda: None)
+        assert count.whole.tolist() == [True, True, False, False]
+        assert count.touched.tolist() == [512] * 4
+        # The aggregation that it tells of may have begun one before it was asked for.
+        assert count.at_s - count.period_s == pytest.approx(begun_s - 10)
+        count = read(lambda: (hand.reduce(toucher.address(0)), hand.enlarge(toucher.address(2))))
+        assert count.whole.tolist() == [False, True, True, False]
+        assert np.isnan(count.touched).tolist() == [True, False, True, False]
+        assert np.isnan(count.error).tolist() == [True, False, True, False]
+        count = read(lambda: None)
+        assert count.touched.tolist() == [512] * 4
+        assert count.error[0] > count.error[1] == 0
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), ValueError("a defect")])
+def test_whatever_fails_is_said_and_the_thread_goes_on(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("sustain.schedulers.large_pages.counting_damon.Damon", fail)
+    memory = Memory(
+        Identity(os.getpid(), start_ticks(os.getpid()) or 0), 1, np.zeros(1, np.uint64), np.zeros(1, np.bool_)
+    )
+    with (
+        Journal(tmp_path / "j") as journal,
+        contextlib.closing(DamonCounter(10, FakeClock(), journal)) as counter,
+    ):
+        monkeypatch.setattr(
+            "sustain.schedulers.large_pages.counting_damon.large", lambda *_: np.zeros(1, np.bool_)
+        )
+        counter.start([memory])
+        deadline_s = time.monotonic() + 60
+        while not counter.problems():
+            assert time.monotonic() < deadline_s
+            time.sleep(0.01)
+        assert str(error) in counter.problems()[memory.who]
+        assert any(each.name == "count by DAMON" for each in threading.enumerate())
 
 
 def test_a_kernel_that_cannot_says_what_it_lacks(tmp_path: Path) -> None:

@@ -262,6 +262,72 @@ def test_what_is_remembered_goes_with_its_block() -> None:
     assert back.memory.counts.tolist() == [3, 1, 3, 3, 3]
 
 
+def _unlooked(world: World, name: str) -> Any:
+    """One look at which that process could not be looked at."""
+    seen = world.seen()
+    (place,) = (place for place, each in enumerate(seen.targets) if each.name == name)
+    targets = tuple(
+        msgspec.structs.replace(each, looked=each.name != name, problems=("it may not be looked at",))
+        for each in seen.targets
+    )
+    blocks = seen.blocks.rows(seen.blocks.target != place)
+    return msgspec.structs.replace(seen, blocks=blocks, targets=targets)
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_a_look_that_fails_forgets_nothing(name: str) -> None:
+    world = World([load([500, 100, 400], "a", None), load([300, 450], "b", None)])
+    ours = Ours(msgspec.structs.replace(_SOON, fill=0.0, budget_bytes=5 * BLOCK_BYTES))
+    run(world, ours, 4)
+    before, last = ours.state, ours.last
+    assert before is not None
+    assert last is not None
+    assert world.large.all()
+    mine = world.target == (0 if name == "a" else 1)
+    for _ in range(3):
+        ours.plan(_unlooked(world, name), ())
+        assert ours.last.totals.bloat_bytes == last.totals.bloat_bytes > 0
+        assert ours.last.totals.budget == 5
+    assert ours.plan(world.seen(), ()) == ()
+    after = ours.state
+    assert after is not None
+    for column in ("estimate", "base", "changed_s", "recount_s"):
+        held, now = getattr(before.memory, column), getattr(after.memory, column)
+        assert now[mine].tolist() == held[mine].tolist(), column
+    assert (after.memory.base >= 0).all()
+
+
+def test_what_could_not_be_looked_at_keeps_its_places() -> None:
+    """Also in a budget that is a share of all blocks."""
+    for limits in ({"budget_bytes": 4 * BLOCK_BYTES}, {"budget_share": 0.5}):
+        world = World([load([500] * 4, "a"), load([400] * 4, "b")])
+        ours = Ours(msgspec.structs.replace(_SOON, by_shares=0.0, **limits))
+        run(world, ours, 4)
+        assert world.large.tolist() == [True] * 4 + [False] * 4
+        for _ in range(4):
+            world.at_s += world.period_s
+            assert ours.plan(_unlooked(world, "a"), ()) == (), limits
+        assert world.step(ours) == ()
+
+
+def test_another_program_in_the_same_process_begins_anew() -> None:
+    """At the same addresses, too; what came of an action on the one before it is nothing to it."""
+    world = World([load([500, 500])])
+    ours = Ours(_SOON)
+    actions = run(world, ours, 2)
+    assert len(actions) == 2
+    old = world.targets[0]
+    world.targets = (msgspec.structs.replace(old, program=1),)
+    world.effects = tuple(msgspec.structs.replace(each, outcome="refused") for each in world.effects)
+    world.large[:] = False
+    world.step(ours)
+    assert ours.state is not None
+    assert ours.state.lives == (f"{old.life}:1",)
+    assert ours.state.memory.counts.tolist() == [1, 1]
+    assert (ours.state.memory.base < 0).all()
+    assert ours.state.targets[f"{old.life}:1"].failures == 0
+
+
 def test_estimates_are_those_of_hawkeye_at_its_period_and_the_same_in_smaller_steps() -> None:
     def estimate(period_s: float, counts: list[int]) -> float:
         world = World([changing([[each] for each in counts], period_s)], period_s=period_s)
@@ -336,6 +402,18 @@ def test_a_block_of_which_all_is_used_takes_the_place_of_any_other(before: int) 
     world = World([changing(used, 10.0)])
     run(world, Ours(msgspec.structs.replace(_SOON, budget_bytes=BLOCK_BYTES)), 58)
     assert world.large.tolist() == [False, True]
+
+
+def test_a_recount_waits_for_a_period_that_began_after_the_split() -> None:
+    """A count says when its samples were taken, and when its period began: that is what matters."""
+    world = World([load([500])])
+    ours = Ours(msgspec.structs.replace(_SOON, recount="sample", recount_share=1.0, fresh_s=500))
+    world.targets = (msgspec.structs.replace(world.targets[0], window_s=0.3, period_s=25.0),)
+    at: dict[str, int] = {}
+    for number, action in run(world, ours, 20):
+        at.setdefault(action.purpose, number)
+    # Split at `recount`, which is known a look later; 25 s are three looks more.
+    assert at["counted"] - at["recount"] == 4, at
 
 
 def _outcome(outcome: Any, periods: int = 12, **policy: Any) -> tuple[World, Ours, list[int]]:

@@ -59,6 +59,29 @@ def test_which_names_a_target_may_have() -> None:
     assert may_be_called([Wanted(name="all", guest="*")], "web")
 
 
+def test_a_file_that_is_no_number_or_no_file_harms_nobody_else(tmp_path: Path) -> None:
+    """A pipe is not waited for, since nobody may ever write to it."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "long").write_text("9" * 5000)
+    (tmp_path / "words").write_text("none yet")
+    (tmp_path / "empty").write_text("")
+    with touching([1]) as one:
+        wanted = [
+            Wanted(name=name, pid_file=str(tmp_path / name)) for name in ("pipe", "long", "words", "empty")
+        ]
+        found, problems = find([*wanted, Wanted(name="one", pid=one.pid)])
+        assert [each.who for each in found] == [one.who]
+        assert len(problems) == 4
+        assert "no regular file" in problems[0]
+        # As all else, it is looked for below the root that is given.
+        (tmp_path / f"proc/{one.pid}").mkdir(parents=True)
+        (tmp_path / f"proc/{one.pid}/stat").write_text(Path(f"/proc/{one.pid}/stat").read_text())
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run/db.pid").write_text(str(one.pid))
+        found, problems = find([Wanted(name="db", pid_file="/run/db.pid")], tmp_path)
+        assert ([each.who for each in found], problems) == ([one.who], [])
+
+
 def test_what_cannot_be_meant() -> None:
     for wanted in (
         [Wanted(name="a")],

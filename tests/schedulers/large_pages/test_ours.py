@@ -1,5 +1,6 @@
 """What is noted of changed blocks, and what each should be again."""
 
+from functools import partial
 from pathlib import Path
 
 from hypothesis import given
@@ -9,7 +10,7 @@ from sustain.schedulers.journal import Journal
 from sustain.schedulers.large_pages import ours
 from sustain.schedulers.large_pages.model import BLOCK_BYTES
 from sustain.schedulers.large_pages.ours import Ours, Span
-from sustain.schedulers.large_pages.undo import wanted
+from sustain.schedulers.large_pages.undo import undo, wanted
 
 START = 0x7F00_4000_0000
 EMPTY = Span("db", 7, 99, 0x7FFD_0000, START)
@@ -76,6 +77,26 @@ def test_whatever_is_done_everything_becomes_what_it_was(
     assert large == before
 
 
+def test_what_is_seen_to_have_become_something_else_is_let_go() -> None:
+    span = EMPTY
+    for number in range(4):
+        span = span.about_to(at(number), found_large=False, large=True, briefly=False)
+    span = span.about_to(at(4), found_large=True, large=False, briefly=True)
+    span = span.about_to(at(5), found_large=True, large=False, briefly=True)
+    everything = 0b111111
+    assert span.looked_at(there=everything, large=0b001111, recounting=0b110000) == span
+    # 1 was split by others, 2 is not mapped any more; the recount of 4 has ended.
+    seen = span.looked_at(there=0b111011, large=0b001001, recounting=0b100000)
+    assert wanted(seen, keep=False) == [(at(4), True), (at(5), True), (at(0), False), (at(3), False)]
+    assert wanted(seen, keep=True) == [(at(5), True)]
+    # 4 has become large again by itself, as it was.
+    assert wanted(seen.looked_at(there=everything, large=0b011001, recounting=0b100000), keep=False) == [
+        (at(5), True),
+        (at(0), False),
+        (at(3), False),
+    ]
+
+
 def test_in_the_journal_and_out_again(tmp_path: Path) -> None:
     with Journal(tmp_path / "j") as journal:
         mine = Ours(journal)
@@ -93,3 +114,19 @@ def test_in_the_journal_and_out_again(tmp_path: Path) -> None:
         assert mine.of("db", 7, 99, 2, (at(5),))[START].changed == 0  # another image
         mine.keep(span.seen(at(5), large=False))
         assert journal.entries() == ()
+
+
+def test_what_may_not_be_looked_at_is_not_forgotten(tmp_path: Path) -> None:
+    """Without CAP_SYS_PTRACE the kernel says of the program nothing but 0."""
+    folder = tmp_path / "proc/7"
+    folder.mkdir(parents=True)
+    fields = ["S", *map(str, range(4, 22)), "99", "4096", "24", "25", "26", "27", "0", "29"]
+    (folder / "stat").write_text(f"7 (db) {' '.join(fields)}\n")
+    with Journal(tmp_path / "j") as journal:
+        Ours(journal).keep(EMPTY.about_to(at(3), found_large=False, large=True, briefly=False))
+        (undone,) = journal.restore({ours.KIND: partial(undo, root=tmp_path)}).undone
+        assert (undone.outcome, "may not be looked at" in undone.problem) == ("failed", True), undone
+        assert len(journal.entries()) == 1
+        (folder / "stat").write_text(f"7 (db) {' '.join(['Z', *fields[1:]])}\n")
+        (undone,) = journal.restore({ours.KIND: partial(undo, root=tmp_path)}).undone
+        assert (undone.outcome, journal.entries()) == ("gone", ())

@@ -17,7 +17,9 @@ from sustain.schedulers.journal import Journal
 from sustain.schedulers.large_pages.config import LargePagesConfig
 from sustain.schedulers.large_pages.counting import Count, Memory
 from sustain.schedulers.large_pages.find import Wanted
+from sustain.schedulers.large_pages.hand import Hand
 from sustain.schedulers.large_pages.model import BLOCK_BYTES, Counting
+from sustain.schedulers.large_pages.ours import Ours
 from sustain.schedulers.large_pages.policy import Policy
 from sustain.schedulers.large_pages.scheduler import LargePages
 from sustain.schedulers.loop import Loop
@@ -69,6 +71,7 @@ class MadeUp:
             touched=np.where(huge, (touched > 0) * np.float32(512), touched),
             error=np.zeros(len(touched), np.float32),
             whole=huge,
+            period_s=_PERIOD_S,
         )
 
 
@@ -129,6 +132,38 @@ def test_only_counts_at_first_then_the_best_are_large_then_all_is_put_back(
         assert toucher.say("check")
         assert {each.outcome for each in rig.scheduler.restore().undone} == {"restored"}
         assert not any(rig.large)
+    finally:
+        rig.scheduler.close()
+
+
+def test_notes_of_what_is_not_ours_any_more_are_let_go(tmp_path: Path, toucher: Toucher) -> None:
+    rig = Rig(tmp_path, toucher, budget_bytes=3 * BLOCK_BYTES)
+    journal = rig.scheduler._journal
+    assert journal is not None
+
+    def noted() -> list[int]:
+        return sorted(
+            address - toucher.start >> 21
+            for each in Ours(journal).spans()
+            for address in each.addresses(each.changed)
+        )
+
+    try:
+        assert rig.ticks(5) == [False, True, False, True, True, False]
+        assert noted() == [1, 3, 4]
+        with Hand(toucher.who) as hand:
+            assert hand.reduce(toucher.address(1)).outcome == "done"
+        rig.ticks(1)
+        assert noted() == [3, 4, 5], "its place is taken by the next"
+        toucher.say("unmap 2")
+        toucher.blocks = 4
+        rig.counts.counts = rig.counts.counts[:4]
+        rig.ticks(1)
+        assert noted() == [3]
+        toucher.process.kill()
+        toucher.process.wait()
+        rig.loop.tick()
+        assert journal.entries() == ()
     finally:
         rig.scheduler.close()
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
+from sustain.errors import HostError
 from sustain.host import pagemap
 from sustain.host.processes import Identity
 from sustain.schedulers.journal import Journal
@@ -54,7 +55,9 @@ class Told:
             column[memory.addresses == toucher.address(block)] = pages
         error = np.where(np.isnan(column), np.nan, 0).astype(np.float32)
         whole = np.zeros(len(column), np.bool_)
-        self.counts[toucher.who] = Count(memory.image, at_s, 10.0, memory.addresses, column, error, whole)
+        self.counts[toucher.who] = Count(
+            memory.image, at_s, 10.0, memory.addresses, column, error, whole, 10.0
+        )
 
 
 def rows(seen: Observation, toucher: Toucher) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
@@ -164,11 +167,35 @@ def test_one_that_becomes_another_program_begins_anew_and_one_that_ends_is_gone(
         seen = sensor.read()
         assert np.isnan(seen.blocks.touched).all()
         assert sensor.image(toucher.who) not in (None, before)
+        (target,) = seen.targets
+        assert (target.program, target.looked, target.life.endswith(":1")) == (1, True, True)
     seen = sensor.read()
     assert (seen.targets, len(seen.blocks)) == ((), 0)
     assert "t: there is no such process now" in seen.notes
     assert counter.memories == {}
     assert sensor.image(toucher.who) is None
+
+
+def test_one_that_cannot_be_looked_at_is_said_and_is_still_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise HostError("it may not be looked at")
+
+    with touching([1, 2]) as toucher:
+        sensor = Sensor([Wanted(name="t", pid=toucher.pid)], Told(), FakeClock())
+        toucher.become_anew()
+        sensor.read()
+        toucher.become_anew()
+        (before,) = sensor.read().targets
+        with monkeypatch.context() as patch:
+            patch.setattr("sustain.schedulers.large_pages.sense.Pagemap", refuse)
+            (target,) = sensor.read().targets
+        assert (target.looked, target.life, target.problems) == (
+            False,
+            before.life,
+            ("it may not be looked at",),
+        )
+        (after,) = sensor.read().targets
+        assert (after.looked, after.life) == (True, before.life)
 
 
 def test_the_host() -> None:

@@ -1,13 +1,15 @@
 """Carrying a plan out: blocks are mapped large or small, one after the other, and what came of each is seen.
 
 Used by the scheduler's loop. The model: first the journal holds what each block is and is about to be (`ours`), then it
-is done (`hand`), then what did not come off is taken out of the journal again. No more than `most_per_s` blocks are
-dealt with in a second, since each holds up the process that owns it for as long as its pages are copied; and a call
-ends after `limit_s`, whatever is left, of which it says "again later".
+is done (`hand`), then what did not come off is taken out of the journal again. A block that has become another before
+its turn is noted then. No more than `most_per_s` blocks are dealt with in a second, since each holds up the process
+that owns it for as long as its pages are copied; and a call ends after `limit_s`, whatever is left, of which it says
+"again later".
 
 A process that executes another program keeps its number and its start time: so the images that the plan was made of
-are asked for (`seen`), and a process that shows another one by now is gone. Rejected: a thread for each process; what
-makes a block large takes the machine's processors and memory, not a process's time.
+are asked for (`seen`), and a process that shows another one by now is gone; so it is before each block and after it.
+Rejected: a thread for each process; what makes a block large takes the machine's processors and memory, not a process's
+time.
 """
 
 import contextlib
@@ -23,13 +25,24 @@ from sustain.host.processes import Identity
 from sustain.schedulers.guest_memory.changes import DAMON
 from sustain.schedulers.journal import Journal, Report
 from sustain.schedulers.large_pages import ours
+from sustain.schedulers.large_pages.columns import Mask
 from sustain.schedulers.large_pages.hand import Came, Hand, gone
-from sustain.schedulers.large_pages.model import NOT_ITS_TURN, STOPPING, Action, Collapse, Effect, Outcome
+from sustain.schedulers.large_pages.model import (
+    NOT_ITS_TURN,
+    STOPPING,
+    Action,
+    Collapse,
+    Effect,
+    Observation,
+    Outcome,
+)
 from sustain.schedulers.large_pages.ours import Ours, Span, start_of
+from sustain.schedulers.large_pages.tidy import tidy
 from sustain.schedulers.large_pages.undo import undo
 
 MOST_PER_S = 100.0
 LIMIT_S = 5.0
+_ANOTHER = Came("gone", "it is another program by now")
 
 
 class Actuator:
@@ -70,6 +83,11 @@ class Actuator:
             effects.update(zip(places, self._on_one(chosen, until_s), strict=True))
         return [effects[place] for place in range(len(wanted))]
 
+    def tidy(self, seen: Observation, recounting: Mask) -> None:
+        """Let go of notes of what is not ours any more, as it was just seen."""
+        with contextlib.suppress(JournalError):  # they stay, and the next look lets go of them
+            tidy(self._ours, seen, recounting, self._root)
+
     def restore(self) -> Report:
         """Put back what was changed, here or by a predecessor."""
         return self._journal.restore(
@@ -91,11 +109,10 @@ class Actuator:
         first = actions[0]
         who = Identity(first.pid, first.started)
         try:
-            image = smaps.image(who.pid, self._root)
+            image = smaps.image_of(who, self._root)
             if image is None or self._seen(who) not in (None, image):
                 return [
-                    Effect(action=each, outcome="gone", detail="it is another program by now")
-                    for each in actions
+                    Effect(action=each, outcome=_ANOTHER.outcome, detail=_ANOTHER.detail) for each in actions
                 ]
             with Hand(who, self._root, self._stop) as hand:
                 return self._with_hand(hand, image, actions, until_s)
@@ -122,7 +139,7 @@ class Actuator:
         effects: list[Effect] = []
         try:
             for action in actions:
-                effects.append(self._one(hand, action, until_s))
+                effects.append(self._one(hand, image, spans, action, until_s))
         finally:
             self._settle(hand, spans, actions)
         return effects
@@ -137,7 +154,7 @@ class Actuator:
             for span in spans.values():
                 self._ours.keep(span)
 
-    def _one(self, hand: Hand, action: Action, until_s: float) -> Effect:
+    def _one(self, hand: Hand, image: int, spans: dict[int, Span], action: Action, until_s: float) -> Effect:
         begun_s = time.monotonic()
         if self._stop.is_set() or max(begun_s, self._next_s) >= until_s:
             return Effect(action=action, outcome="again later", detail=NOT_ITS_TURN)
@@ -146,9 +163,9 @@ class Actuator:
         begun_s = time.monotonic()
         self._next_s = begun_s + self._pause_s
         try:
-            came = (
-                hand.enlarge(action.address) if isinstance(action, Collapse) else hand.reduce(action.address)
-            )
+            came = self._do(hand, image, spans, action)
+        except JournalError as error:
+            came = Came("again later", _words(error))
         except SustainError as error:
             came = Came("gone" if gone(error) else "refused", _words(error))
         return Effect(
@@ -158,6 +175,35 @@ class Actuator:
             bytes=came.grown_bytes,
             seconds=time.monotonic() - begun_s,
         )
+
+    def _do(self, hand: Hand, image: int, spans: dict[int, Span], action: Action) -> Came:
+        """With its note, if it has none: since all were noted, a block may have become another than it was then."""
+        if smaps.image_of(hand.who, self._root) != image:
+            return _ANOTHER
+        start, large = start_of(action.address), isinstance(action, Collapse)
+        if hand.state(action.address).large != large:
+            span = spans[start].about_to(
+                action.address, found_large=not large, large=large, briefly=action.purpose == "recount"
+            )
+            if span != spans[start]:
+                self._ours.keep(span)
+                spans[start] = span
+        came = hand.enlarge(action.address) if large else hand.reduce(action.address)
+        now = smaps.image_of(hand.who, self._root)
+        if now == image:
+            return came
+        if now is not None and large:
+            self._note_another(now, action)
+        return _ANOTHER
+
+    def _note_another(self, image: int, action: Action) -> None:
+        """It executed another program just as the kernel was asked, which may have made that one's block large."""
+        with Hand(Identity(action.pid, action.started), self._root) as hand:
+            if not hand.state(action.address).large:
+                return
+        start = start_of(action.address)
+        span = self._ours.of(action.target, action.pid, action.started, image, [action.address])[start]
+        self._ours.keep(span.about_to(action.address, found_large=False, large=True, briefly=False))
 
 
 def _words(error: SustainError) -> str:

@@ -10,7 +10,7 @@ Used by `decide`. Each outcome as it deserves:
 | no large page to be had | the block | 10 s, as above |
 | the same, and no collapse of a plan was done | every one on this host: memory is fragmented | 15 s, up to 10 min |
 | gone | the block; a target that has gone is not in the next observation | 10 s, as above |
-| not eligible | the block | 1 h: mappings change seldom |
+| not eligible | the block | 1 h: mappings, and who shares or locks them, change seldom |
 | refused | the target | 1 min, doubled, up to 1 h |
 
 After a wait for large pages only a few are tried; a free one that the host shows ends the wait.
@@ -43,7 +43,8 @@ def learn(
     """`state` is the one before, `memory` and `targets` those of now; the same with what the effects teach."""
     targets = dict(targets)
     effects = [each for each in effects if each.tried]
-    rows = _rows(seen, effects)
+    lives = _lives(seen, state, effects)
+    rows = _rows(seen, effects, lives)
     if effects:
         memory = replace(
             memory,
@@ -54,7 +55,7 @@ def learn(
     collapse_s, demote_s = state.collapse_s, state.demote_s
     failed_pages = done = 0
     spent_s = 0.0
-    for effect, row in zip(effects, rows, strict=True):
+    for effect, life, row in zip(effects, lives, rows, strict=True):
         is_collapse = isinstance(effect.action, Collapse)
         failed_pages += is_collapse and effect.outcome == "no large page to be had"
         done += is_collapse and effect.done
@@ -65,16 +66,15 @@ def learn(
             else:
                 demote_s = _mean(demote_s, effect.seconds)
         if effect.outcome == "refused":
-            life = f"{effect.action.pid}:{effect.action.started}"
             if life in targets:
                 targets[life] = _refused(targets[life], state.targets.get(life), seen.now_s, effect.detail)
         elif row is not None:
             _of_block(seen, memory, effect, row)
-    for life, one in targets.items():
-        if one.failures and any(
-            each.done and f"{each.action.pid}:{each.action.started}" == life for each in effects
-        ):
-            targets[life] = replace(one, failures=0, retry_s=-np.inf, reason="")
+    for life in {
+        life for effect, life in zip(effects, lives, strict=True) if effect.done and life in targets
+    }:
+        if targets[life].failures:
+            targets[life] = replace(targets[life], failures=0, retry_s=-np.inf, reason="")
     state = replace(state, collapse_s=collapse_s, demote_s=demote_s, allowance_s=state.allowance_s - spent_s)
     return _pages(state, seen, failed_pages, done), memory, targets
 
@@ -125,14 +125,18 @@ def _refused(now: TargetMemory, before: TargetMemory | None, now_s: float, why: 
     )
 
 
-def _rows(seen: Observation, effects: Sequence[Effect]) -> list[int | None]:
+def _lives(seen: Observation, state: State, effects: Sequence[Effect]) -> list[str]:
+    """Whose each effect was; "": of none that is still there, also of one that is another program by now."""
+    known = {(each.pid, each.started): each.life for each in seen.targets if each.life in state.targets}
+    return [known.get((each.action.pid, each.action.started), "") for each in effects]
+
+
+def _rows(seen: Observation, effects: Sequence[Effect], lives: Sequence[str]) -> list[int | None]:
     """Where the block of each effect is now; None: it is not there any more."""
     if not effects or not len(seen.blocks):
         return [None] * len(effects)
     index = {target.life: at for at, target in enumerate(seen.targets)}
-    owner = np.array(
-        [index.get(f"{each.action.pid}:{each.action.started}", -1) for each in effects], np.int32
-    )
+    owner = np.array([index.get(life, -1) for life in lives], np.int32)
     address = np.array([each.action.address for each in effects], np.uint64)
     all_keys = keys(seen.blocks.target, seen.blocks.address)
     wanted = keys(np.maximum(owner, 0), address)

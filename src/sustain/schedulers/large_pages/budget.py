@@ -27,13 +27,13 @@ _PLENTY = 4 / 3  # of that, when it is over
 _PRESSURE_OVER = 0.5  # of the limit
 
 
-def large_pages(policy: Policy, blocks: Blocks) -> int | None:
-    """The most that all targets together may have; None: no limit."""
+def large_pages(policy: Policy, blocks: Blocks, unseen: int = 0) -> int | None:
+    """The most that all targets together may have; None: no limit. `unseen`: blocks that are there, and not told."""
     limits = []
     if policy.budget_bytes is not None:
         limits.append(int(policy.budget_bytes) // BLOCK_BYTES)
     if policy.budget_share is not None:
-        limits.append(int(policy.budget_share * int(np.count_nonzero(blocks.eligible))))
+        limits.append(int(policy.budget_share * (int(np.count_nonzero(blocks.eligible)) + unseen)))
     return min(limits, default=None)
 
 

@@ -53,6 +53,9 @@ class Count:
     touched: NDArray[np.float32]
     error: NDArray[np.float32]
     whole: NDArray[np.bool_]
+    period_s: (
+        float  # how long before `at_s` it began, which is longer than `window_s` where only samples are taken
+    )
 
 
 def stretches(addresses: NDArray[np.uint64]) -> list[tuple[int, int, slice]]:

@@ -8,7 +8,8 @@ the end of a period or two; so a thread reads, and the scheduler's loop takes wh
 processes have changed, the watch begins anew after a reading, and not within a period.
 
 A block that is mapped large, has one accessed bit: what is told of it is in how many of the samples it was used at all,
-and `whole` says so: it is used when that was so in any.
+and `whole` says so: it is used when that was so in any. Of one that has become large or small since the last reading
+nothing is told this time: some of its samples were of one page, and some of all.
 
 DAMON is taken when there is something to watch and given back with the last of it; `changes` notes it before.
 """
@@ -46,6 +47,7 @@ class _Watched:
     memories: tuple[Memory, ...]
     padding: int
     watch: Watch
+    large: dict[Identity, NDArray[np.bool_]]  # blocks, before this reading began
 
 
 class DamonCounter:
@@ -139,10 +141,10 @@ class DamonCounter:
                         watched = self._begin(wanted)
                     self._take(watched)
                     self._problem = None
-                except SustainError as error:
+                except Exception as error:  # noqa: BLE001 - whatever it is, it is said, and counting begins anew
                     watched = None
                     self._give_back()
-                    self._rest(error, wanted)
+                    self._rest(_told(error), wanted)
         finally:
             self._give_back()
 
@@ -154,7 +156,7 @@ class DamonCounter:
             self._changed.wait_for(lambda: self._closed or (gone and self._wanted is not wanted), _AGAIN_S)
 
     def _begin(self, wanted: tuple[Memory, ...]) -> _Watched:
-        memories = tuple(each for each in wanted if processes.alive(each.who, str(self._root)))
+        memories, before = self._large(wanted)
         targets = [(each.who.pid, _regions(each.addresses)) for each in memories]
         padding = max(0, damon.LEAST_REGIONS - sum(len(regions) for _, regions in targets)) if targets else 0
         if not targets:
@@ -175,10 +177,12 @@ class DamonCounter:
             )
         if self._damon is None:
             self._damon = Damon(self._note, self._root)
-        return _Watched(memories, padding, self._damon.watch_all(targets, self.attributes))
+        return _Watched(memories, padding, self._damon.watch_all(targets, self.attributes), before)
 
     def _take(self, watched: _Watched) -> None:
         """The next reading: it lasts a period or two."""
+        # The kernel tells of the aggregation that ends next, and of when that is it says nothing.
+        begun_s = self._clock.boottime_ns() / 1e9 - self.attributes.aggregation_us / 1e6
         found = watched.watch.counts()
         at_s = self._clock.boottime_ns() / 1e9
         starts = np.array([start for start, _ in found], np.uint64)
@@ -191,30 +195,57 @@ class DamonCounter:
                 f"DAMON tells of {len(starts)} regions that are not the {len(expected)} which were given to it",
                 hint="does somebody else write to its files?",
             )
+        _, now = self._large(watched.memories)
         counts: dict[Identity, Count] = {}
         place = 0
         for memory in watched.memories:
             here = accesses[place : place + len(memory.addresses)]
             place += len(memory.addresses)
             # A process that has ended or become another since: what was seen is of nobody.
-            if smaps.image(memory.who.pid, self._root) == memory.image and processes.alive(
-                memory.who, str(self._root)
-            ):
-                counts[memory.who] = self._count(memory, here, at_s)
+            if memory.who in now and smaps.image(memory.who.pid, self._root) == memory.image:
+                before = watched.large.get(memory.who)
+                counts[memory.who] = self._count(memory, here, at_s, at_s - begun_s, before, now[memory.who])
+        watched.large.clear()
+        watched.large.update(now)
         with self._changed:
             alive = {each.who: each.image for each in self._wanted}
             self._counts.update(
                 {who: count for who, count in counts.items() if alive.get(who) == count.image}
             )
 
-    def _count(self, memory: Memory, accesses: NDArray[np.int64], at_s: float) -> Count:
+    def _large(
+        self, memories: Sequence[Memory]
+    ) -> tuple[tuple[Memory, ...], dict[Identity, NDArray[np.bool_]]]:
+        """Those that have not ended, and which of their blocks are large now. Raises SustainError."""
+        found = {}
+        for memory in memories:
+            try:
+                found[memory.who] = large(memory, self._root)
+            except SustainError:
+                if processes.alive(memory.who, str(self._root)):
+                    raise
+        here = {who for who in found if processes.alive(who, str(self._root))}
+        return tuple(each for each in memories if each.who in here), {who: found[who] for who in here}
+
+    def _count(
+        self,
+        memory: Memory,
+        accesses: NDArray[np.int64],
+        at_s: float,
+        period_s: float,
+        before: NDArray[np.bool_] | None,
+        whole: NDArray[np.bool_],
+    ) -> Count:
+        """`at_s`: its end, `period_s`: how long it was; `before`, `whole`: blocks that were large as this reading
+        began, and that are now."""
         samples = self.attributes.samples
         share = np.minimum(accesses / samples, 1.0)
         error = np.maximum(np.sqrt(share * (1 - share) / samples), 1 / samples) * PAGES_OF_BLOCK
         touched = share * PAGES_OF_BLOCK
-        whole = large(memory, self._root)
         touched[whole] = np.where(accesses[whole] > 0, PAGES_OF_BLOCK, 0)
         error[whole] = 0
+        changed = np.ones(len(whole), np.bool_) if before is None else before != whole
+        touched[changed] = error[changed] = np.nan
         return Count(
             memory.image,
             at_s,
@@ -223,6 +254,7 @@ class DamonCounter:
             touched.astype(np.float32),
             error.astype(np.float32),
             whole,
+            period_s,
         )
 
     def _give_back(self) -> None:
@@ -230,8 +262,8 @@ class DamonCounter:
             return
         try:
             self._damon.close()
-        except SustainError as error:
-            self._kept = error
+        except Exception as error:  # noqa: BLE001 - `close` raises it
+            self._kept = _told(error)
             return
         self._damon = self._kept = None
 
@@ -252,6 +284,15 @@ def large(memory: Memory, root: Path = Path("/")) -> NDArray[np.bool_]:
     finally:
         table.close()
     return found
+
+
+def _told(error: Exception) -> SustainError:
+    """What a target that is not counted says."""
+    if isinstance(error, SustainError):
+        return error
+    if isinstance(error, OSError):
+        return HostError(f"counting by DAMON failed: {error}", errno=error.errno)
+    return HostError(f"unexpected {type(error).__name__}: {error}", hint="a defect of Sustain")
 
 
 def _regions(addresses: NDArray[np.uint64]) -> list[damon.Run]:

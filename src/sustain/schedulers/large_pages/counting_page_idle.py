@@ -177,6 +177,7 @@ class PageIdleCounter:
             touched.astype(np.float32),
             error.astype(np.float32),
             whole,
+            at_s - marked.at_s,
         )
 
     def _broken_up(self, marked: _Marked) -> NDArray[np.bool_]:

@@ -12,17 +12,20 @@ Used by the scheduler's loop, by `sustain pages plan`, by replays and by simulat
 5. All of that as far as processor time, room for bloat and large pages that are to be had go; what is demoted comes
    before what is mapped large.
 
-Blocks that are unknown, stale or not settled stay as they are and keep their places. Rejected: address order, as
+Blocks that are unknown, stale or not settled, or whose target could not be looked at (`unseen`), stay as they are and
+keep their places. Rejected: address order, as
 khugepaged has it; and doing everything that the counts say at once, which stalls the host and follows noise.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sustain.schedulers.large_pages import backoff, budget
+from sustain.schedulers.large_pages.columns import Mask
 from sustain.schedulers.large_pages.judge import Judgement, judge
 from sustain.schedulers.large_pages.model import (
     PAGE_BYTES,
@@ -48,6 +51,7 @@ from sustain.schedulers.large_pages.state import (
     target_memory,
 )
 from sustain.schedulers.large_pages.turn import Turn, begin, map_large, relieve
+from sustain.schedulers.large_pages.unseen import unseen
 from sustain.schedulers.large_pages.words import why
 
 _PURPOSES: dict[Finding, Purpose] = {
@@ -76,9 +80,12 @@ def decide(
     known = budget.replenished(known, policy, now_s)
     scarce = budget.is_scarce(policy, seen.host, known.scarce)
     bloat = bloat_pages(memory, blocks)
-    bloat_bytes = float(bloat.sum(dtype=np.float64)) * PAGE_BYTES
+    hidden = unseen(seen, state)
+    bloat_bytes = (float(bloat.sum(dtype=np.float64)) + (hidden.bloat_pages if hidden else 0)) * PAGE_BYTES
     it = judge(seen, memory, targets, policy, now_s, scarce)
-    places = budget.large_pages(policy, blocks)
+    budgeted = places = budget.large_pages(policy, blocks, len(hidden.address) if hidden else 0)
+    if places is not None and hidden is not None:
+        places = max(0, places - hidden.places)
     wanted, own = _wanted(it, seen, policy, places)
     turn = begin(known, policy)
     if scarce:
@@ -96,20 +103,29 @@ def decide(
         finding=it.finding,
         score=it.score,
         targets=told,
-        totals=totals(seen, told, bloat_bytes, known, places, scarce),
+        totals=totals(seen, told, bloat_bytes, known, budgeted, scarce),
         problems=problems(seen, known, now_s),
     )
+    kept = _remember(memory, it, turn, seen, now_s)
+    rows: dict[str, Any] = {"target": blocks.target, "address": blocks.address, "memory": kept}
+    if hidden is not None:
+        rows = hidden.behind(blocks.target, blocks.address, kept)
     after = replace(
         known,
         at_s=now_s,
         lives=tuple(target.life for target in seen.targets),
         targets=targets,
-        target=blocks.target,
-        address=blocks.address,
-        memory=_remember(memory, it, turn, seen, now_s),
         scarce=scarce,
+        **rows,
     )
     return Decision(plan, after)
+
+
+def recounting(memory: Memory, finding: NDArray[np.uint8]) -> Mask:
+    """Which blocks are small for a recount, and stay so, or wait to be large again."""
+    goes_on = [Finding.RECOUNT, Finding.COUNTED, Finding.RATE, Finding.NO_PAGES, Finding.RECOUNTED]
+    found: Mask = (memory.recount_s > -np.inf) & np.isin(finding, goes_on)
+    return found
 
 
 def _beginning(now_s: float) -> State:
@@ -155,10 +171,7 @@ def _actions(
 
 def _remember(memory: Memory, it: Judgement, turn: Turn, seen: Observation, now_s: float) -> Memory:
     """With what was there before a block is mapped large, and without recounts that have ended."""
-    over = np.flatnonzero((memory.recount_s > -np.inf) & (it.finding != Finding.RECOUNT))
-    over = over[
-        ~np.isin(it.finding[over], [Finding.COUNTED, Finding.RATE, Finding.NO_PAGES, Finding.RECOUNTED])
-    ]
+    over = np.flatnonzero((memory.recount_s > -np.inf) & ~recounting(memory, it.finding))
     base, recount_s, changed_s = memory.base, memory.recount_s, memory.changed_s
     if len(over):
         recount_s, changed_s = recount_s.copy(), changed_s.copy()

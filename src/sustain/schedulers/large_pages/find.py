@@ -4,17 +4,19 @@ Used by `sense`, anew at each reading, since processes come and go; `Wanted` is 
 """
 
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
-from sustain.errors import ConfigError, SustainError
+from sustain.errors import ConfigError, HostError, SustainError
 from sustain.host import cgroup, files, maps, qemu
 from sustain.host.processes import Identity, identify
 
 ANY = "*"  # guest: all of them
+_DIGITS = 10  # of a process's number
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -93,9 +95,9 @@ def _matches(wanted: Wanted, root: Path) -> Iterator[Found]:
     if wanted.pid is not None:
         yield from _named(wanted, wanted.pid, root)
     elif wanted.pid_file is not None:
-        words = (files.text(Path(wanted.pid_file)) or "").split()
-        if words and words[0].isdecimal():
-            yield from _named(wanted, int(words[0]), root)
+        pid = _number(Path(wanted.pid_file), root)
+        if pid is not None:
+            yield from _named(wanted, pid, root)
     elif wanted.command is not None:
         for pid in maps.all_pids(root):
             if wanted.command in _commands(pid, root):
@@ -105,6 +107,31 @@ def _matches(wanted: Wanted, root: Path) -> Iterator[Found]:
             yield from _named(wanted, pid, root)
     elif wanted.guest is not None:
         yield from _guests(wanted, root)
+
+
+def _number(path: Path, root: Path) -> int | None:
+    """In a file with a process's number; None: there is none. Raises HostError when it may not be read. A pipe or a
+    device in its place is not waited for."""
+    if root != Path("/"):
+        path = root / path.relative_to(path.anchor)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise files.refused(path, error) from None
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise HostError(
+                f"{path}: is no regular file", hint="pid_file names a file with the process's number"
+            )
+        words = os.read(descriptor, 4096).split()
+    except OSError as error:
+        raise files.refused(path, error) from None
+    finally:
+        os.close(descriptor)
+    digits = words[0] if words else b""
+    return int(digits) if digits.isdigit() and len(digits) <= _DIGITS else None
 
 
 def _named(wanted: Wanted, pid: int, root: Path) -> Iterator[Found]:

@@ -11,8 +11,8 @@ It takes no notice of `enabled` and `max_ptes_none`: pages that nobody has touch
 
 Small: MADV_COLD on the block's last page has the kernel split it, where one process maps it and it is not locked;
 otherwise by `split_huge_pages` of debugfs, where that is mounted. The kernel refuses while somebody holds a page of it
-(pinned for devices). That one page then counts as cold. From Linux 6.12 on pages that hold only zeros are given back
-by a split of private memory; before, what was filled stays filled.
+(pinned for devices); that says nothing of other blocks. That one page then counts as cold. From Linux 6.12 on pages
+that hold only zeros are given back by a split of private memory; before, what was filled stays filled.
 """
 
 import errno
@@ -115,12 +115,8 @@ class Hand:
         grown = None if before.shared else (after.present - before.present) * PAGE_BYTES
         if not after.large:
             return Came("done", how, grown)
-        why = (
-            "it is locked"
-            if code == errno.EINVAL
-            else "other processes map it too, or a device holds pages of it"
-        )
-        return Came("again later" if how.startswith("by") else "refused", f"{why}; {how}", grown)
+        outcome, why = self._why_still_large(code, tried=how.startswith("by"))
+        return Came(outcome, f"{why}; {how}", grown)
 
     def close(self) -> None:
         self._table.close()
@@ -140,15 +136,27 @@ class Hand:
             return error.errno or errno.EIO
         return next(iter(said.skipped_bytes), 0)
 
+    def _why_still_large(self, code: int, *, tried: bool) -> tuple[Outcome, str]:
+        """`tried`: the kernel was told to split it whoever maps it, and did not: somebody holds it at the moment."""
+        match code:
+            case errno.ESRCH | errno.EPERM | errno.EACCES | errno.ENOSYS:
+                return _of_process(code)
+            case errno.EINVAL:
+                why = "it is locked"
+            case 0:
+                why = "other processes map it too, or a device holds pages of it"
+            case _:
+                return (
+                    "again later",
+                    f"the kernel could not do it now ({errno.errorcode.get(code, str(code))})",
+                )
+        return "again later" if tried else "not eligible", why
+
     def _why_not(self, address: int, before: State, code: int) -> tuple[Outcome, str]:
         word = errno.errorcode.get(code, str(code))
         match code:
-            case errno.ESRCH:
-                return "gone", "the process has gone"
-            case errno.EPERM | errno.EACCES:
-                return "refused", f"it needs CAP_SYS_NICE and CAP_SYS_PTRACE, or root ({word})"
-            case errno.ENOSYS:
-                return "refused", "process_madvise needs Linux 5.10 (ENOSYS)"
+            case errno.ESRCH | errno.EPERM | errno.EACCES | errno.ENOSYS:
+                return _of_process(code)
             case errno.EBUSY:
                 return "again later", "its cgroup has no room for a large page (EBUSY)"
             case errno.EAGAIN:
@@ -177,6 +185,15 @@ class Hand:
             "again later",
             f"the kernel does not map it large as it is; was nothing of it written since a fork? ({word})",
         )
+
+
+def _of_process(code: int) -> tuple[Outcome, str]:
+    """What an errno says of all blocks of the process."""
+    if code == errno.ESRCH:
+        return "gone", "the process has gone"
+    if code == errno.ENOSYS:
+        return "refused", "process_madvise needs Linux 5.10 (ENOSYS)"
+    return "refused", f"it needs CAP_SYS_NICE and CAP_SYS_PTRACE, or root ({errno.errorcode[code]})"
 
 
 def gone(error: SustainError) -> bool:

@@ -75,7 +75,7 @@ def judge(
 ) -> Judgement:
     """`memory` and `targets` are those of now."""
     only, waits = _of_targets(seen, targets, policy, now_s)
-    windows_s = np.array([target.window_s or 0.0 for target in seen.targets], np.float64)
+    windows_s = np.array([target.period_s or target.window_s or 0.0 for target in seen.targets], np.float64)
     none_free = seen.host.free_large_pages == 0
     terms = _Terms(policy, now_s, scarce, none_free, only, waits, windows_s)
     count = len(seen.blocks)

@@ -35,13 +35,17 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     window_s: float | None = (
         None  # time within which an access counts: a page is touched when it was used in it
     )
+    period_s: float | None = None  # how long the last counting period was; None: as long as `window_s`
     problems: tuple[str, ...] = ()  # what is unknown or impossible, and why, in words
     wanted: str = ""  # the configured target by which it was found, of which there may be several
+    program: int = 0  # which one it is since it was first looked at: exec is another, at other addresses
+    looked: bool = True  # False: it could not be looked at this time, so none of its blocks is told
 
     @property
     def life(self) -> str:
-        """Tells this start of the process from every other in this boot."""
-        return f"{self.pid}:{self.started}"
+        """Tells this start of the process, and this program in it, from every other in this boot."""
+        life = f"{self.pid}:{self.started}"
+        return f"{life}:{self.program}" if self.program else life
 
 
 class Blocks(msgspec.Struct, frozen=True, kw_only=True, eq=False):
@@ -162,8 +166,8 @@ class Effect(msgspec.Struct, frozen=True, kw_only=True):
     """What came of an action, as it was verified when `act` returned.
 
     done: the page tables say so. again later: the kernel was busy, or its cgroup had no room. no large page to be had:
-    memory is fragmented or short. gone: the process, or the mapping. not eligible: never in this mapping. refused: we
-    may not, or this kernel cannot.
+    memory is fragmented or short. gone: the process, or the mapping. not eligible: not this block, as its mapping is
+    or as it is held. refused: we may not, or this kernel cannot, whatever the block.
     """
 
     action: Action

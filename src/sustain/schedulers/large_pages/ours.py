@@ -94,6 +94,15 @@ class Span:
             )
         return replace(self, now=_with(self.now, bit, large), briefly=_with(self.briefly, bit, briefly))
 
+    def looked_at(self, *, there: int, large: int, recounting: int) -> "Span":
+        """With all of its blocks seen as they are, in sets: of which anything is in memory, which are mapped large, and
+        which are still small for a recount."""
+        briefly = self.briefly & recounting & there & ~large
+        changed = self.changed & there & (self.was ^ large | briefly)
+        return replace(
+            self, changed=changed, was=self.was & changed, now=large & changed, briefly=briefly & changed
+        )
+
     def bit(self, address: int) -> int:
         assert self.start <= address < self.start + _SPAN_BYTES
         return 1 << (address - self.start) // BLOCK_BYTES

@@ -21,7 +21,7 @@ from sustain.schedulers.large_pages import explain
 from sustain.schedulers.large_pages.act import Actuator
 from sustain.schedulers.large_pages.config import LargePagesConfig, check
 from sustain.schedulers.large_pages.counting import Counter, counter
-from sustain.schedulers.large_pages.decide import decide
+from sustain.schedulers.large_pages.decide import decide, recounting
 from sustain.schedulers.large_pages.measures import measures
 from sustain.schedulers.large_pages.model import Effect, Observation
 from sustain.schedulers.large_pages.plan import Plan
@@ -82,6 +82,7 @@ class LargePages:
 
     def act(self, plan: Plan) -> Sequence[Effect]:
         assert self._actuator is not None
+        self._actuator.tidy(plan.seen, recounting(plan.memory, plan.finding))
         return self._actuator.carry_out(plan.actions)
 
     def wait_s(self, plan: Plan, effects: Sequence[Effect]) -> float:

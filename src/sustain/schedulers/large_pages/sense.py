@@ -4,7 +4,8 @@ Used by the scheduler's loop and by verbs that only look. The model: at each rea
 their mappings looked up where they have changed (host.smaps), their blocks counted as they are now (PAGEMAP_SCAN), and
 the newest counts of used pages taken from the counter, which then goes on with the blocks that there are. A count that
 is not new keeps its value and grows in age, also where a period has said nothing of a block. A process that executes
-another program begins anew.
+another program begins anew, as another target. Of one that cannot be looked at this time no block is told, and that is
+said (`looked`), so that what is remembered of them is not forgotten.
 
 Blocks of which nothing is in memory are left out, since they can neither be used nor pay; so are those that no single
 mapping covers. Rejected: all addresses that a process has reserved, which may be terabytes.
@@ -48,6 +49,7 @@ class _Known:
     """What is kept of one process between two readings. Columns: its blocks the last time."""
 
     image: int
+    program: int = 0  # how many others it was before
     mark: str = ""
     mappings: tuple[Mapping, ...] = ()
     read_s: float = 0.0
@@ -144,7 +146,7 @@ class Sensor:
             except SustainError as error:
                 if getattr(error, "errno", None) is None or smaps.image(each.who.pid, self._root) is not None:
                     problems.append(f"{error}" + (f" ({error.hint})" if error.hint else ""))
-                    targets.append(self._target(each, None, problems))
+                    targets.append(self._target(each, None, problems, looked=False))
                 continue
             if look is None or known is None:
                 continue
@@ -176,7 +178,10 @@ class Sensor:
         """Raises SustainError when something could not be given back."""
         self._counter.close()
 
-    def _target(self, found: Found, count: Count | None, problems: Sequence[str]) -> Target:
+    def _target(
+        self, found: Found, count: Count | None, problems: Sequence[str], *, looked: bool = True
+    ) -> Target:
+        known = self._known.get(found.who)
         return Target(
             name=found.name,
             wanted=found.wanted,
@@ -184,7 +189,10 @@ class Sensor:
             started=found.who.start_ticks,
             counting=self._counter.kind,
             window_s=None if count is None else count.window_s,
+            period_s=None if count is None else count.period_s,
             problems=tuple(problems),
+            program=0 if known is None else known.program,
+            looked=looked,
         )
 
     def _look(self, found: Found, now_s: float) -> tuple[_Look | None, _Known | None]:
@@ -198,7 +206,8 @@ class Sensor:
             raise HostError(f"process {pid}: it may not be looked at", hint="it needs root (CAP_SYS_PTRACE)")
         known = self._known.get(found.who)
         if known is None or known.image != image:
-            known = _Known(image)
+            known = _Known(image, 0 if known is None else known.program + 1)
+            self._known[found.who] = known
         if known.mark != mark or now_s - known.read_s >= _AGAIN_S:
             mappings = smaps.read(pid, self._root)
             if mappings is None:
@@ -207,7 +216,6 @@ class Sensor:
         look = self._scan(pid, known.mappings, found.only)
         if known.large_at_first is None:
             known.large_at_first = int(look.large.sum())
-        self._known[found.who] = known
         return look, known
 
     def _scan(self, pid: int, mappings: Sequence[Mapping], only: tuple[tuple[int, int], ...] | None) -> _Look:

@@ -8,7 +8,7 @@ meanwhile is its own: blocks that are not mapped any more, or that became again 
 from pathlib import Path
 
 from sustain.errors import HostError, SustainError
-from sustain.host import processes, smaps
+from sustain.host import smaps
 from sustain.host.processes import Identity
 from sustain.schedulers.journal import Entry, Outcome
 from sustain.schedulers.large_pages import ours
@@ -17,20 +17,24 @@ from sustain.schedulers.large_pages.ours import Span
 
 
 def undo(entry: Entry, *, keep: bool = False, root: Path = Path("/")) -> Outcome:
-    """One entry of kind `ours.KIND`. Raises HostError when some of it is not put back."""
+    """One entry of kind `ours.KIND`. Raises HostError when some of it is not put back, or when it cannot be known
+    whether the process is the same: "gone" is only what certainly is."""
     span = ours.parse(entry)
     who = Identity(span.pid, span.started)
-    if not processes.alive(who, str(root)) or smaps.image(span.pid, root) != span.image:
+    if smaps.image_of(who, root) != span.image:
         return "gone"
     left: list[str] = []
     try:
         with Hand(who, root) as hand:
             for address, large in wanted(span, keep=keep):
                 came = hand.enlarge(address) if large else hand.reduce(address)
-                if came.outcome not in ("done", "gone") and not came.detail.startswith("nothing of it"):
+                own = (
+                    large and came.outcome == "not eligible"
+                )  # it has forbidden it, or given it back, itself
+                if came.outcome not in ("done", "gone") and not own:
                     left.append(f"{address:#x}: {came.outcome}: {came.detail}")
     except SustainError as error:
-        if gone(error):
+        if gone(error) and smaps.image_of(who, root) != span.image:
             return "gone"
         raise
     if left:
