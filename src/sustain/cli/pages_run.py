@@ -46,7 +46,8 @@ def run(args: argparse.Namespace, config: Any) -> int:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     if thread.is_alive():
         raise SustainError(
-            "what was mapped is still being put back", hint="`sustain agent restore` goes on with it"
+            "what was mapped is still being put back",
+            hint=f"`sustain agent restore --config {args.config}` goes on with it",
         )
     if tick is None:
         raise SustainError(loop.failure or "nothing was seen", hint="give it more time: --for")
