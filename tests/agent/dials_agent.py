@@ -4,6 +4,7 @@
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from sustain.agent.agent import Agent
@@ -11,6 +12,7 @@ from sustain.agent.config import AgentSection
 from sustain.clock import SystemClock
 from sustain.errors import SustainError
 from sustain.schedulers.journal import Journal, Report
+from sustain.schedulers.loop import no_beat
 from sustain.testing.scheduler import DialPolicy, DialScheduler
 
 
@@ -29,7 +31,7 @@ def main(directory: Path, what: str) -> None:
     ).run()
 
 
-def refuse() -> Report:
+def refuse(beat: Callable[[], None] = no_beat) -> Report:
     raise SustainError("nobody is at home", hint="ring again")
 
 

@@ -27,6 +27,7 @@ from sustain.schedulers.large_pages.hand import Came, Hand, gone
 from sustain.schedulers.large_pages.model import Action, Collapse, Effect, Outcome
 from sustain.schedulers.large_pages.ours import Ours, Span, start_of
 from sustain.schedulers.large_pages.undo import undo
+from sustain.schedulers.loop import no_beat
 
 MOST_PER_S = 100.0
 LIMIT_S = 5.0
@@ -70,11 +71,12 @@ class Actuator:
             effects.update(zip(places, self._on_one(chosen, until_s), strict=True))
         return [effects[place] for place in range(len(wanted))]
 
-    def restore(self) -> Report:
-        """Put back what was changed, here or by a predecessor."""
+    def restore(self, beat: Callable[[], None] = no_beat) -> Report:
+        """Put back what was changed, here or by a predecessor; `beat` is called at each block. What `stop` leaves
+        undone stays in the journal."""
         return self._journal.restore(
             {
-                ours.KIND: partial(undo, keep=self._keep, root=self._root),
+                ours.KIND: partial(undo, keep=self._keep, root=self._root, stop=self._stop, beat=beat),
                 DAMON: lambda entry: damon.clean_up(int(entry.target["inode"]), self._root),
             }
         )
