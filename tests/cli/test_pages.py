@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -18,10 +19,12 @@ import pytest
 from sustain.agent import config as agent_config
 from sustain.agent.http import get
 from sustain.cli import pages, pages_doctor
+from sustain.host.processes import start_ticks
 from sustain.schedulers.journal import Entry, Journal
 from sustain.schedulers.large_pages import ours
 from sustain.schedulers.large_pages.model import BLOCK_BYTES, Observation
 from sustain.schedulers.large_pages.ours import Span
+from sustain.schedulers.loop import Loop
 from sustain.schedulers.recording import Recorder, Recording, read_header
 from tests.cli.conftest import Ran
 from tests.schedulers.large_pages.touching import Toucher, touching
@@ -288,3 +291,42 @@ def test_what_a_run_has_left_is_put_back_without_a_file(
     (undone,) = sus("agent", "restore", "--config", tmp_path / "none.toml", "--json").json["undone"]
     assert (undone["key"], undone["outcome"]) == (entry.key, "gone")
     sus("agent", "restore", "--config", tmp_path / "other.toml").failed_with("other.toml", status=2)
+
+
+def test_a_run_whose_scheduler_ends_is_over(sus: Sus, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(loop: object) -> None:
+        raise RuntimeError("out of order")
+
+    monkeypatch.setattr(Loop, "run", fail)
+    begun = time.monotonic()
+    sus("pages", "run", "--config", config, "--for", "60s").failed_with("large-pages ended", "out of order")
+    assert time.monotonic() - begun < 30
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_second_metric_and_puts_back(
+    config: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    """The command sees the signals that we see; with them blocked it would say so."""
+    script = tmp_path / "metric"
+    script.write_text(
+        f"#!/bin/sh\n[ -e {tmp_path}/once ] || {{ touch {tmp_path}/once; echo 1; exit; }}\n"
+        f"grep SigBlk /proc/self/status > {tmp_path}/blocked\necho $$ > {tmp_path}/fifo\nexec sleep 600\n"
+    )
+    script.chmod(0o755)
+    os.mkfifo(tmp_path / "fifo")
+    words = ["pages", "run", "--config", str(config), "--for", "1s", "--metric", str(script)]
+    process = subprocess.Popen([sys.executable, "-m", "sustain.cli", *words], stderr=subprocess.PIPE)
+    try:
+        command = int((tmp_path / "fifo").read_text())  # waits for the second one
+        assert int((tmp_path / "blocked").read_text().split()[1], 16) == 0
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130, said
+    assert b"Traceback" not in said
+    assert start_ticks(command) is None, "it is left behind"
+    with Journal(tmp_path / "state" / "large-pages.journal") as journal:
+        assert journal.entries() == ()
