@@ -280,6 +280,19 @@ def test_what_a_run_has_left_is_put_back_beside_an_agent(sus: Sus, tmp_path: Pat
         sus("agent", "restore", "--config", file).failed_with("guest-memory.journal")
 
 
+def test_a_run_that_goes_on_is_no_failure_of_an_agent_without_large_pages(sus: Sus, tmp_path: Path) -> None:
+    """The unit file puts back whenever the agent has ended."""
+    file = tmp_path / "memory.toml"
+    file.write_text(f'[agent]\nstate_dir = "{tmp_path}/state"\n[guest_memory]\n')
+    left_by_a_run(tmp_path / "state", os.getpid())
+    with Journal(tmp_path / "state" / "large-pages.journal") as journal:
+        ran = sus("agent", "restore", "--config", file)
+        assert (ran.status, ran.out) == (0, "nothing to put back\n"), ran.err
+        assert len(journal.entries()) == 1
+        file.write_text(file.read_text() + "[large_pages]\n")
+        sus("agent", "restore", "--config", file).failed_with("large-pages.journal: another process has it")
+
+
 def test_what_a_run_has_left_is_put_back_without_a_file(
     sus: Sus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ that only looks needs none of the agent's, and can be there beside a running one
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import msgspec
 
 from sustain.agent.config import AgentConfig, GuestMemorySection, LargePagesSection
 from sustain.clock import Clock, SystemClock
-from sustain.errors import ConfigError, JournalError
+from sustain.errors import ConfigError, JournalBusy, JournalError
 from sustain.schedulers.guest_memory.changes import Changes, Refused
 from sustain.schedulers.guest_memory.scheduler import GuestMemory
 from sustain.schedulers.journal import Journal
@@ -57,11 +58,11 @@ def schedulers(config: AgentConfig, clock: Clock | None = None) -> list[AnySched
     return found
 
 
-def restorers(config: AgentConfig) -> list[Callable[[], AnyScheduler]]:
+def restorers(config: AgentConfig) -> list[Callable[[], AnyScheduler | None]]:
     """What makes each scheduler that may have left something, one by one: those that are enabled, and the prioritiser
-    also where only its journal says that it ran (`sustain pages run`). Each raises JournalBusy when another process has
-    its journal."""
-    apart = []
+    also where only its journal says that it ran (`sustain pages run`). When another process has the journal, one that
+    is enabled raises JournalBusy; the other is None: whoever runs it puts back itself."""
+    apart: list[AgentConfig] = []
     if config.guest_memory is not None:
         apart.append(msgspec.structs.replace(config, large_pages=None))
     pages = config.large_pages
@@ -72,7 +73,16 @@ def restorers(config: AgentConfig) -> list[Callable[[], AnyScheduler]]:
     if pages is not None:  # putting back needs nothing that counts
         pages = msgspec.structs.replace(pages, counting="none")
         apart.append(msgspec.structs.replace(config, guest_memory=None, large_pages=pages))
-    return [lambda each=each: schedulers(each)[0] for each in apart]  # type: ignore[misc]
+
+    def make(one: AgentConfig) -> AnyScheduler | None:
+        try:
+            return schedulers(one)[0]
+        except JournalBusy:
+            if one.guest_memory is None and config.large_pages is None:
+                return None
+            raise
+
+    return [partial(make, each) for each in apart]
 
 
 def enabled(config: AgentConfig, where: str = "configuration") -> GuestMemorySection:

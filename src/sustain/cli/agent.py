@@ -109,6 +109,8 @@ def _restore(args: argparse.Namespace, config: Any) -> int:
         ) as error:  # what it has changed is its own to put back; others may have left something
             busy = error
             continue
+        if scheduler is None:
+            continue
         try:
             undone += scheduler.restore().undone
         finally:
