@@ -82,12 +82,15 @@ class Agent:
             for loop in self._loops
         ]
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP)  # inherited: no thread is ended by them
+        # Threads from before, as the server's, do not block them, and get one while this thread is not waiting.
+        asked: list[int] = []
+        handlers = {number: signal.signal(number, lambda got, _: asked.append(got)) for number in _STOP}
         try:
             for thread in threads:
                 thread.start()
             self._notify(READY=1, STATUS=f"{len(threads)} schedulers")
             every_s = min(_LOOK_EVERY_S, (self._manager.watchdog_s or _LOOK_EVERY_S) / 3)
-            while signal.sigtimedwait(_STOP, every_s) is None and not self._ended:
+            while not asked and signal.sigtimedwait(_STOP, every_s) is None and not self._ended:
                 if not self._stuck():
                     self._notify(WATCHDOG=1)
             self._notify(STOPPING=1)
@@ -95,6 +98,8 @@ class Agent:
         finally:
             if self._server is not None:
                 self._server.close()
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def troubles(self) -> list[str]:

@@ -45,17 +45,22 @@ def run(args: argparse.Namespace, config: Any) -> int:
 
     thread = threading.Thread(target=work, name=scheduler.name, daemon=True)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP)
+    # Threads from before, as numpy's, do not block them, and get one while this thread is not waiting.
+    stop = threading.Event()
+    handlers = {number: signal.signal(number, lambda *_: stop.set()) for number in _STOP}
     try:
         thread.start()
-        _wait(thread, args.span)
+        _wait(thread, args.span, stop)
         after = None
         if args.metric is not None and thread.is_alive():
-            with _interruptible(mask) as interrupted:
+            with _unblocked(mask) as interrupted:
                 after = metric(args.metric, interrupted)
         tick = loop.good
     finally:
         loop.stop()
         thread.join(_STOP_S)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     if thread.is_alive():
         raise SustainError(
@@ -81,17 +86,17 @@ def run(args: argparse.Namespace, config: Any) -> int:
     return 1 if loop.left else 0
 
 
-def _wait(thread: threading.Thread, span_s: float | None) -> None:
+def _wait(thread: threading.Thread, span_s: float | None, stop: threading.Event) -> None:
     """Until a signal (they are blocked), for a time, or until the thread has ended by itself."""
     end_s = math.inf if span_s is None else time.monotonic() + span_s
-    while thread.is_alive():
+    while thread.is_alive() and not stop.is_set():
         left_s = end_s - time.monotonic()
         if left_s <= 0 or signal.sigtimedwait(_STOP, min(left_s, _LOOK_EVERY_S)) is not None:
             return
 
 
 @contextlib.contextmanager
-def _interruptible(mask: Iterable[int]) -> Iterator[threading.Event]:
+def _unblocked(mask: Iterable[int]) -> Iterator[threading.Event]:
     """With signals as they were before they were blocked, so that a command which is run has them, too; whether one of
     those came that end a run. That is no exception, which would leave a command behind that has just been started."""
     interrupted = threading.Event()
