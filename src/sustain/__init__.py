@@ -48,6 +48,7 @@ from sustain.errors import (
     StoreUntrusted,
     SustainError,
     UnknownGuest,
+    UnknownTarget,
     WaitTimeout,
     WrongGeneration,
 )
@@ -114,6 +115,7 @@ __all__ = [
     "SustainError",
     "Transaction",
     "UnknownGuest",
+    "UnknownTarget",
     "WaitTimeout",
     "WrongGeneration",
     "__version__",

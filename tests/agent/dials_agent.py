@@ -6,6 +6,7 @@
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from sustain.agent.agent import Agent
@@ -13,6 +14,7 @@ from sustain.agent.config import AgentSection
 from sustain.clock import SystemClock
 from sustain.errors import SustainError
 from sustain.schedulers.journal import Journal, Report
+from sustain.schedulers.loop import no_beat
 from sustain.testing.scheduler import DialPolicy, DialScheduler
 
 
@@ -34,7 +36,7 @@ def main(directory: Path, what: str) -> None:
     agent.run()
 
 
-def refuse() -> Report:
+def refuse(beat: Callable[[], None] = no_beat) -> Report:
     raise SustainError("nobody is at home", hint="ring again")
 
 

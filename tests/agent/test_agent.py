@@ -1,5 +1,6 @@
 """The agent as a process: it says when it is ready, answers, ends in order, and puts back what a killed one left."""
 
+import ctypes
 import json
 import signal
 import socket
@@ -97,6 +98,24 @@ def test_it_works_until_a_signal_and_puts_everything_back(rig: Rig, number: sign
     log = [json.loads(line) for line in (rig.directory / "log").read_text().splitlines()]
     assert [line["effects"][0]["action"]["to_value"] for line in log] == [8, 7, 6, 5, 4, 3]
     assert all(line["effects"][0]["action"]["reason"] for line in log)
+
+
+def test_a_signal_that_another_thread_gets_ends_it_in_order_too(rig: Rig) -> None:
+    """As the kernel does when the main thread is not waiting for one at that moment."""
+    agent = rig.start()
+    rig.hear("READY=1")
+    rig.until_it_has_acted()
+    unblocked = [
+        int(task.name)
+        for task in Path(f"/proc/{agent.pid}/task").iterdir()
+        if int(task.name) != agent.pid
+        and not int((task / "status").read_text().split("SigBlk:")[1].split()[0], 16)
+        & 1 << signal.SIGTERM - 1
+    ]
+    assert unblocked, "the server's thread is there before"
+    assert ctypes.CDLL(None).tgkill(agent.pid, unblocked[0], signal.SIGTERM) == 0
+    _, said = agent.communicate(timeout=30)
+    assert (agent.returncode, rig.values()) == (0, {"a": 9, "b": 2}), said
 
 
 def test_what_could_not_be_put_back_at_all_is_its_exit_status(rig: Rig) -> None:

@@ -1,7 +1,9 @@
 """`sustain pages` over a real process of this host; where this kernel cannot count, that is what is told."""
 
+import argparse
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -14,9 +16,15 @@ import msgspec
 import numpy as np
 import pytest
 
+from sustain.agent import config as agent_config
 from sustain.agent.http import get
-from sustain.cli import pages_doctor
+from sustain.cli import pages, pages_doctor
+from sustain.host.processes import start_ticks
+from sustain.schedulers.journal import Entry, Journal
+from sustain.schedulers.large_pages import ours
 from sustain.schedulers.large_pages.model import BLOCK_BYTES, Observation
+from sustain.schedulers.large_pages.ours import Span
+from sustain.schedulers.loop import Loop
 from sustain.schedulers.recording import Recorder, Recording, read_header
 from tests.cli.conftest import Ran
 from tests.schedulers.large_pages.touching import Toucher, touching
@@ -242,3 +250,113 @@ def test_an_agent_puts_back_at_its_end_and_restore_finds_nothing(
     agent.terminate()
     assert agent.wait(60) == 0
     assert sus("agent", "restore", "--config", config).out == "nothing to put back\n"
+
+
+def left_by_a_run(state: Path, pid: int) -> Entry:
+    """As one that was killed leaves it; the process that it had mapped is gone."""
+    state.mkdir(exist_ok=True)
+    with Journal(state / "large-pages.journal") as journal:
+        span = Span("gone", pid, 1, 1, 0, changed=1, now=1)
+        journal.note(span.key, ours.KIND, span.target, "", span.value)
+        return journal.entries()[0]
+
+
+def test_processes_on_the_command_line_take_only_the_targets_place(
+    config: Path, held: Toucher, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(pages, "_DEFAULT_CONFIG", str(config))
+    args = argparse.Namespace(config=str(config), pid=[held.pid], command=[], period=None)
+    found = pages.config_of(args)
+    assert found.agent.state_dir == f"{tmp_path}/state"
+    assert [each.name for each in found.large_pages.targets] == [str(held.pid)]
+    assert found.large_pages.policy.budget_bytes == 8 << 20
+
+
+@pytest.mark.parametrize("sections", ["", "[guest_memory]\n"])
+def test_what_a_run_has_left_is_put_back_whatever_the_file_enables(
+    sus: Sus, tmp_path: Path, sections: str
+) -> None:
+    file = tmp_path / "bare.toml"
+    file.write_text(f'[agent]\nstate_dir = "{tmp_path}/state"\n{sections}')
+    assert sus("agent", "restore", "--config", file).out == "nothing to put back\n"
+    entry = left_by_a_run(tmp_path / "state", os.getpid())
+    (undone,) = sus("agent", "restore", "--config", file, "--json").json["undone"]
+    assert (undone["key"], undone["outcome"]) == (entry.key, "gone")
+    assert sus("agent", "restore", "--config", file).out == "nothing to put back\n"
+
+
+def test_what_a_run_has_left_is_put_back_beside_an_agent(sus: Sus, tmp_path: Path) -> None:
+    file = tmp_path / "memory.toml"
+    file.write_text(f'[agent]\nstate_dir = "{tmp_path}/state"\n[guest_memory]\n')
+    entry = left_by_a_run(tmp_path / "state", os.getpid())
+    with Journal(tmp_path / "state" / "guest-memory.journal"):
+        ran = sus("agent", "restore", "--config", file)
+        assert ran.status == 1
+        assert entry.key in ran.out
+        assert "guest-memory.journal: another process has it" in ran.err
+        sus("agent", "restore", "--config", file).failed_with("guest-memory.journal")
+
+
+def test_a_run_that_goes_on_is_no_failure_of_an_agent_without_large_pages(sus: Sus, tmp_path: Path) -> None:
+    """The unit file puts back whenever the agent has ended."""
+    file = tmp_path / "memory.toml"
+    file.write_text(f'[agent]\nstate_dir = "{tmp_path}/state"\n[guest_memory]\n')
+    left_by_a_run(tmp_path / "state", os.getpid())
+    with Journal(tmp_path / "state" / "large-pages.journal") as journal:
+        ran = sus("agent", "restore", "--config", file)
+        assert (ran.status, ran.out) == (0, "nothing to put back\n"), ran.err
+        assert len(journal.entries()) == 1
+        file.write_text(file.read_text() + "[large_pages]\n")
+        sus("agent", "restore", "--config", file).failed_with("large-pages.journal: another process has it")
+
+
+def test_what_a_run_has_left_is_put_back_without_a_file(
+    sus: Sus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = agent_config.AgentSection(state_dir=f"{tmp_path}/state")
+    bare = agent_config.AgentConfig(agent=state)  # in place of the directory of this host
+    monkeypatch.setattr(agent_config, "AgentConfig", lambda: bare)
+    monkeypatch.setattr(agent_config, "DEFAULT_PATH", str(tmp_path / "none.toml"))
+    entry = left_by_a_run(tmp_path / "state", os.getpid())
+    (undone,) = sus("agent", "restore", "--config", tmp_path / "none.toml", "--json").json["undone"]
+    assert (undone["key"], undone["outcome"]) == (entry.key, "gone")
+    sus("agent", "restore", "--config", tmp_path / "other.toml").failed_with("other.toml", status=2)
+
+
+def test_a_run_whose_scheduler_ends_is_over(sus: Sus, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(loop: object) -> None:
+        raise RuntimeError("out of order")
+
+    monkeypatch.setattr(Loop, "run", fail)
+    begun = time.monotonic()
+    sus("pages", "run", "--config", config, "--for", "60s").failed_with("large-pages ended", "out of order")
+    assert time.monotonic() - begun < 30
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_second_metric_and_puts_back(
+    config: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    """The command sees the signals that we see; with them blocked it would say so."""
+    script = tmp_path / "metric"
+    script.write_text(
+        f"#!/bin/sh\n[ -e {tmp_path}/once ] || {{ touch {tmp_path}/once; echo 1; exit; }}\n"
+        f"grep SigBlk /proc/self/status > {tmp_path}/blocked\necho $$ > {tmp_path}/fifo\nexec sleep 600\n"
+    )
+    script.chmod(0o755)
+    os.mkfifo(tmp_path / "fifo")
+    words = ["pages", "run", "--config", str(config), "--for", "1s", "--metric", str(script)]
+    process = subprocess.Popen([sys.executable, "-m", "sustain.cli", *words], stderr=subprocess.PIPE)
+    try:
+        command = int((tmp_path / "fifo").read_text())  # waits for the second one
+        assert int((tmp_path / "blocked").read_text().split()[1], 16) == 0
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130, said
+    assert b"Traceback" not in said
+    assert start_ticks(command) is None, "it is left behind"
+    with Journal(tmp_path / "state" / "large-pages.journal") as journal:
+        assert journal.entries() == ()

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,3 +69,19 @@ def test_statistics_that_are_none(tmp_path: Path) -> None:
         fake.statistics = [1]  # type: ignore[assignment]
         with pytest.raises(HostError, match="are not statistics"):
             balloon.statistics(qmp, device)
+
+
+@pytest.mark.parametrize(
+    "said", [{}, [], 7, None, {"base-memory": "much"}, {"base-memory": -1}, {"base-memory": 1e300}, "x"]
+)
+def test_a_size_that_is_none(tmp_path: Path, said: object) -> None:
+    """Any user may start something that looks like QEMU, and answers what it likes."""
+
+    class Liar(FakeQemu):
+        def _return(self, command: str, arguments: dict[str, Any]) -> Any:
+            asked = command == "query-memory-size-summary"
+            return said if asked else super()._return(command, arguments)
+
+    wanted = pytest.raises(HostError, match="no size of memory")
+    with Liar(tmp_path / "fake", SIZE) as fake, Qmp(fake.path) as qmp, wanted:
+        balloon.size(qmp)

@@ -7,7 +7,7 @@ what other programs of this machine do in the meantime decides nothing.
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from sustain.schedulers.guest_memory.model import Action, Effect, Observation, P
 from sustain.schedulers.guest_memory.plan import Plan, State
 from sustain.schedulers.guest_memory.sense import Sensor
 from sustain.schedulers.journal import Journal, Report
-from sustain.schedulers.loop import Loop
+from sustain.schedulers.loop import Loop, no_beat
 from sustain.schedulers.measure import Measure
 from tests.lab.guests import GuestVm
 
@@ -106,7 +106,7 @@ class SmallHost:
     def alarms(self) -> Sequence[Alarm]:
         return ()
 
-    def restore(self) -> Report:
+    def restore(self, beat: Callable[[], None] = no_beat) -> Report:
         return self._actuator.restore()
 
     def measures(self, observation: Observation, plan: Plan) -> Sequence[Measure]:

@@ -351,11 +351,14 @@ class Site:
         return next(iter(self.racks.values()))
 
     def begin(self) -> tuple[Host, ...]:
-        """The first host is the primary, the others hold what it commits."""
+        """The first host is the primary, the others hold what it commits. `begun` is its epoch then."""
         self.hosts[0].start("--create").becomes("primary")
         for each in self.hosts[1:]:
             each.start()
             self.replicated(self.hosts[0], each)
+        self.begun = int(
+            self.record()["epoch"]
+        )  # 2, or more where the machine was too busy for the first lease
         return tuple(self.hosts)
 
     def replicated(self, primary: Host, standby: Host) -> None:

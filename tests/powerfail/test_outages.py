@@ -151,7 +151,7 @@ def test_a_source_that_is_lost_stops_nothing(tmp_path: Path) -> None:
         untouched(a)
         # And an outage is one again.
         outage(a)
-        goes_on(b, 3, a)
+        goes_on(b, site.begun + 1, a)
         nothing_is_lost(site)
 
 
@@ -163,7 +163,7 @@ def test_an_outage_brings_everything_away_and_b_goes_on(tmp_path: Path) -> None:
         a, b = site.begin()
         until(lambda: a.ups.clients() == [a.address], "upsd counts a among those that it waits for")
         outage(a)
-        goes_on(b, 3, a)
+        goes_on(b, site.begun + 1, a)
         nothing_is_lost(site)
         one_at_a_time(site)
         done = report(a)
@@ -191,7 +191,7 @@ def test_a_forced_shutdown_that_comes_first_is_obeyed_at_once(tmp_path: Path) ->
     with Site(tmp_path, power=(*QUICK, "--outage-hold", "60s"), app=APP) as site:
         a, b = site.begin()
         a.ups.force_shutdown()
-        goes_on(b, 3, a)
+        goes_on(b, site.begun + 1, a)
         nothing_is_lost(site)
         assert report(a)["power"] == "forced shutdown"
 
@@ -204,7 +204,7 @@ def test_a_runtime_that_lies_and_collapses(tmp_path: Path) -> None:
         seen(a, "on battery")
         untouched(a)
         a.ups.set_all({"battery.runtime": "30", "ups.status": "OB LB DISCHRG"})
-        goes_on(b, 3, a)
+        goes_on(b, site.begun + 1, a)
         nothing_is_lost(site)
         assert report(a)["complete"] is True
 
@@ -213,19 +213,19 @@ def test_two_outages_in_a_row(tmp_path: Path) -> None:
     with Site(tmp_path, fed="ab", power=QUICK, app=APP) as site:
         a, b = site.begin()
         outage(a)
-        goes_on(b, 3, a)
+        goes_on(b, site.begun + 1, a)
         ac(a)
         a.becomes("standby")
         site.replicated(b, a)
         outage(b)
-        goes_on(a, 4, b)
+        goes_on(a, site.begun + 2, b)
         ac(b)
         b.becomes("standby")
         outage(a)
         goes_on(b, 5, a)
         nothing_is_lost(site)
         one_at_a_time(site)
-        assert [each["epoch"] for each in a.reports("outage")] == [2, 4]
+        assert [each["epoch"] for each in a.reports("outage")] == [site.begun, site.begun + 2]
 
 
 def test_both_hosts_on_battery(tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_both_hosts_on_battery(tmp_path: Path) -> None:
         )
         assert site.record()["state"] == "saved"
         ac(b)
-        goes_on(b, 3, a)
+        goes_on(b, site.begun + 1, a)
         nothing_is_lost(site)
 
 
@@ -334,7 +334,7 @@ def test_a_destination_that_fails_does_not_keep_the_other_from_having_it_all(
         stopped(a)
         if how == "dead":
             b.cut()
-        start = goes_on(c, 3, a)
+        start = goes_on(c, site.begun + 1, a)
         assert start["n"] == last(a)["n"]
         nothing_is_lost(site)
         done = report(a)
@@ -354,7 +354,7 @@ def test_a_source_that_is_lost_in_the_middle_of_an_outage_ends_nothing(tmp_path:
         outage(a)
         stopped(a)
         a.ups.kill_upsd() if how == "killed" else a.ups.stall()
-        goes_on(b, 3, a)
+        goes_on(b, site.begun + 1, a)
         nothing_is_lost(site)
         assert report(a)["complete"] is True
         assert a.state()["role"] == "saved"

@@ -166,6 +166,12 @@ def test_kill_shipper_and_receiver_at_random(lab: Lab, processes: Processes) -> 
     assert contents(standby) == contents(store)
 
 
+def stands_still(pid: int) -> bool:
+    """Whether each thread of a process is stopped: SIGSTOP takes its time on a busy machine."""
+    stats = [each.read_text() for each in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return all(each.rsplit(")", 1)[1].split()[0] == "T" for each in stats)
+
+
 @pytest.mark.crash
 def test_a_stopped_receiver_is_not_believed_and_then_followed_again(lab: Lab, processes: Processes) -> None:
     store = lab.create()
@@ -173,6 +179,7 @@ def test_a_stopped_receiver_is_not_believed_and_then_followed_again(lab: Lab, pr
     processes.ship(port)
     store.wait(fill(store, 0, 10), copies=1, timeout=LIMIT_S)
     receiver.send_signal(signal.SIGSTOP)
+    until(lambda: stands_still(receiver.pid), "all its threads stand still")
     try:
         position = fill(store, 10, 50)
         with pytest.raises(sustain.WaitTimeout):

@@ -1,6 +1,7 @@
 """The loop: what a tick does, what a failing one leaves behind, and that everything is put back at the end."""
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -124,7 +125,7 @@ def test_blind_for_long_it_puts_everything_back_once(bench: Bench) -> None:
 def test_what_was_not_put_back_the_last_time_is_remembered(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse() -> Report:
+    def refuse(beat: Callable[[], None]) -> Report:
         raise SustainError("nobody is at home", hint="ring again")
 
     bench.loop.tick()
@@ -138,6 +139,22 @@ def test_what_was_not_put_back_the_last_time_is_remembered(
     assert bench.loop.left == ("a is not put back", "b is not put back")
     bench.loop.restore("test")
     assert (bench.loop.left, bench.values()) == ((), {"a": 10, "b": 5})
+
+
+def test_one_that_puts_back_for_long_does_not_hang(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+
+    def slowly(beat: Callable[[], None]) -> Report:
+        for _ in range(3):
+            bench.clock.advance(100)
+            beat()
+            seen.append(bench.loop.beat_s)
+        return Report()
+
+    begun_s = bench.loop.beat_s
+    monkeypatch.setattr(bench.scheduler, "restore", slowly)
+    bench.loop.restore("test")
+    assert [each - begun_s for each in seen] == [100, 200, 300]
 
 
 def run(loop: DialLoop) -> threading.Thread:

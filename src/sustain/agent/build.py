@@ -4,12 +4,16 @@ Used by the verbs that run schedulers, look with them or put back. A scheduler t
 that only looks needs none of the agent's, and can be there beside a running one.
 """
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sustain.agent.config import AgentConfig, GuestMemorySection
+import msgspec
+
+from sustain.agent.config import AgentConfig, GuestMemorySection, LargePagesSection
 from sustain.clock import Clock, SystemClock
-from sustain.errors import ConfigError, JournalError
+from sustain.errors import ConfigError, JournalBusy, JournalError
 from sustain.schedulers.guest_memory.changes import Changes, Refused
 from sustain.schedulers.guest_memory.scheduler import GuestMemory
 from sustain.schedulers.journal import Journal
@@ -52,6 +56,33 @@ def schedulers(config: AgentConfig, clock: Clock | None = None) -> list[AnySched
             each.close()
         raise
     return found
+
+
+def restorers(config: AgentConfig) -> list[Callable[[], AnyScheduler | None]]:
+    """What makes each scheduler that may have left something, one by one: those that are enabled, and the prioritiser
+    also where only its journal says that it ran (`sustain pages run`). When another process has the journal, one that
+    is enabled raises JournalBusy; the other is None: whoever runs it puts back itself."""
+    apart: list[AgentConfig] = []
+    if config.guest_memory is not None:
+        apart.append(msgspec.structs.replace(config, large_pages=None))
+    pages = config.large_pages
+    names = (LargePages.name, _LOOKING_AT_PAGES)
+    directory = Path(config.agent.state_dir)
+    if pages is None and any((directory / f"{name}.journal").exists() for name in names):
+        pages = LargePagesSection()
+    if pages is not None:  # putting back needs nothing that counts
+        pages = msgspec.structs.replace(pages, counting="none")
+        apart.append(msgspec.structs.replace(config, guest_memory=None, large_pages=pages))
+
+    def make(one: AgentConfig) -> AnyScheduler | None:
+        try:
+            return schedulers(one)[0]
+        except JournalBusy:
+            if one.guest_memory is None and config.large_pages is None:
+                return None
+            raise
+
+    return [partial(make, each) for each in apart]
 
 
 def enabled(config: AgentConfig, where: str = "configuration") -> GuestMemorySection:

@@ -6,6 +6,7 @@ check    whether the configuration can be meant, and what it enables
 restore  put back what a killed agent has left; does nothing when there is nothing"""
 
 import argparse
+import os
 import sys
 from typing import Any
 
@@ -31,14 +32,16 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from sustain.agent.config import load
+    from sustain.agent.config import DEFAULT_PATH, AgentConfig, load
 
+    if args.what == "restore":
+        if args.config == DEFAULT_PATH and not os.path.exists(args.config):
+            return _restore(args, AgentConfig())  # `sustain pages run` needs no file
+        return _restore(args, load(args.config))
     config = load(args.config)
     if args.what == "check":
         emit(args, found := _checked(args.config, config), lambda: fields(_lines(found)))
         return 0
-    if args.what == "restore":
-        return _restore(args, config)
 
     from sustain.agent.agent import Agent
     from sustain.agent.build import schedulers
@@ -93,14 +96,27 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _restore(args: argparse.Namespace, config: Any) -> int:
-    from sustain.agent.build import schedulers
+    from sustain.agent.build import restorers
+    from sustain.errors import JournalBusy
 
     undone: list[Any] = []
-    for scheduler in schedulers(config):
+    busy: JournalBusy | None = None
+    for restorer in restorers(config):
+        try:
+            scheduler = restorer()
+        except (
+            JournalBusy
+        ) as error:  # what it has changed is its own to put back; others may have left something
+            busy = error
+            continue
+        if scheduler is None:
+            continue
         try:
             undone += scheduler.restore().undone
         finally:
             scheduler.close()
+    if busy is not None and not undone:
+        raise busy
     data = {
         "undone": [
             {
@@ -114,4 +130,6 @@ def _restore(args: argparse.Namespace, config: Any) -> int:
     }
     rows = [(each.entry.key, each.outcome, each.problem) for each in undone]
     emit(args, data, lambda: table(rows) or "nothing to put back")
+    if busy is not None:
+        raise busy
     return 1 if any(each.outcome == "failed" for each in undone) else 0

@@ -99,7 +99,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def config_of(args: argparse.Namespace) -> Any:
-    """The configuration, with what the command line says beside it."""
+    """The configuration, with what the command line says beside it. Where that names processes, the file counts for all
+    else: a run has its journal where the agent has its own, and `sustain agent restore` finds it."""
     import msgspec
 
     from sustain.agent.config import AgentConfig, LargePagesSection, load
@@ -109,7 +110,7 @@ def config_of(args: argparse.Namespace) -> Any:
 
     named = tuple(Wanted(name=str(pid), pid=pid) for pid in args.pid)
     named += tuple(Wanted(name=command, command=command) for command in args.command)
-    if args.config == _DEFAULT_CONFIG and (named or not os.path.exists(args.config)):
+    if args.config == _DEFAULT_CONFIG and not os.path.exists(args.config):
         config = AgentConfig(large_pages=LargePagesSection())
     else:
         config = load(args.config)

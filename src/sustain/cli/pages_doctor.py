@@ -10,7 +10,7 @@ from typing import Any
 
 from sustain.cli.output import emit, table
 from sustain.errors import HostError
-from sustain.host import kernel, large_pages
+from sustain.host import kernel, large_pages, page_idle
 from sustain.schedulers.large_pages.counting import impossible
 
 _ROOT = Path("/")
@@ -33,7 +33,8 @@ def look(root: Path, user: int) -> list[dict[str, Any]]:
         _finding(
             "exact counts",
             exact is None,
-            "page_idle" if exact is None else "no page_idle",
+            f"{'no ' if not page_idle.available(root) else ''}page_idle"
+            + (", and frame numbers are hidden" if exact and page_idle.available(root) else ""),
             exact.hint if exact else "",
             least,
         ),

@@ -5,12 +5,14 @@ done, and again while everything is still mapped as it was last, so what is put 
 """
 
 import argparse
+import contextlib
 import math
 import shlex
 import signal
 import subprocess
 import threading
 import time
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from sustain.cli.agent import tell
@@ -20,7 +22,8 @@ from sustain.units import format_size
 
 _METRIC_S = 600.0
 _STOP_S = 60.0
-_LOOK_S = 1.0  # how soon a signal is heeded that another thread took
+_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_LOOK_EVERY_S = 1.0  # whether it goes on
 
 
 def run(args: argparse.Namespace, config: Any) -> int:
@@ -32,26 +35,42 @@ def run(args: argparse.Namespace, config: Any) -> int:
     clock = SystemClock()
     (scheduler,) = schedulers(config, clock)
     loop: Any = Loop(scheduler, clock, act=not args.dry_run, tell=tell)
-    thread = threading.Thread(target=loop.run, name=scheduler.name, daemon=True)
-    stop = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-    told = threading.Event()
-    # Threads that were there before the mask, NumPy's, take what comes while this one waits for another thing.
-    handlers = {each: signal.signal(each, lambda *_: told.set()) for each in stop}
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, stop)
+    ended: list[str] = []  # why it ended by itself
+
+    def work() -> None:
+        try:
+            loop.run()
+        except Exception as error:  # noqa: BLE001 - said below, and the run ends with it
+            ended.append(f"{type(error).__name__}: {error}")
+
+    thread = threading.Thread(target=work, name=scheduler.name, daemon=True)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP)
+    # Threads from before, as numpy's, do not block them, and get one while this thread is not waiting.
+    stop = threading.Event()
+    handlers = {number: signal.signal(number, lambda *_: stop.set()) for number in _STOP}
     try:
         thread.start()
-        _wait(told, stop, args.span)
-        after = None if args.metric is None else metric(args.metric)
+        _wait(thread, args.span, stop)
+        after = None
+        if args.metric is not None and thread.is_alive():
+            with _unblocked(mask) as interrupted:
+                after = metric(args.metric, interrupted)
         tick = loop.good
     finally:
         loop.stop()
         thread.join(_STOP_S)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for each, handler in handlers.items():
-            signal.signal(each, signal.SIG_DFL if handler is None else handler)
     if thread.is_alive():
         raise SustainError(
-            "what was mapped is still being put back", hint="`sustain agent restore` goes on with it"
+            "what was mapped is still being put back",
+            hint=f"`sustain agent restore --config {args.config}` goes on with it",
+        )
+    if ended:
+        raise SustainError(
+            f"{scheduler.name} ended: {ended[0]}",
+            hint=f"`sustain agent restore --config {args.config}` puts back what it may have left",
         )
     if tick is None:
         raise SustainError(loop.failure or "nothing was seen", hint="give it more time: --for")
@@ -67,20 +86,35 @@ def run(args: argparse.Namespace, config: Any) -> int:
     return 1 if loop.left else 0
 
 
-def _wait(told: threading.Event, stop: set[signal.Signals], span_s: float | None) -> None:
-    """For a signal, or that long."""
+def _wait(thread: threading.Thread, span_s: float | None, stop: threading.Event) -> None:
+    """Until a signal (they are blocked), for a time, or until the thread has ended by itself."""
     end_s = math.inf if span_s is None else time.monotonic() + span_s
-    while not told.is_set() and (left_s := end_s - time.monotonic()) > 0:
-        if signal.sigtimedwait(stop, min(left_s, _LOOK_S)) is not None:
+    while thread.is_alive() and not stop.is_set():
+        left_s = end_s - time.monotonic()
+        if left_s <= 0 or signal.sigtimedwait(_STOP, min(left_s, _LOOK_EVERY_S)) is not None:
             return
 
 
-def metric(command: str) -> float:
-    """The number that it prints, in its last word. Raises ConfigError."""
+@contextlib.contextmanager
+def _unblocked(mask: Iterable[int]) -> Iterator[threading.Event]:
+    """With signals as they were before they were blocked, so that a command which is run has them, too; whether one of
+    those came that end a run. That is no exception, which would leave a command behind that has just been started."""
+    interrupted = threading.Event()
+    before = {number: signal.signal(number, lambda *_: interrupted.set()) for number in _STOP}
+    blocked = signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     try:
-        made = subprocess.run(
-            shlex.split(command), capture_output=True, text=True, timeout=_METRIC_S, check=False
-        )
+        yield interrupted
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def metric(command: str, interrupted: threading.Event | None = None) -> float:
+    """The number that it prints, in its last word. Raises ConfigError, or KeyboardInterrupt when `interrupted` is set
+    meanwhile."""
+    try:
+        made = _made(shlex.split(command), interrupted or threading.Event())
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
         raise ConfigError(f"--metric {command!r}: {error}", hint="a command that prints one number") from None
     words = made.stdout.split()
@@ -93,6 +127,28 @@ def metric(command: str) -> float:
             f"--metric {command!r}: exit status {made.returncode}, and no number at the end of what it printed",
             hint="a command that prints one number, such as requests in a second",
         ) from None
+
+
+def _made(words: list[str], interrupted: threading.Event) -> subprocess.CompletedProcess[str]:
+    """As subprocess.run."""
+    pipe = subprocess.PIPE
+    end_s = time.monotonic() + _METRIC_S
+    with subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True) as process:
+        try:
+            while True:
+                try:
+                    out, error = process.communicate(timeout=_LOOK_EVERY_S)
+                    if interrupted.is_set() and process.returncode:  # a terminal sends it the same
+                        raise KeyboardInterrupt
+                    return subprocess.CompletedProcess(words, process.returncode, out, error)
+                except subprocess.TimeoutExpired:
+                    if interrupted.is_set():
+                        raise KeyboardInterrupt from None
+                    if time.monotonic() >= end_s:
+                        raise subprocess.TimeoutExpired(words, _METRIC_S) from None
+        except BaseException:
+            process.kill()
+            raise
 
 
 def _text(data: dict[str, Any]) -> str:

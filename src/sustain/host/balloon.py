@@ -15,6 +15,7 @@ from sustain.errors import HostError
 from sustain.host.qmp import Qmp, QmpRefused
 
 _PLACES = ("/machine/peripheral", "/machine/peripheral-anon")
+_SIZE_LIMIT_BYTES = 1 << 52  # of a processor's addresses
 _UNSET = (-1, (1 << 64) - 1)
 
 
@@ -56,9 +57,16 @@ def set_target(qmp: Qmp, to_bytes: int) -> None:
 
 
 def size(qmp: Qmp) -> int:
-    """Bytes of RAM that the guest was given, hot-plugged ones too."""
+    """Bytes of RAM that the guest was given, hot-plugged ones too. Raises HostError for what is no size: any user may
+    start something that looks like QEMU."""
     answer = qmp.ask("query-memory-size-summary")
-    return int(answer["base-memory"]) + int(answer.get("plugged-memory", 0))
+    try:
+        found = int(answer["base-memory"]) + int(answer.get("plugged-memory", 0))
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
+        found = -1
+    if not 0 <= found < _SIZE_LIMIT_BYTES:
+        raise HostError(f"{str(answer)[:200]} is no size of memory", hint="is that QEMU?")
+    return found
 
 
 def period(qmp: Qmp, device: str) -> int:

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from typing import Any, Protocol, Self
 
 from sustain.errors import HostError
+from sustain.host.processes import peer
 
 _ANSWER_LIMIT_BYTES = 1 << 22
 _FILE_LIMIT_BYTES = 1 << 20
@@ -40,7 +41,8 @@ class Asking(Protocol):
 
 
 class GuestAgent:
-    """One conversation, which may take `timeout_s` in all. Raises HostError for whatever goes wrong."""
+    """One conversation, which may take `timeout_s` in all; `listener`: the pid of who answers, as `processes.peer` says
+    it. Raises HostError for whatever goes wrong."""
 
     def __init__(self, path: str, timeout_s: float = 2.0) -> None:
         self._path = path
@@ -58,6 +60,7 @@ class GuestAgent:
                 "-device virtserialport,chardev=A,name=org.qemu.guest_agent.0",
                 errno=error.errno,
             ) from None
+        self.listener = peer(self._socket)
         self._sync()
 
     def ask(self, command: str, **arguments: Any) -> Any:

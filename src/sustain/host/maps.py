@@ -106,6 +106,15 @@ def mappings_of(pid: int, key: bytes, root: Path = Path("/")) -> tuple[Mapping, 
     )
 
 
+def covers(pid: int, start: int, end: int, root: Path = Path("/")) -> bool:
+    """Whether one mapping of the process holds all of these addresses. False also when it has gone."""
+    try:
+        text = (root / "proc" / str(pid) / "maps").read_bytes()
+    except OSError:
+        return False
+    return any(its_start <= start and end <= its_end for its_start, its_end, *_ in _lines(text))
+
+
 def mappers(key: bytes, pids: Iterable[int] | None = None, root: Path = Path("/")) -> Mappers:
     """The processes that map the file: of all, or of `pids`."""
     found: list[Mapper] = []

@@ -6,6 +6,8 @@ or by the guest in it, the mark goes. Needs root, since page frame numbers do. R
 64 frames. Rejected: `clear_refs` with `Referenced` of smaps, which does not see what a guest does under KVM.
 """
 
+import ctypes
+import mmap
 import os
 import random
 from collections import defaultdict
@@ -46,6 +48,21 @@ def path(root: Path = Path("/")) -> Path:
 
 def available(root: Path = Path("/")) -> bool:
     return path(root).exists()
+
+
+def hidden(root: Path = Path("/")) -> HostError | None:
+    """Why a page of our own cannot be looked up, so nobody's can; None: it can."""
+    with mmap.mmap(-1, _PAGE_BYTES) as view:
+        view[0] = 1  # from now on it is present
+        byte = ctypes.c_char.from_buffer(view)
+        try:
+            with _Frames(os.getpid(), root) as frames:
+                frames.of(ctypes.addressof(byte))
+        except HostError as error:
+            return error
+        finally:
+            del byte  # else the memory cannot be given back
+    return None
 
 
 def mark(pid: int, areas: tuple[Area, ...], count: int, seed: int, root: Path = Path("/")) -> Sample:

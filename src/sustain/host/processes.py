@@ -7,6 +7,8 @@ the start time is compared, so a pid that is recycled in between is never hit.
 
 import os
 import signal
+import socket
+import struct
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +32,12 @@ class Memory(NamedTuple):
     file: int | None
     shared: int | None  # tmpfs, memfd and the like
     locked: int | None
+
+
+def peer(connection: socket.socket) -> int | None:
+    """The pid of who listened at the other end of a UNIX socket; None: it is in another pid namespace."""
+    pid, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return pid if pid > 0 else None
 
 
 def start_ticks(pid: int, root: str = "/") -> int | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from sustain.host import processes
 from sustain.host.maps import all_pids
 from sustain.host.processes import Identity, identify
 
@@ -43,6 +44,14 @@ def discover(root: Path = Path("/")) -> list[Found]:
             continue  # it has ended meanwhile, or is another user's
         found.append(parse(who, words[1:], folder))
     return found
+
+
+def is_another(pid: int | None, who: Identity, root: Path = Path("/")) -> bool:
+    """Whether the process `pid` that listens at a socket (None: unknown) is one besides the guest `who`: not one that
+    has given it the socket, which is a parent of it or has ended."""
+    if pid is None or pid == who.pid or processes.start_ticks(pid, str(root)) is None:
+        return False
+    return pid not in processes.parents(who.pid, str(root))
 
 
 def _is_qemu(program: str) -> bool:

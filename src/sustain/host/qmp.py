@@ -10,13 +10,13 @@ import asyncio
 import contextlib
 import logging
 import socket
-import struct
 from collections.abc import Coroutine
 from typing import Any, Self, TypeVar
 
 from qemu.qmp import ExecuteError, Message, QMPClient, QMPError
 
 from sustain.errors import HostError
+from sustain.host.processes import peer
 
 T = TypeVar("T")
 
@@ -50,7 +50,7 @@ class Qmp:
         self._path = path
         self._timeout_s = timeout_s
         connection = _connect(path, timeout_s)
-        self.listener = _peer(connection)
+        self.listener = peer(connection)
         self._loop = asyncio.new_event_loop()
         self._client = _Client(path)
         try:
@@ -122,12 +122,7 @@ def listener(path: str, timeout_s: float = 10.0) -> int | None:
     """The pid of who listens there: QEMU, also one that hangs, or who gave it the socket. None: it is in another pid
     namespace. Raises HostError when nobody does."""
     with _connect(path, timeout_s) as connection:
-        return _peer(connection)
-
-
-def _peer(connection: socket.socket) -> int | None:
-    pid, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    return pid if pid > 0 else None
+        return peer(connection)
 
 
 def _connect(path: str, timeout_s: float) -> socket.socket:

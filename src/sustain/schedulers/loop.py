@@ -33,6 +33,10 @@ P = TypeVar("P")  # plan
 E = TypeVar("E")  # effect of an action
 
 
+def no_beat() -> None:
+    """For whoever does not watch whether something hangs."""
+
+
 class Scheduler(Protocol[O, S, P, E]):
     """One scheduler, as a loop sees it. Methods are called from the loop's thread where nothing else is said."""
 
@@ -63,8 +67,9 @@ class Scheduler(Protocol[O, S, P, E]):
     def alarms(self) -> Iterable[Alarm]:
         """Stalls that end the wait, as things are now. What cannot be watched is left out."""
 
-    def restore(self) -> Report:
-        """Put back everything that was changed and not put back yet, also by a predecessor."""
+    def restore(self, beat: Callable[[], None] = no_beat) -> Report:
+        """Put back everything that was changed and not put back yet, also by a predecessor. One that may take longer
+        than a tick calls `beat` at each piece, from any thread: else it counts as hanging."""
 
     def measures(self, observation: O, plan: P) -> Iterable[Measure]:
         """What there is to watch in a tick. From any thread."""
@@ -190,7 +195,8 @@ class Loop(Generic[O, S, P, E]):
         """One sense, decide, act."""
         before = self.last
         tick: Tick[O, S, P, E]
-        self.beat_s = now_s = self._now_s()
+        self._beat()
+        now_s = self.beat_s
         number, state = (before.number + 1, before.state) if before else (1, None)
         found: dict[str, Any] = {}
         try:
@@ -215,8 +221,9 @@ class Loop(Generic[O, S, P, E]):
 
     def restore(self, why: str) -> Report:
         """Put back what was changed, and say so; what fails stays in the journal."""
+        self._beat()
         try:
-            report = self.scheduler.restore()
+            report = self.scheduler.restore(self._beat)
         except (SustainError, OSError) as error:
             self.left = (f"cannot put back what was changed: {error}",)
             self._tell(f"cannot put back what was changed ({why}): {error}")
@@ -295,6 +302,9 @@ class Loop(Generic[O, S, P, E]):
         if problem != self.failure:
             self._tell("".join(traceback.format_exception(error)).rstrip())
         return {"problem": problem, "hint": "a defect of Sustain; the lines before say where"}
+
+    def _beat(self) -> None:
+        self.beat_s = self._now_s()
 
     def _now_s(self) -> float:
         return self._clock.boottime_ns() / 1e9

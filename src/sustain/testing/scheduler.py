@@ -13,7 +13,7 @@ import msgspec
 from sustain.errors import SustainError
 from sustain.schedulers.alarms import Alarm
 from sustain.schedulers.journal import Entry, Journal, Outcome, Report, put_back
-from sustain.schedulers.loop import Tick
+from sustain.schedulers.loop import Tick, no_beat
 from sustain.schedulers.measure import Measure
 
 
@@ -104,7 +104,7 @@ class DialScheduler:
     def alarms(self) -> Iterable[Alarm]:
         return self.watched
 
-    def restore(self) -> Report:
+    def restore(self, beat: Callable[[], None] = no_beat) -> Report:
         return self._journal.restore({"dial": self._undo})
 
     def measures(self, observation: Dials, plan: TurnPlan) -> Iterable[Measure]:

@@ -318,6 +318,69 @@ def test_no_faster_than_allowed_and_no_longer(journal: Journal) -> None:
         assert journal.entries() == ()
 
 
+def test_where_no_large_page_is_to_be_had_putting_back_tries_one(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with touching([1] * 4) as toucher:
+        actuator = Actuator(journal)
+        with Hand(toucher.who) as hand:
+            for block in range(3):
+                assert hand.enlarge(toucher.address(block)).outcome == "done"
+        assert all(each.done for each in actuator.carry_out(demote(toucher, 0, 1, 2)))
+        assert actuator.carry_out(collapse(toucher, 3))[0].done
+        tried: list[int] = []
+
+        def advise(hand: Hand, start: int, end: int, advice: Advice) -> int:
+            if advice is not Advice.COLLAPSE:
+                return real(hand, start, end, advice)
+            tried.append(start)
+            return errno.ENOMEM
+
+        real, beats = Hand._advise, 0
+
+        def beat() -> None:
+            nonlocal beats
+            beats += 1
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Hand, "_advise", advise)
+            patch.setattr(smaps, "read", lambda *_: pytest.fail("page tables are walked for nothing"))
+            (undone,) = actuator.restore(beat).undone
+        assert undone.outcome == "failed"
+        assert "3 blocks are not as they were" in undone.problem
+        assert "memory is fragmented or short" in undone.problem
+        assert tried == [toucher.address(0)]
+        assert beats == 4
+        assert not toucher.counted().huge.any(), "what was to be small is"
+        assert [each.outcome for each in actuator.restore().undone] == ["restored"]
+        assert toucher.counted().huge.tolist() == [True, True, True, False]
+
+
+def test_why_blocks_stay_small_is_read_once_for_all(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with touching([1] * 3) as toucher:
+        reads: list[int] = []
+        real = smaps.read
+        monkeypatch.setattr(smaps, "read", lambda pid, root: reads.append(pid) or real(pid, root))
+        monkeypatch.setattr(Hand, "_advise", lambda *_: errno.EINVAL)
+        effects = Actuator(journal).carry_out(collapse(toucher, 0, 1, 2))
+        assert {each.outcome for each in effects} == {"again later"}
+        assert reads == [toucher.pid]
+
+
+def test_what_was_not_put_back_when_it_is_to_stop_stays_noted(journal: Journal) -> None:
+    with touching([1] * 2) as toucher:
+        actuator = Actuator(journal)
+        assert all(each.done for each in actuator.carry_out(collapse(toucher, 0, 1)))
+        (undone,) = actuator.restore(actuator.stop).undone
+        assert (undone.outcome, "it was to stop" in undone.problem) == ("failed", True)
+        assert len(journal.entries()) == 1
+        assert toucher.counted().huge.any()
+        assert not Actuator(journal).restore().failed
+        assert not toucher.counted().huge.any()
+
+
 def test_a_device_that_holds_pages_is_said(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
     """As far as can be told from what the kernel does not do."""
     with touching([1]) as toucher:

@@ -415,3 +415,45 @@ def test_a_kernel_that_cannot_says_what_it_lacks(tmp_path: Path) -> None:
         none.start([])
         assert (none.kind, none.read(), none.problems()) == ("none", {}, {})
         none.close()
+
+
+_WAYS = """
+import sys
+from pathlib import Path
+from sustain.clock import SystemClock
+from sustain.errors import HostError
+from sustain.schedulers.journal import Journal
+from sustain.schedulers.large_pages import counting
+root = Path(sys.argv[1])
+with Journal(root / "j") as journal:
+    for way in sys.argv[2:]:
+        try:
+            print(counting.counter(way, 10, SystemClock(), journal, root).kind)
+        except HostError as error:
+            print(f"{error} ({error.hint})")
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="it gives a right of root away")
+@pytest.mark.parametrize("admin", [True, False])
+def test_without_the_right_to_see_frames_estimates_are_taken(tmp_path: Path, admin: bool) -> None:
+    """A kernel that has both, to a process with the rights that the unit file leaves it."""
+    (tmp_path / "proc").symlink_to("/proc")
+    for file in ("sys/kernel/mm/page_idle/bitmap", "sys/kernel/mm/damon/admin/kdamonds/nr_kdamonds"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_bytes(b"")
+    drop = [] if admin else ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"]
+    said = subprocess.run(
+        [*drop, sys.executable, "-c", _WAYS, str(tmp_path), "auto", "page-idle"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    if admin:
+        if "hidden" in said[1]:
+            pytest.skip("frames are hidden here from root, too")
+        assert said == ["page-idle", "page-idle"]
+    else:
+        assert said[0] == "damon"
+        assert "frame numbers are hidden" in said[1]
+        assert "CAP_SYS_ADMIN" in said[1]

@@ -25,6 +25,7 @@ from sustain.host.guest_frames import GuestFrames
 from sustain.host.maps import Area, guest_ram
 from sustain.host.pagemap import Pagemap
 from sustain.host.processes import Identity
+from sustain.host.qemu import is_another
 from sustain.host.qmp import Qmp, listener
 from sustain.schedulers.guest_memory.changes import STATISTICS, Changes, Unnoted, aside, statistics
 from sustain.schedulers.guest_memory.config import GuestConfig
@@ -334,7 +335,7 @@ class QemuHandle(ProcessHandle):
             raise HostError(f"{self.name}: no QMP socket is configured", hint="qmp = PATH")
         qmp = Qmp(self._config.qmp, self._timeout_s)
         who = self._who
-        if who is not None and self._is_another(qmp.listener, who):
+        if who is not None and is_another(qmp.listener, who, self._root):
             qmp.close()
             self._who = self._known = None
             raise HostError(
@@ -342,12 +343,6 @@ class QemuHandle(ProcessHandle):
                 hint="has another guest been started with the same QMP socket?",
             )
         return qmp
-
-    def _is_another(self, pid: int | None, who: Identity) -> bool:
-        """Whether a process that answers is a guest besides `who`: not one that has given it the socket."""
-        if pid is None or pid == who.pid or processes.start_ticks(pid, str(self._root)) is None:
-            return False
-        return pid not in processes.parents(who.pid, str(self._root))
 
     def _find_pid(self) -> int | None:
         if self._config.qmp is None:

@@ -5,7 +5,7 @@ upon either; a verb that only looks notes what it changes for that in a journal 
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from sustain.schedulers.guest_memory.plan import Plan, State
 from sustain.schedulers.guest_memory.sense import Sensor
 from sustain.schedulers.guest_memory.urgency import Urgency, check, wait_s
 from sustain.schedulers.journal import Entry, Journal, Report, Undone, failed
-from sustain.schedulers.loop import Tick
+from sustain.schedulers.loop import Tick, no_beat
 from sustain.schedulers.measure import Measure
 from sustain.units import parse_size
 
@@ -88,7 +88,7 @@ class GuestMemory:
         for of, path, life in self._sensor.pressures():
             yield Alarm(of, path, stall_s, window_s, life)
 
-    def restore(self) -> Report:
+    def restore(self, beat: Callable[[], None] = no_beat) -> Report:
         undone: tuple[Undone, ...] = ()
         if self._journal is not None and self._actuator is not None and self._journal.entries():
             self._find_guests()

@@ -39,6 +39,7 @@ from sustain.schedulers.large_pages.model import (
 from sustain.schedulers.large_pages.ours import Ours, Span, start_of
 from sustain.schedulers.large_pages.tidy import tidy
 from sustain.schedulers.large_pages.undo import undo
+from sustain.schedulers.loop import no_beat
 
 MOST_PER_S = 100.0
 LIMIT_S = 5.0
@@ -88,11 +89,12 @@ class Actuator:
         with contextlib.suppress(JournalError):  # they stay, and the next look lets go of them
             tidy(self._ours, seen, recounting, self._root)
 
-    def restore(self) -> Report:
-        """Put back what was changed, here or by a predecessor."""
+    def restore(self, beat: Callable[[], None] = no_beat) -> Report:
+        """Put back what was changed, here or by a predecessor; `beat` is called at each block. What `stop` leaves
+        undone stays in the journal."""
         return self._journal.restore(
             {
-                ours.KIND: partial(undo, keep=self._keep, root=self._root),
+                ours.KIND: partial(undo, keep=self._keep, root=self._root, stop=self._stop, beat=beat),
                 DAMON: lambda entry: damon.clean_up(int(entry.target["inode"]), self._root),
             }
         )

@@ -107,11 +107,17 @@ class NoCounter:
 
 
 def impossible(way: Literal["page-idle", "damon"], root: Path = Path("/")) -> HostError | None:
-    """Why this kernel cannot count that way, with what to do; None: it can, as far as can be seen without trying."""
+    """Why we cannot count that way here, with what to do; None: we can, as far as can be seen without trying."""
     if way == "page-idle" and not page_idle.available(root):
         return HostError(
             f"{page_idle.path(root)}: is not there, so used pages cannot be counted exactly",
             hint="it needs a kernel with CONFIG_IDLE_PAGE_TRACKING, as Ubuntu's and Fedora's have, and root",
+        )
+    if way == "page-idle" and (error := page_idle.hidden(root)) is not None:
+        return HostError(
+            f"{error}, so used pages cannot be counted exactly",
+            hint="page_idle needs root with CAP_SYS_ADMIN, which the agent's unit file leaves out: add it to "
+            "CapabilityBoundingSet= in a drop-in",
         )
     if way == "damon" and not damon.present(root):
         return HostError(

@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from sustain.errors import SustainError
+from sustain.errors import HostError, SustainError
 from sustain.host import balloon
 from sustain.host.guest_agent import GuestAgent
 from sustain.host.guest_frames import CHUNK_BYTES, GuestFrames
 from sustain.host.processes import Identity
+from sustain.host.qemu import is_another
 from sustain.host.qmp import Qmp
 from sustain.schedulers.large_pages.find import Found
 from sustain.schedulers.large_pages.model import BLOCK_BYTES
@@ -111,13 +112,24 @@ def _frames(found: Found) -> GuestFrames:
     @contextlib.contextmanager
     def monitor(path: str = found.qmp) -> Iterator[Qmp]:
         with contextlib.closing(Qmp(path, _TIMEOUT_S)) as qmp:
+            _check(path, qmp.listener, found)
             yield qmp
 
     @contextlib.contextmanager
     def agent(path: str = found.guest_agent) -> Iterator[GuestAgent]:
         with contextlib.closing(GuestAgent(path, _TIMEOUT_S)) as connection:
+            _check(path, connection.listener, found)
             yield connection
 
     with monitor() as qmp:
         size = balloon.size(qmp)
     return GuestFrames(size, monitor, agent)
+
+
+def _check(path: str, listener: int | None, found: Found) -> None:
+    """Raises HostError when another guest has the socket, which whoever starts something like QEMU may name."""
+    if is_another(listener, found.who):
+        raise HostError(
+            f"{path} is answered by process {listener}, and not by {found.who.pid}",
+            hint="has another guest been started with the same socket?",
+        )

@@ -5,7 +5,7 @@ that only looks notes what it changes for that (DAMON) in a journal of its own (
 says so with each observation: what is there and what is mapped large is known all the same.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from sustain.schedulers.large_pages.model import Effect, Observation
 from sustain.schedulers.large_pages.plan import Plan
 from sustain.schedulers.large_pages.sense import Sensor
 from sustain.schedulers.large_pages.state import State
-from sustain.schedulers.loop import Tick
+from sustain.schedulers.loop import Tick, no_beat
 from sustain.schedulers.measure import Measure
 
 _LEAST_WAIT_S = 1.0
@@ -92,10 +92,10 @@ class LargePages:
         """None: what is scarce shows at the next look, and a demotion gives little back at once."""
         return iter(())
 
-    def restore(self) -> Report:
+    def restore(self, beat: Callable[[], None] = no_beat) -> Report:
         undone: tuple[Undone, ...] = ()
         if self._actuator is not None and self._journal is not None and self._journal.entries():
-            undone += self._actuator.restore().undone
+            undone += self._actuator.restore(beat).undone
         if isinstance(self._changes, Journal) and self._changes.entries():
             undone += self._changes.restore({DAMON: self._give_back}).undone
         if self._left is not None:
