@@ -330,11 +330,12 @@ def test_a_destination_that_fails_does_not_keep_the_other_from_having_it_all(
             site.replicated(a, b)
         slow(a, 12)
         full_of_commits(site, a, c, 2)
+        began = site.record()["epoch"]
         outage(a)
         stopped(a)
         if how == "dead":
             b.cut()
-        start = goes_on(c, site.begun + 1, a)
+        start = goes_on(c, began + 1, a)
         assert start["n"] == last(a)["n"]
         nothing_is_lost(site)
         done = report(a)

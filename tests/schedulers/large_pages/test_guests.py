@@ -64,7 +64,7 @@ def us() -> Identity:
 
 
 def ask(qmp: Path | str, agent: FakeAgent) -> Inside:
-    found = Found("guest", us(), guest=True, qmp=str(qmp), guest_agent=agent.path)
+    found = Found("guest", "guest", us(), guest=True, qmp=str(qmp), guest_agent=agent.path)
     return Guests().look(found, ADDRESSES)
 
 
@@ -96,6 +96,7 @@ def test_the_agent_of_another_guest_is_not_asked(tmp_path: Path, other_agent: in
 
     with Guest(tmp_path / "qmp", SIZE) as qemu:
         found = Found(
+            "guest",
             "guest",
             us(),
             guest=True,
