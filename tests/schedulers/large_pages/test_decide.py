@@ -407,7 +407,8 @@ def test_a_block_of_which_all_is_used_takes_the_place_of_any_other(before: int) 
 def test_a_recount_waits_for_a_period_that_began_after_the_split() -> None:
     """A count says when its samples were taken, and when its period began: that is what matters."""
     world = World([load([500])])
-    ours = Ours(msgspec.structs.replace(_SOON, recount="sample", recount_share=1.0, fresh_s=500))
+    soon = msgspec.structs.replace(_SOON, recount_rest_s=0.0, fresh_s=500)
+    ours = Ours(msgspec.structs.replace(soon, recount="sample", recount_share=1.0))
     world.targets = (msgspec.structs.replace(world.targets[0], window_s=0.3, period_s=25.0),)
     at: dict[str, int] = {}
     for number, action in run(world, ours, 20):
