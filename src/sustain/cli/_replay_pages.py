@@ -6,8 +6,8 @@ same block is planned again and again.
 
 import argparse
 import json
-from typing import Any
 
+from sustain.cli.replay import policy_of
 from sustain.units import format_duration
 
 
@@ -15,10 +15,11 @@ def run(args: argparse.Namespace) -> int:
     from sustain.schedulers.large_pages import explain
     from sustain.schedulers.large_pages.decide import decide
     from sustain.schedulers.large_pages.model import Observation
+    from sustain.schedulers.large_pages.policy import Policy
     from sustain.schedulers.recording import Recording
 
     recording = Recording(args.file, Observation, "large-pages")
-    policy = _policy(args, recording.header)
+    policy = policy_of(args, recording.header, "large_pages", Policy)
     state, begun_s, count = None, None, 0
     named: set[tuple[int, int, int]] = set()
     for seen in recording:
@@ -38,23 +39,3 @@ def run(args: argparse.Namespace) -> int:
     if not args.json:
         print(f"{count} observations; {len(named)} blocks would have been mapped large. Nothing reacted.")
     return 0
-
-
-def _policy(args: argparse.Namespace, header: Any) -> Any:
-    import msgspec
-
-    from sustain.agent.config import load
-    from sustain.errors import ConfigError, RecordingError
-    from sustain.schedulers.large_pages.policy import Policy
-
-    if args.config is not None:
-        section = load(args.config).large_pages
-        if section is None:
-            raise ConfigError(f"{args.config}: no [large_pages]", hint="add that section; it may be empty")
-        return section.policy
-    try:
-        return msgspec.convert(header.policy, Policy)
-    except msgspec.ValidationError as error:
-        raise RecordingError(
-            f"{args.file}: its policy is not one of this Sustain: {error}", hint="give one with --config FILE"
-        ) from None

@@ -5,11 +5,12 @@ The guests or processes of a recording do not react: what one plan asks for, the
 
 import argparse
 import json
-from typing import Any
+from typing import Any, TypeVar
 
 from sustain.cli.output import add_json
 from sustain.units import format_duration, format_size
 
+T = TypeVar("T")
 HELP = "run a policy over a recording, and show what it would have done"
 
 
@@ -25,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from sustain.schedulers.guest_memory.decide import decide
     from sustain.schedulers.guest_memory.explain import explain
-    from sustain.schedulers.guest_memory.model import Observation
+    from sustain.schedulers.guest_memory.model import Observation, Policy
     from sustain.schedulers.recording import Recording, read_header
 
     if read_header(args.file).scheduler == "large-pages":
@@ -33,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
 
         return _replay_pages.run(args)
     recording = Recording(args.file, Observation, "guest-memory")
-    policy = _policy(args, recording.header)
+    policy = policy_of(args, recording.header, "guest_memory", Policy)
     state, begun_s, sums = None, None, dict[str, float]()
     count = actions = 0
     for seen in recording:
@@ -60,20 +61,22 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _policy(args: argparse.Namespace, header: Any) -> Any:
+def policy_of(args: argparse.Namespace, header: Any, name: str, kind: type[T]) -> T:
+    """The policy of a scheduler, whose section of the configuration is `name`, as --config has it or the recording.
+    Raises ConfigError, RecordingError."""
     import msgspec
 
     from sustain.agent.config import load
     from sustain.errors import ConfigError, RecordingError
-    from sustain.schedulers.guest_memory.model import Policy
 
     if args.config is not None:
-        section = load(args.config).guest_memory
+        section = getattr(load(args.config), name)
         if section is None:
-            raise ConfigError(f"{args.config}: no [guest_memory]", hint="add that section; it may be empty")
-        return section.policy
+            raise ConfigError(f"{args.config}: no [{name}]", hint="add that section; it may be empty")
+        policy: T = section.policy
+        return policy
     try:
-        return msgspec.convert(header.policy, Policy)
+        return msgspec.convert(header.policy, kind)
     except msgspec.ValidationError as error:
         raise RecordingError(
             f"{args.file}: its policy is not one of this Sustain: {error}", hint="give one with --config FILE"

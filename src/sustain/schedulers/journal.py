@@ -315,3 +315,17 @@ def _check_header(path: str | os.PathLike[str], line: _Line) -> None:
 
 
 _DAMAGED = "look at the guests, put back by hand what the other lines say, and remove the file"
+
+
+def restore_left(path: Path, restore: Callable[[Journal], tuple[Undone, ...]]) -> tuple[Undone, ...]:
+    """What a verb that only looked has left at `path`, put back by `restore`; a journal that cannot be used is one
+    thing that is not put back."""
+    try:
+        if not path.exists():
+            return ()
+        with Journal(path) as journal:
+            return restore(journal)
+    except JournalBusy:
+        return ()  # it is looking now, and puts it back itself
+    except (SustainError, OSError) as error:
+        return (failed(Entry(f"journal:{path.name}", "journal", {}, "", ()), error),)

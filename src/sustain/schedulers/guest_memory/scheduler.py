@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from sustain.clock import Clock
-from sustain.errors import ConfigError, JournalBusy, SustainError, UnknownGuest
+from sustain.errors import ConfigError, UnknownGuest
 from sustain.schedulers.alarms import Alarm
 from sustain.schedulers.guest_memory.act import Actuator
 from sustain.schedulers.guest_memory.admission import admit
@@ -26,7 +26,7 @@ from sustain.schedulers.guest_memory.model import Effect, Observation, Policy
 from sustain.schedulers.guest_memory.plan import Plan, State
 from sustain.schedulers.guest_memory.sense import Sensor
 from sustain.schedulers.guest_memory.urgency import Urgency, check, wait_s
-from sustain.schedulers.journal import Entry, Journal, Report, Undone, failed
+from sustain.schedulers.journal import Journal, Report, Undone, restore_left
 from sustain.schedulers.loop import Tick, no_beat
 from sustain.schedulers.measure import Measure
 from sustain.units import parse_size
@@ -96,20 +96,8 @@ class GuestMemory:
         if isinstance(self._changes, Journal):
             undone += self._restore_reading(self._changes)
         if self._left is not None:
-            undone += self._restore_left(self._left)
+            undone += restore_left(self._left, self._restore_reading)
         return Report(undone)
-
-    def _restore_left(self, path: Path) -> tuple[Undone, ...]:
-        """What a verb that only looked has left; a journal that cannot be used is one thing that is not put back."""
-        try:
-            if not path.exists():
-                return ()
-            with Journal(path) as journal:
-                return self._restore_reading(journal)
-        except JournalBusy:
-            return ()  # it is looking now, and puts it back itself
-        except (SustainError, OSError) as error:
-            return (failed(Entry(f"journal:{path.name}", "journal", {}, "", ()), error),)
 
     def _restore_reading(self, journal: Journal) -> tuple[Undone, ...]:
         if not journal.entries():

@@ -12,11 +12,11 @@ from typing import Any
 import msgspec
 
 from sustain.clock import Clock
-from sustain.errors import ConfigError, HostError, JournalBusy, SustainError
+from sustain.errors import ConfigError, HostError
 from sustain.host import damon
 from sustain.schedulers.alarms import Alarm
 from sustain.schedulers.guest_memory.changes import DAMON, Changes
-from sustain.schedulers.journal import Entry, Journal, Outcome, Report, Undone, failed
+from sustain.schedulers.journal import Entry, Journal, Outcome, Report, Undone, restore_left
 from sustain.schedulers.large_pages import explain
 from sustain.schedulers.large_pages.act import Actuator
 from sustain.schedulers.large_pages.config import LargePagesConfig, check
@@ -96,10 +96,10 @@ class LargePages:
         undone: tuple[Undone, ...] = ()
         if self._actuator is not None and self._journal is not None and self._journal.entries():
             undone += self._actuator.restore(beat).undone
-        if isinstance(self._changes, Journal) and self._changes.entries():
-            undone += self._changes.restore({DAMON: self._give_back}).undone
+        if isinstance(self._changes, Journal):
+            undone += self._restore_counting(self._changes)
         if self._left is not None:
-            undone += self._restore_left(self._left)
+            undone += restore_left(self._left, self._restore_counting)
         return Report(undone)
 
     def measures(self, observation: Observation, plan: Plan) -> Iterator[Measure]:
@@ -145,17 +145,8 @@ class LargePages:
     def _give_back(self, entry: Entry) -> Outcome:
         return damon.clean_up(int(entry.target["inode"]), self._root)
 
-    def _restore_left(self, path: Path) -> tuple[Undone, ...]:
-        """What a verb that only looked has left; a journal that cannot be used is one thing that is not put back."""
-        try:
-            if not path.exists():
-                return ()
-            with Journal(path) as journal:
-                return journal.restore({DAMON: self._give_back}).undone if journal.entries() else ()
-        except JournalBusy:
-            return ()  # it is looking now, and puts it back itself
-        except (SustainError, OSError) as error:
-            return (failed(Entry(f"journal:{path.name}", "journal", {}, "", ()), error),)
+    def _restore_counting(self, journal: Journal) -> tuple[Undone, ...]:
+        return journal.restore({DAMON: self._give_back}).undone if journal.entries() else ()
 
 
 def _counter(
