@@ -382,7 +382,7 @@ def run(
         guests = [
             GuestVm(
                 name, images, memory_mib=SIZE_MIB, swap_mib=SWAP_MIB, disk_latency_us=500, saved=saved,
-                cgroup=wall.directory if wall else None,
+                cgroup=wall.directory if wall else None, large_pages=True,
             )
             for name in case.scripts
         ]  # fmt: skip

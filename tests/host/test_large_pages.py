@@ -17,14 +17,32 @@ Node 0, zone   Normal      5      4      1      2      3      2      2      1   
 
 
 def test_settings(tmp_path: Path) -> None:
-    assert large_pages.settings(tmp_path) == Settings(None, None, None, None)
+    assert large_pages.settings(tmp_path) == Settings(None, None, None, None, None)
     folder = tmp_path / "sys/kernel/mm/transparent_hugepage"
     (folder / "khugepaged").mkdir(parents=True)
     (folder / "enabled").write_text("always [madvise] never\n")
     (folder / "defrag").write_text("always defer [defer+madvise] madvise never\n")
     (folder / "shmem_enabled").write_text("always [within_size] advise never deny force\n")
     (folder / "khugepaged/defrag").write_text("1\n")
-    assert large_pages.settings(tmp_path) == Settings("madvise", "defer+madvise", "within_size", True)
+    assert large_pages.settings(tmp_path) == Settings("madvise", "defer+madvise", "within_size", True, None)
+
+
+@pytest.mark.parametrize(
+    ("enabled", "defrag", "most", "refills"),
+    [
+        ("always", True, 511, True),
+        ("madvise", True, 64, True),
+        ("madvise", True, 0, False),
+        ("madvise", False, 511, False),
+        ("never", True, 511, False),
+        ("madvise", True, None, False),  # unknown
+        (None, None, None, False),
+    ],
+)
+def test_whether_khugepaged_fills_what_was_taken(
+    enabled: str | None, defrag: bool | None, most: int | None, refills: bool
+) -> None:
+    assert Settings(enabled, None, None, defrag, most).refills == refills
 
 
 def test_free_runs_of_a_large_page(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ import shlex
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -38,6 +39,12 @@ WORKLOAD = Path(__file__).with_name("guest_workload.c")
 AGENTS = (LAB / "agent/usr/sbin/qemu-ga", LAB / "agent/usr/bin/qemu-ga")  # Debian 12, 13
 SYS_PROCESS_MADVISE, MADV_PAGEOUT = 440, 21
 MODULES = ("virtio_balloon", "virtio_blk")
+_SMALL_PAGES = """
+import ctypes, os, sys
+if ctypes.CDLL(None, use_errno=True).prctl(41, 1, 0, 0, 0):  # PR_SET_THP_DISABLE
+    sys.exit(f"prctl: {os.strerror(ctypes.get_errno())}")
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
 SBIN = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 
 
@@ -130,6 +137,7 @@ class GuestVm:
     disk_mib: int = 4096
     disk_latency_us: int = 0
     cgroup: Path | None = None  # that QEMU runs in, from its first page on
+    large_pages: bool = False  # as QEMU asks for them and the host gives: khugepaged fills what balloons took
     saved: Path | None = None  # begin from there, with the same options; the name may be another
     place: Path = field(init=False)
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
@@ -401,6 +409,8 @@ class GuestVm:
         into: tuple[str, ...] = ()
         if self.cgroup is not None:
             into = ("sh", "-c", 'echo $$ > "$0" && exec "$@"', str(self.cgroup / "cgroup.procs"))
+        if not self.large_pages:
+            into = (*into, sys.executable, "-S", "-c", _SMALL_PAGES)
         return [
             *into,
             *("qemu-system-x86_64", "-name", self.name, "-machine", "q35", "-cpu", "max", "-smp", "1"),

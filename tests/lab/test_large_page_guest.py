@@ -56,7 +56,7 @@ def test_what_the_guest_maps_large_itself(boot_guest: Callable[..., GuestVm]) ->
 
 
 def test_blocks_of_a_working_guest(boot_guest: Callable[..., GuestVm], tmp_path: Path) -> None:
-    guest = boot_guest("large")
+    guest = boot_guest("large", large_pages=True)
     guest.do("anon", 60 * MIB)
     guest.do("busy", 40 * MIB)
     with Journal(tmp_path / "j") as journal:

@@ -1,5 +1,6 @@
 """/sys/kernel/mm/transparent_hugepage, /proc/buddyinfo and split_huge_pages: what the kernel is told about large
-pages, how many it could give at once, and having it split some. Used by the large-page prioritiser.
+pages, how many it could give at once, and having it split some. Used by the large-page prioritiser, and by the guest
+memory scheduler, against whose balloons khugepaged works.
 
 Documentation/admin-guide/mm/transhuge.rst. `split` is a file of debugfs, which not every host has mounted; where
 MADV_COLD does the same (memory that one process maps and that is not locked), it is not needed.
@@ -14,6 +15,7 @@ from sustain.errors import HostError
 from sustain.host import files
 
 SETTING = "/sys/kernel/mm/transparent_hugepage/enabled"  # always, madvise or never
+MAX_PTES_NONE = "khugepaged/max_ptes_none"
 _FOLDER = "sys/kernel/mm/transparent_hugepage"
 _SPLIT = "sys/kernel/debug/split_huge_pages"
 _ORDER = 9  # 2 MiB in pages of 4 KiB
@@ -27,6 +29,12 @@ class Settings:
     defrag: str | None
     shmem_enabled: str | None
     khugepaged_defrag: bool | None
+    max_ptes_none: int | None  # pages of a block that nobody has touched, which khugepaged fills at most
+
+    @property
+    def refills(self) -> bool:
+        """Whether khugepaged fills what was taken out of a block, unless all of it was."""
+        return self.enabled in ("always", "madvise") and bool(self.khugepaged_defrag and self.max_ptes_none)
 
 
 def settings(root: Path = Path("/")) -> Settings:
@@ -36,7 +44,8 @@ def settings(root: Path = Path("/")) -> Settings:
     enabled, defrag, shmem = (
         _chosen(files.text(folder / name)) for name in ("enabled", "defrag", "shmem_enabled")
     )
-    return Settings(enabled, defrag, shmem, None if number is None else number != 0)
+    most = files.number(folder / MAX_PTES_NONE)
+    return Settings(enabled, defrag, shmem, None if number is None else number != 0, most)
 
 
 def free(root: Path = Path("/")) -> int | None:

@@ -103,6 +103,24 @@ def test_a_guest_with_everything(places: tuple[Place, Place], sensor: Sensor) ->
     assert places[0].agent.left_open == 0
 
 
+@pytest.mark.parametrize("most", [511, 0])
+def test_a_host_whose_khugepaged_works_against_balloons_says_so(
+    places: tuple[Place, Place], tmp_path: Path, most: int
+) -> None:
+    (tmp_path / "proc").symlink_to("/proc")
+    folder = tmp_path / "sys/kernel/mm/transparent_hugepage"
+    (folder / "khugepaged").mkdir(parents=True)
+    (folder / "enabled").write_text("always [madvise] never\n")
+    (folder / "khugepaged/defrag").write_text("1\n")
+    (folder / "khugepaged/max_ptes_none").write_text(f"{most}\n")
+    sensor = Sensor(GuestsConfig(guests=(places[0].config(),), timeout_s=PATIENT_S), tmp_path)
+    assert any("max_ptes_none" in each for each in sensor.read().host.problems) == (most > 0)
+    nobody = Sensor(GuestsConfig(), tmp_path)
+    assert not any("max_ptes_none" in each for each in nobody.read().host.problems)
+    sensor.close()
+    nobody.close()
+
+
 def test_no_swap_is_said(sensor: Sensor) -> None:
     with taking_turns():  # with the tests that switch swap on
         observation = sensor.read()
@@ -163,7 +181,9 @@ def test_a_silent_agent_gives_way_to_the_balloon(places: tuple[Place, Place]) ->
     assert bad.figures.active_anonymous_bytes is None
     assert any("no anonymous memory" in each for each in bad.problems)
     places[1].agent.silent = False
-    assert of(sensor.read(), "bad").source == "guest-agent"
+    deadline_s = time.monotonic() + PATIENT_S
+    while of(sensor.read(), "bad").source != "guest-agent":  # a busy machine's answer may come too late once
+        assert time.monotonic() < deadline_s
     sensor.close()
 
 

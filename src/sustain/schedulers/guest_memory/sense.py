@@ -19,7 +19,7 @@ import msgspec
 
 from sustain.clock import Clock, SystemClock
 from sustain.errors import SustainError, unexpected
-from sustain.host import meminfo, pressure, qemu, swaps, vmstat
+from sustain.host import large_pages, meminfo, pressure, qemu, swaps, vmstat
 from sustain.host.cgroup import Cgroup
 from sustain.host.meminfo import Meminfo
 from sustain.host.pressure import Pressure
@@ -35,6 +35,10 @@ from sustain.schedulers.guest_memory.sampling import WINDOW_S, Sampler
 
 T = TypeVar("T")
 
+_REFILLS = (
+    "khugepaged fills again what balloons take, in blocks of which anything is left: to stop that, "
+    "echo 0 > /sys/kernel/mm/transparent_hugepage/khugepaged/max_ptes_none"
+)
 _AT_ONCE = 32  # guests that are let go at the same time; one that hangs takes its time limit
 
 
@@ -93,6 +97,8 @@ class Sensor:
                 guests.append(guest)
             elif problem is not None:
                 problems.append(f"guest {name}: {problem}")
+        if any("balloon" in guest.can for guest in guests):
+            problems.extend(self._against_balloons())
         return Observation(
             at_s=self._clock.boottime_ns() / 1e9,
             host=msgspec.structs.replace(host, problems=(*host.problems, *problems)),
@@ -184,6 +190,12 @@ class Sensor:
             if name not in self._watches:
                 self._add(config)
         return tuple(problems)
+
+    def _against_balloons(self) -> tuple[str, ...]:
+        try:
+            return (_REFILLS,) if large_pages.settings(self._root).refills else ()
+        except SustainError as error:
+            return (str(error),)
 
     def _host(self) -> Host:
         problems: list[str] = []
