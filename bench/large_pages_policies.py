@@ -9,7 +9,7 @@ with nothing mapped large included. Peers have the same budget; they get no coun
 Asked: at budgets of 10, 25 and 50 % of all blocks, the coverage, and that of each large page spent, beside the
 oracle's: by the second alone whoever maps fewer would win. On a load
 most of whose blocks are hardly there, without a budget: memory that is filled, beside a system that maps
-everything large, and the coverage that is left; a row beside it shows what an operator gets who lets a GiB be filled.
+everything large, and the coverage that is left; a row beside it fills nothing but what pays by itself.
 And how long it takes to 90 % of the final coverage, from the start, and from a change of all heat. The load that moves
 is shown with both ways of recounting large blocks: what is used a little stays large where only idleness is seen, since
 a large block has one accessed bit.
@@ -145,7 +145,7 @@ def _each(run: Run) -> float:
 
 def _sparse(found: Answer, seconds: float) -> None:
     """Without a budget: memory filled, and coverage."""
-    everything = {"sustain": ours(), "with 1 GiB to fill": ours(high=25.0, fill=0.0, bloat_bytes=_GIB)}
+    everything = {"sustain": ours(), "nothing to spare": ours(spare_share=0.0)}
     rows = {name: run("sparse", make, 1.0, seconds) for name, make in everything.items()}
     rows["all large"] = run("sparse", PEERS["address order"], 1.0, seconds)
     found.details["sparse, without a budget"] = {

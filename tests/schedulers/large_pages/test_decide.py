@@ -144,7 +144,51 @@ def test_more_accesses_never_get_less(used: list[int], budget: int) -> None:
     pages = np.array(used)
     least = pages[world.large].min(initial=PAGES + 1)
     assert not np.any(pages[~world.large] > least)
-    assert world.large.sum() == min(budget, np.count_nonzero(pages >= _SOON.high))
+    assert world.large.sum() == min(budget, np.count_nonzero(pages >= _SOON.spare))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    present=st.lists(st.integers(1, PAGES), min_size=1, max_size=40),
+    used=st.lists(st.floats(0.05, 1), min_size=40, max_size=40),
+    share=st.sampled_from([0.0, 0.05, 0.2, 1.0]),
+)
+def test_no_more_is_filled_to_spare_than_its_share(
+    present: list[int], used: list[float], share: float
+) -> None:
+    """What pays by itself is large whatever that fills; beyond it the best are filled, as far as the share goes."""
+    pages = np.array(present)
+    accessed = np.maximum(1, (pages * np.array(used[: len(pages)])).astype(np.int64))
+    world = World([Load("a", pages, lambda _: accessed)])
+    run(world, Ours(msgspec.structs.replace(_SOON, spare_share=share, processor_share=1.0)), 12)
+    worth = accessed - _SOON.fill * (PAGES - pages)
+    pays = (accessed >= _SOON.high) & (worth > 0)
+    assert world.large[pays].all()
+    spare = ~pays & (accessed >= _SOON.spare)
+    assert not world.large[~pays & ~spare].any()
+    filled = float((PAGES - pages)[world.large & spare].sum())
+    assert share > 0 or not (world.large & spare).any()
+    assert filled <= share * float((PAGES - pages).sum())
+    waiting = spare & ~world.large
+    if share > 0 and waiting.any():
+        assert worth[waiting].max() <= worth[spare & world.large].min(initial=np.inf)
+        bloat = float(np.maximum(PAGES - np.maximum(pages, accessed), 0)[world.large].sum())
+        least = float((PAGES - pages)[waiting][np.argmax(worth[waiting])])
+        assert bloat + least > share * float((PAGES - pages).sum()) - 1
+
+
+def test_nothing_is_filled_to_spare_where_large_pages_must_be_made_or_memory_is_scarce() -> None:
+    def large(**host: Any) -> list[bool]:
+        seen_host = HostView(total_bytes=64 * GIB, available_bytes=48 * GIB, pressure=0.0)
+        world = World([load([40, 500])], host=msgspec.structs.replace(seen_host, **host))
+        run(world, Ours(_SOON), 6)
+        found: list[bool] = world.large.tolist()
+        return found
+
+    assert large() == [True, True]
+    assert large(free_large_pages=5) == [True, True]
+    assert large(free_large_pages=0) == [False, True]
+    assert large(available_bytes=0.2 * GIB) == [False, False]
 
 
 @settings(max_examples=60, deadline=None)

@@ -5,7 +5,7 @@ Used by the scheduler's loop, by `sustain pages plan`, by replays and by simulat
 
 1. New counts go into each block's estimate (`state`); what earlier actions taught (`backoff`).
 2. Phase one: a target that is new is only counted. Then, of its blocks whose estimates are good, some may be mapped
-   large, some are cold (`judge`).
+   large, some are cold (`judge`), and some may only as far as there is memory to spare (`spare`).
 3. Of those that may be large the best are chosen, within the budget (`choose`). A block is only collapsed into a place
    that is free now: what is demoted for it makes room for the next plan. So the budget is never exceeded.
 4. While memory is scarce nothing is mapped large; the coldest and most bloated are demoted first.
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sustain.schedulers.large_pages import backoff, budget
+from sustain.schedulers.large_pages import backoff, budget, spare
 from sustain.schedulers.large_pages.columns import Mask
 from sustain.schedulers.large_pages.judge import Judgement, judge
 from sustain.schedulers.large_pages.model import (
@@ -83,6 +83,7 @@ def decide(
     hidden = unseen(seen, state)
     bloat_bytes = (float(bloat.sum(dtype=np.float64)) + (hidden.bloat_pages if hidden else 0)) * PAGE_BYTES
     it = judge(seen, memory, targets, policy, now_s, scarce)
+    spare.admit(it, policy, bloat_bytes / PAGE_BYTES)
     budgeted = places = budget.large_pages(policy, blocks, len(hidden.address) if hidden else 0)
     if places is not None and hidden is not None:
         places = max(0, places - hidden.places)

@@ -4,10 +4,14 @@ Used by `decide`. The worth of a block that may become large, in accessed pages:
 
     worth = estimate − fill · (pages that mapping it large would fill) − compaction (where no large page is free)
 
-times 1 + `prefer` where the guest in it maps it large, too. What a block that is large is worth is its estimate, times
-the same, times 1 + `margin`: it has been filled, and one that takes its place has to be better by that much, as far as
-a block can be: one of 512 pages takes the place of any that has less. So of two blocks with constant counts none takes
-the other's place twice.
+and more by `prefer` where the guest in it maps it large, too. What a block that is large is worth is its estimate, more
+by the same, times 1 + `margin`: it has been filled, and one that takes its place has to be better by that much, as far
+as a block can be: one of 512 pages takes the place of any that has less. So of two blocks with constant counts none
+takes the other's place twice.
+
+A block with accessed pages enough for the policy's `spare` but not for `high`, or whose worth is not above nothing, may
+become large as far as there is memory to spare for filling (`spare`). Where a large page must be made by compaction it
+may not.
 
 A count is no rate: a page that was accessed once and one that was accessed a million times are alike. So the worth of a
 block is not seconds saved, and what a large page costs is set against it in pages, by constants of the policy.
@@ -35,6 +39,8 @@ class Judgement:
     score: NDArray[np.float32]
     fill: NDArray[np.float32]  # pages that mapping it large would fill
     may: Mask  # it is small, and may become large
+    spare: Mask  # of these, what only may as far as there is memory to spare
+    could_fill: float  # pages that mapping all blocks large would fill, of those that are small
     stays: Mask  # it is large, and stays unless others are better
     cold: Rows  # large, and to be demoted
     counted: (
@@ -93,6 +99,8 @@ def judge(
         score=np.concatenate([each.score for each in parts]),
         fill=np.concatenate([each.fill for each in parts]),
         may=np.concatenate([each.may for each in parts]),
+        spare=np.concatenate([each.spare for each in parts]),
+        could_fill=sum(each.could_fill for each in parts),
         stays=np.concatenate([each.stays for each in parts]),
         cold=of_all("cold"),
         counted=of_all("counted"),
@@ -111,7 +119,8 @@ def _judge(blocks: Blocks, memory: Memory, terms: _Terms) -> Judgement:
     put(finding, Finding.KEPT, large)
     estimate, error = memory.estimate, memory.error * np.float32(policy.certainty)
     with np.errstate(invalid="ignore"):
-        hot = estimate - error >= policy.high
+        surely = estimate - error
+        hot = surely >= policy.high
         chilly = estimate + error < policy.low
     settled = memory.changed_s <= now_s - policy.residence_s
     present = select(blocks.populated >= 0, blocks.populated.astype(np.float32), estimate)
@@ -119,15 +128,21 @@ def _judge(blocks: Blocks, memory: Memory, terms: _Terms) -> Judgement:
     worth = estimate - np.float32(policy.fill) * fill
     if terms.none_free:
         worth -= np.float32(policy.compaction)
-    factor = (blocks.guest_large == 1) * np.float32(policy.prefer) + np.float32(1)
-    worth *= factor
+    more = (blocks.guest_large == 1) * np.float32(policy.prefer)
+    worth += np.abs(worth) * more
 
     recounting = ~large & (memory.recount_s > -np.inf)
-    wanted = ~large & hot & ~recounting
+    small = ~large & ~recounting
+    wanted = small & hot
     if terms.scarce:
         put(finding, Finding.SCARCE, wanted)
     with np.errstate(invalid="ignore"):
         poor = wanted & ~(worth > 0)
+        spare = np.zeros_like(poor)
+        if not (terms.scarce or terms.none_free or policy.spare_share <= 0):
+            spare = small & (surely >= policy.spare) & (poor | ~hot)
+    poor &= ~spare
+    wanted |= spare
     put(finding, Finding.NOT_WORTH, poor)
     put(finding, Finding.SETTLING, (wanted | (large & chilly)) & ~settled)
     put(finding, Finding.NOT_ELIGIBLE, ~large & ~blocks.eligible)
@@ -138,13 +153,14 @@ def _judge(blocks: Blocks, memory: Memory, terms: _Terms) -> Judgement:
     ready = known & free
 
     may = wanted & ~poor & settled & blocks.eligible & ready
+    room = small & blocks.eligible & (blocks.populated >= 0)
     if terms.scarce:
         may[:] = False
     put(finding, Finding.BUDGET, may)  # unless they are chosen
     held = large & ready & settled
     stays = held & ~chilly
     reached = np.fmin(estimate * np.float32(1 + policy.margin), np.float32(PAGES - 1))
-    kept = np.maximum(reached, estimate + np.float32(0.5)) * factor
+    kept = np.maximum(reached, estimate + np.float32(0.5)) * (more + np.float32(1))
     score = select(may, worth, select(stays, kept, np.full(len(kept), np.nan, np.float32)))
     counted, pending, failed = _recounts(blocks, memory, recounting & free, terms)
     counted = counted[:0] if terms.scarce else counted
@@ -154,6 +170,8 @@ def _judge(blocks: Blocks, memory: Memory, terms: _Terms) -> Judgement:
         score=score,
         fill=fill,
         may=may,
+        spare=may & spare,
+        could_fill=float(select(room, fill, np.zeros_like(fill)).sum(dtype=np.float64)),
         stays=stays,
         cold=np.flatnonzero(held & chilly),
         counted=counted,

@@ -45,6 +45,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     # when to map large, and when small again: accessed pages of 512
     high: float = 64.0
+    spare: float = 32.0  # from so many on, too, as far as `spare_share` goes, while memory is not scarce
     low: float = 24.0
     certainty: float = 1.0  # standard errors by which an estimate must be beyond either
     margin: float = 0.25  # by which a block must be better than one whose place it takes
@@ -52,6 +53,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     # what a large page may cost
     fill: float = 0.25  # pages accessed that are worth filling one that nobody has touched
+    spare_share: float = 0.22  # of what mapping everything large would fill, that `spare` may bring bloat to
     compaction: float = 16.0  # the same for a large page that must be made by compaction
     prefer: float = 0.5  # how much more a block is worth that its guest maps large, too
 
@@ -89,11 +91,17 @@ def check(policy: Policy) -> None:
         ("recount_share", 0 < policy.recount_share <= 0.5, "a share; 0.01 is usual"),
         ("recount_rest_s", policy.recount_rest_s >= 0, "a time; 5min is usual"),
         ("high", 0 < policy.high <= PAGES, f"pages, up to {PAGES}; 64 is usual"),
-        ("low", 0 <= policy.low < policy.high, "less than `high`; 24 is usual"),
+        ("spare", 0 < policy.spare <= PAGES, f"pages, up to {PAGES}; 32 is usual"),
+        (
+            "low",
+            0 <= policy.low < min(policy.high, policy.spare),
+            "less than `high` and `spare`; 24 is usual",
+        ),
         ("certainty", policy.certainty >= 0, "a number of standard errors; 1 is usual"),
         ("margin", policy.margin >= 0, "a share; 0.25 is usual"),
         ("residence_s", policy.residence_s >= 0, "a time; 2min is usual"),
         ("fill", policy.fill >= 0, "pages for a page; 0.25 is usual"),
+        ("spare_share", 0 <= policy.spare_share <= 1, "a share; 0.22 is usual"),
         ("compaction", policy.compaction >= 0, "pages; 16 is usual"),
         ("prefer", policy.prefer >= 0, "a share; 0.5 is usual"),
         ("budget_bytes", (policy.budget_bytes or 0) >= 0, "a size"),
