@@ -1,5 +1,7 @@
 """Flags and idle marks of many frames at once, in files of the kernel's form; the kernel's own are in the lab."""
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 from sustain.errors import HostError
 from sustain.host import kpageflags
+from sustain.host.kpageflags import Marks
 
 LRU, HEAD, TAIL, ZERO = 1 << 5, 1 << 15, 1 << 16, 1 << 24
 
@@ -20,6 +23,18 @@ def bitmap(root: Path, words: int) -> Path:
     path.parent.mkdir(parents=True)
     path.write_bytes(bytes(8 * words))
     return path
+
+
+def marking(path: Path, write: Callable[[int, bytes, int], int] = os.pwrite) -> Callable[..., int]:
+    """In place of os.pwrite for a file that is the bitmap: as in the kernel's, zeros leave alone what is there."""
+
+    def pwrite(fd: int, data: memoryview, at: int) -> int:
+        with path.open("rb") as file:
+            file.seek(at)
+            there = file.read(len(data)).ljust(len(data), b"\0")
+        return write(fd, bytes(one | other for one, other in zip(there, data, strict=True)), at)
+
+    return pwrite
 
 
 def test_kinds_of_frames_in_any_order_and_far_apart(tmp_path: Path) -> None:
@@ -39,25 +54,67 @@ def test_kinds_of_frames_in_any_order_and_far_apart(tmp_path: Path) -> None:
 def test_marks_are_set_and_read_where_they_belong(tmp_path: Path) -> None:
     path = bitmap(tmp_path, 4000)
     frames = column(64 * 3999 + 63, 0, 1, 65, 64 * 200)
-    kpageflags.mark_idle(frames, tmp_path)
+    Marks(frames, tmp_path).set()
     words = np.frombuffer(path.read_bytes(), np.uint64)
     assert {int(at): int(words[at]) for at in np.flatnonzero(words)} == {0: 3, 1: 2, 200: 1, 3999: 1 << 63}
     asked = column(0, 2, 64 * 3999 + 63, 65, 64, 1)
-    assert kpageflags.idle(asked, tmp_path).tolist() == [True, False, True, True, False, True]
-    assert kpageflags.idle(column(), tmp_path).tolist() == []
+    assert Marks(asked, tmp_path).idle().tolist() == [True, False, True, True, False, True]
+    assert Marks(column(), tmp_path).idle().tolist() == []
+    Marks(column(), tmp_path).set()
 
 
-def test_what_spans_more_than_one_call_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kpageflags, "_MOST_WORDS", 3)
-    bitmap(tmp_path, 100)
-    frames = column(*range(0, 6400, 61))
-    kpageflags.mark_idle(frames, tmp_path)
-    assert kpageflags.idle(frames, tmp_path).all()
-    assert not kpageflags.idle(frames + np.uint64(1), tmp_path).any()
+def test_only_some_are_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = bitmap(tmp_path, 300)
+    monkeypatch.setattr(os, "pwrite", marking(path))
+    marks = Marks(column(64 * 250, 7, 6, 5, 64 * 251), tmp_path)
+    marks.set(np.array([False, True, False, True, False]))
+    assert marks.idle().tolist() == [False, True, False, True, False]
+    marks.set(np.zeros(5, np.bool_))
+    assert np.flatnonzero(np.frombuffer(path.read_bytes(), np.uint64)).tolist() == [0]
+
+
+@pytest.mark.parametrize("gap", [0, 1, 40])
+@pytest.mark.parametrize("most", [1, 3, 512])
+def test_what_is_far_apart_or_spans_more_than_one_call_takes(
+    gap: int, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kpageflags, "_BITMAP_GAP_WORDS", gap)
+    monkeypatch.setattr(kpageflags, "_BITMAP_MOST_WORDS", most)
+    path = bitmap(tmp_path, 3000)
+    random = np.random.default_rng(most)
+    frames = np.concatenate([np.arange(100, 1500), random.choice(np.arange(1500, 64 * 3000), 300)])
+    frames = random.permutation(np.unique(frames)).astype(np.uint64)
+    Marks(frames, tmp_path).set()
+    assert Marks(frames, tmp_path).idle().all()
+    bits = np.unpackbits(np.frombuffer(path.read_bytes(), np.uint8), bitorder="little")
+    assert np.flatnonzero(bits).tolist() == sorted(frames.tolist())
+
+
+def test_a_kernel_that_takes_less_than_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Linux does, 4 KiB of the bitmap at a time."""
+    monkeypatch.setattr(kpageflags, "_BITMAP_MOST_WORDS", 1 << 17)
+    bitmap(tmp_path, 2000)
+    frames = np.arange(0, 64 * 2000, 3, dtype=np.uint64)
+    read, write = os.preadv, os.pwrite
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "preadv", lambda fd, views, at: read(fd, [views[0][:4096]], at))
+        patch.setattr(os, "pwrite", lambda fd, data, at: write(fd, data[:4096], at))
+        marks = Marks(frames, tmp_path)
+        marks.set()
+        assert marks.idle().all()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", lambda *_: 0)
+        with pytest.raises(HostError, match="takes no more"):
+            marks.set()
+
+
+def test_past_the_last_frame_nothing_is_idle(tmp_path: Path) -> None:
+    bitmap(tmp_path, 2).write_bytes(bytes([255]) * 16)
+    assert Marks(column(5, 127, 128, 10**6), tmp_path).idle().tolist() == [True, True, False, False]
 
 
 def test_a_kernel_without(tmp_path: Path) -> None:
     with pytest.raises(HostError, match="bitmap"):
-        kpageflags.mark_idle(column(1), tmp_path)
+        Marks(column(1), tmp_path).set()
     with pytest.raises(HostError, match="kpageflags"):
         kpageflags.kinds(column(1), tmp_path)

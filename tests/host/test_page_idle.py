@@ -1,6 +1,7 @@
 """The bitmap of idle pages, in a made tree: who marks and looks is right about bits; what the kernel does with them is
 the kernel's (a machine with the bitmap runs the last test)."""
 
+import ctypes
 import mmap
 import os
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from sustain.errors import HostError
-from sustain.host import page_idle
+from sustain.host import madvise, page_idle
 from sustain.host.maps import Area
 
 PRESENT = 1 << 63
@@ -83,6 +84,20 @@ def test_none_here(tmp_path: Path) -> None:
         page_idle.mark(5, (area(0, 1),), 1, 1, tmp_path)
 
 
+def forget_translations() -> None:
+    """Have the processor look up our pages anew: marking leaves its translations alone, and with one of before it does
+    not set a page's accessed bit again. The kernel empties them when more than some dozen pages change their rights at
+    once. A real processor soon forgets them by itself; an emulated one, not for a long time."""
+    size = 256 * 4096
+    with mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as scratch:
+        scratch.madvise(mmap.MADV_NOHUGEPAGE)
+        scratch.write(bytes([1]) * size)
+        at = ctypes.c_void_p(ctypes.addressof(byte := ctypes.c_char.from_buffer(scratch)))
+        for rights in (mmap.PROT_READ, mmap.PROT_READ | mmap.PROT_WRITE):
+            assert ctypes.CDLL(None).mprotect(at, ctypes.c_size_t(size), rights) == 0
+        del byte  # else the memory cannot be given back
+
+
 @pytest.mark.skipif(
     not page_idle.available(), reason="this kernel has no page_idle (CONFIG_IDLE_PAGE_TRACKING)"
 )
@@ -92,9 +107,11 @@ def test_the_kernels_own() -> None:
         pages = np.frombuffer(memory, np.uint8)
         pages[::4096] = 1
         at = pages.ctypes.data
+        madvise.empty_batches()  # pages that have just come wait there, and cannot be marked
         sample = page_idle.mark(os.getpid(), (Area(at, at + size, "anonymous", ""),), 512, 1)
+        forget_translations()
         pages[: size // 2 : 4096] = 2
         used = page_idle.look(os.getpid(), sample)
         del pages
     assert used.accessed + used.idle == 512
-    assert used.accessed == pytest.approx(256, abs=16)
+    assert used.accessed == 256

@@ -2,17 +2,17 @@
 prioritiser, to count the used pages of whole processes; `page_idle` is the same for a sample of some pages.
 
 Documentation/admin-guide/mm/pagemap.rst and idle_page_tracking.rst; both need root. Words of the files that lie close
-together are read at once: reading past some in between costs less than another call. A frame of the bitmap that is not
-the head of its page (a part of a larger one), or on none of the kernel's lists, can neither be marked nor be read: the
-bitmap shows 0 for it, as for one that was used. So `Frames` says which are which.
+together are read at once: reading past some in between costs less than another call. One call takes no more than 4 KiB
+of the bitmap, which are 128 MiB of memory; what is over it does not do, and does not say so. A frame of the bitmap that
+is not the head of its page (a part of a larger one), or on none of the kernel's lists, can neither be marked nor be
+read: the bitmap shows 0 for it, as for one that was used. So `Kinds` says which are which.
 """
 
+import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +22,12 @@ from sustain.host import files
 _FLAGS = "proc/kpageflags"
 _BITMAP = "sys/kernel/mm/page_idle/bitmap"
 _LRU, _HEAD, _TAIL, _ZERO = 1 << 5, 1 << 15, 1 << 16, 1 << 24
-_GAP_WORDS = 8  # what is read in vain rather than asked for anew: some 0.1 µs for a frame, a call is 1 µs
-_MOST_WORDS = 1 << 17  # of one call: 1 MiB
+_FLAGS_GAP_WORDS = (
+    16  # what is read in vain rather than asked for anew: some 0.1 µs for a frame, a call is 1 µs
+)
+_BITMAP_GAP_WORDS = 1  # 64 frames
+_FLAGS_MOST_WORDS = 1 << 17  # of one call: 1 MiB
+_BITMAP_MOST_WORDS = 512
 
 Column = NDArray[np.uint64]
 
@@ -40,7 +44,10 @@ class Kinds:
 
 def kinds(frames: Column, root: Path = Path("/")) -> Kinds:
     """What these frames are now. Raises HostError."""
-    flags = _read(root / _FLAGS, frames)
+    order = np.argsort(frames, kind="stable")
+    flags = np.empty(len(frames), np.uint64)
+    pieces = _Pieces(frames[order], _FLAGS_GAP_WORDS, _FLAGS_MOST_WORDS)
+    flags[order] = pieces.read(root / _FLAGS)
 
     def any_of(bits: int) -> NDArray[np.bool_]:
         return np.asarray(flags & np.uint64(bits) != 0, np.bool_)
@@ -50,69 +57,87 @@ def kinds(frames: Column, root: Path = Path("/")) -> Kinds:
     return Kinds(listed & ~tail & ~head & ~zero, listed & head & ~zero, tail & ~zero, zero)
 
 
-def mark_idle(frames: Column, root: Path = Path("/")) -> None:
-    """From now on it is known whether they are used. Raises HostError."""
-    path = root / _BITMAP
-    words, bits = _bits(frames)
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+class Marks:
+    """The idle marks of some frames. What can be known of the frames alone is found out once, so that marking them and
+    looking again and again costs little of our own."""
+
+    def __init__(self, frames: Column, root: Path = Path("/")) -> None:
+        self._path = root / _BITMAP
+        self._order = np.argsort(frames, kind="stable")
+        ordered = frames[self._order]
+        words = ordered >> np.uint64(6)
+        self._starts = np.flatnonzero(np.diff(words, prepend=np.uint64(2**64 - 1)))  # of each word
+        self._counts = np.diff(self._starts, append=len(words))
+        self._words = words[self._starts]
+        self._bits = np.uint64(1) << (ordered & np.uint64(63))
+        self._pieces = _Pieces(self._words, _BITMAP_GAP_WORDS, _BITMAP_MOST_WORDS)
+
+    def set(self, only: NDArray[np.bool_] | None = None) -> None:
+        """Mark them as idle, or those that `only` chooses: from now on it is known whether they are used. Raises
+        HostError."""
+        if not len(self._words):
+            return
+        bits = self._bits if only is None else np.where(only[self._order], self._bits, np.uint64(0))
+        self._pieces.write(self._path, np.bitwise_or.reduceat(bits, self._starts))
+
+    def idle(self) -> NDArray[np.bool_]:
+        """Which of them were not used since they were marked. Raises HostError."""
+        found = np.empty(len(self._order), np.bool_)
+        words = np.repeat(self._pieces.read(self._path), self._counts)
+        found[self._order] = words & self._bits != 0
+        return found
+
+
+class _Pieces:
+    """Ascending places (numbers of 8-byte words) of a file, in pieces that are dealt with in one call."""
+
+    def __init__(self, places: Column, gap: int, most: int) -> None:
+        breaks = np.diff(places, prepend=places[:1]) > np.uint64(gap)
+        breaks[:1] = True
+        firsts = places[breaks][np.cumsum(breaks) - 1]  # of each place: where its stretch begins
+        part = (places - firsts) // np.uint64(most)
+        breaks |= np.diff(part, prepend=np.uint64(0)) != 0
+        starts = np.flatnonzero(breaks)
+        self._first = places[starts]
+        self._sizes = (np.append(places[starts[1:] - 1], places[-1:]) - self._first).astype(np.int64) + 1
+        ends = np.cumsum(self._sizes)
+        # Of each place: where it is when all pieces stand one after the other.
+        shift = (ends - self._sizes) - self._first.astype(np.int64)
+        self._rows = places.astype(np.int64) + np.repeat(shift, np.diff(starts, append=len(places)))
+        self._total = int(ends[-1]) if len(ends) else 0
+
+    def read(self, path: Path) -> Column:
+        """The word at each place."""
+        words = np.zeros(self._total, np.uint64)
+
+        def read(fd: int, view: memoryview, at: int) -> int:
+            # Past the last frame of the machine there is nothing.
+            return os.preadv(fd, [view], at) or len(view)
+
+        self._each(path, os.O_RDONLY, words, read)
+        return words[self._rows]
+
+    def write(self, path: Path, values: Column) -> None:
+        """Those words; zeros in between, which leave alone what is there."""
+        words = np.zeros(self._total, np.uint64)
+        words[self._rows] = values
+        self._each(path, os.O_WRONLY, words, os.pwrite)
+
+    def _each(self, path: Path, how: int, words: Column, call: Callable[[int, memoryview, int], int]) -> None:
+        view = memoryview(words.data).cast("B")
+        begin = 0
         try:
-            for first, last in _spans(words):
-                data = np.zeros(int(words[last - 1] - words[first]) + 1, np.uint64)  # zeros leave alone
-                data[words[first:last] - words[first]] = bits[first:last]
-                os.pwrite(fd, data.tobytes(), int(words[first]) * 8)
-        finally:
-            os.close(fd)
-    except OSError as error:
-        raise files.refused(path, error) from None
-
-
-def idle(frames: Column, root: Path = Path("/")) -> NDArray[np.bool_]:
-    """Which of them were not used since they were marked. Raises HostError."""
-    words = np.unique(frames >> np.uint64(6))
-    found = _read(root / _BITMAP, words)
-    here = found[np.searchsorted(words, frames >> np.uint64(6))]
-    return np.asarray(here >> (frames & np.uint64(63)) & np.uint64(1) != 0, np.bool_)
-
-
-def _bits(frames: Column) -> tuple[Column, Column]:
-    """Words of the bitmap, in order, and their bits."""
-    words, places = np.unique(frames >> np.uint64(6), return_inverse=True)
-    bits = np.zeros(len(words), np.uint64)
-    np.bitwise_or.at(bits, places, np.uint64(1) << (frames & np.uint64(63)))
-    return words, bits
-
-
-def _read(path: Path, places: Column) -> Column:
-    """The 8 bytes at each of these places (numbers of words, in any order)."""
-    order = np.argsort(places, kind="stable")
-    wanted = places[order]
-    found = np.zeros(len(places), np.uint64)
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            for first, last in _spans(wanted):
-                count = int(wanted[last - 1] - wanted[first]) + 1
-                data = os.pread(fd, count * 8, int(wanted[first]) * 8)
-                # Past the last frame of the machine there is nothing.
-                words = np.zeros(count, np.uint64)
-                words[: len(data) // 8] = np.frombuffer(data, np.uint64, len(data) // 8)
-                found[order[first:last]] = words[wanted[first:last] - wanted[first]]
-        finally:
-            os.close(fd)
-    except OSError as error:
-        raise files.refused(path, error) from None
-    return found
-
-
-def _spans(words: NDArray[Any]) -> Iterator[tuple[int, int]]:
-    """Stretches of ordered words (from, to) that are dealt with in one call."""
-    if not len(words):
-        return
-    edges = [0, *(np.flatnonzero(np.diff(words) > np.uint64(_GAP_WORDS)) + 1).tolist(), len(words)]
-    for first, last in pairwise(edges):
-        at = first
-        while at < last:
-            until = int(np.searchsorted(words[at:last], words[at] + np.uint64(_MOST_WORDS))) + at
-            yield at, until
-            at = until
+            fd = os.open(path, how | os.O_CLOEXEC)
+            try:
+                for at, size in zip((self._first * 8).tolist(), (self._sizes * 8).tolist(), strict=True):
+                    done = 0
+                    while done < size:
+                        came = call(fd, view[begin + done : begin + size], at + done)
+                        if not came:
+                            raise OSError(errno.EIO, "it takes no more")
+                        done += came
+                    begin += size
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise files.refused(path, error) from None

@@ -131,7 +131,7 @@ def counter(way: Ways, period_s: float, clock: Clock, changes: Changes, root: Pa
     """The one that is wanted; of "auto" the best that there is. Raises HostError with what is missing: of "auto" both
     reasons. A kernel whose DAMON cannot watch processes shows that only when it is tried."""
     from sustain.schedulers.large_pages.counting_damon import DamonCounter
-    from sustain.schedulers.large_pages.counting_page_idle import PageIdleCounter
+    from sustain.schedulers.large_pages.counting_page_idle import SHARE, PageIdleCounter
 
     if way == "none":
         return NoCounter()
@@ -141,7 +141,7 @@ def counter(way: Ways, period_s: float, clock: Clock, changes: Changes, root: Pa
     if way == "damon" and estimated is not None:
         raise estimated
     if way == "page-idle" or (way == "auto" and exact is None):
-        return PageIdleCounter(period_s, clock, root)
+        return PageIdleCounter(period_s, clock, root, SHARE)
     if estimated is None:
         return DamonCounter(period_s, clock, changes, root)
     assert exact is not None

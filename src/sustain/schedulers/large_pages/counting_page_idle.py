@@ -1,22 +1,30 @@
 """Counting used pages exactly, by the kernel's page_idle bitmap: every page of a block is marked, and after a period
 those whose mark has gone were used.
 
-The model: at each reading that is a period after the last marking, what became of the marks is looked at, and all pages
-are marked anew; readings in between tell the same again. A page that came into a private mapping meanwhile was used,
-since nothing else brings it there. Of a page that lies in another frame by now, has left, or could not be marked (it
-was held by the kernel at that moment), it is not known: it counts as half a page, and the block's error says so. That
-error is the standard deviation of what is equally likely, n/√12 for n pages. The zero page counts as not present: it
-takes no memory, and who reads it is not known.
+The model: at each reading that is a period after the last marking, what became of the marks is looked at, and the pages
+whose mark has gone are marked anew; the others still are. Readings in between tell the same again. A page that came
+into a private mapping meanwhile was used, since nothing else brings it there. Of a page that lies in another frame by
+now, has left, or could not be marked (it was held by the kernel at that moment), it is not known: it counts as half a
+page, and the block's error says so. That error is the standard deviation of what is equally likely, n/√12 for n pages.
+The zero page counts as not present: it takes no memory, and who reads it is not known.
 
 A larger page has one mark. Where it fills the block, only whether the block was used is known (`whole`); where the
 block has several of them (folios of 16 KiB … 1 MiB, or one that is mapped small), a used one has had between one and
 all of its pages used, and counts as half with that error.
 
+Looking up who maps a page is what costs, some 0.2 µs and more for each page, and nobody can be asked for less than a
+page. So a period lasts longer where counting all processes would take more than `share` of a core for each GiB, as it
+has been measured: up to `LONGEST` periods. Rejected: counting a part of the blocks or of their pages each period, of
+which the marks that are still there could not be used again, so that it saves less than half.
+
 A mark is the page's: whoever else maps a shared page clears it too, also by reading the file behind it. A processor
 that still remembers a translation sees the page used only when it looks it up anew; on a busy one that is soon.
 """
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,13 +34,17 @@ from numpy.typing import NDArray
 from sustain.clock import Clock
 from sustain.errors import HostError, SustainError
 from sustain.host import kpageflags, madvise
-from sustain.host.pagemap import PAGES_OF_BLOCK, Pagemap, frame_of
+from sustain.host.kpageflags import Marks
+from sustain.host.pagemap import PAGE_BYTES, PAGES_OF_BLOCK, Pagemap, frame_of
 from sustain.host.processes import Identity
 from sustain.schedulers.large_pages.counting import Count, Memory, stretches
 from sustain.schedulers.large_pages.model import Counting
 
+SHARE = 0.01  # of a core, for each GiB; of less than one as for one
+LONGEST = 6  # periods: counts that are much older are not acted upon
 _WHOLE_PERIOD = 0.9  # of a period is one: readings that are a period apart come a little early and late
 _UNIFORM = 12.0  # the variance of what is equally likely, by the square of its width
+_JUST_S = 0.5  # pages that were looked up so long ago are marked where they were
 _ABSENT, _ALONE, _LARGER, _UNMARKED = range(4)
 
 
@@ -45,6 +57,22 @@ class _Marked:
     frames: NDArray[np.uint64]  # 0: not present
     kind: NDArray[np.int8]
     owner: NDArray[np.int64]  # of a page in a larger one: the row of its head
+    rows: NDArray[np.int64]  # that have a mark: pages of their own, and heads
+    marks: Marks  # theirs
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Over:
+    """A period that has ended."""
+
+    marked: _Marked
+    idle: NDArray[np.bool_]  # of its marks, those that were still there
+    frames: NDArray[np.uint64]  # as of its end
+    at_s: float
+
+    def is_of(self, memory: Memory) -> bool:
+        before = self.marked.memory
+        return before.image == memory.image and np.array_equal(before.addresses, memory.addresses)
 
 
 class PageIdleCounter:
@@ -52,19 +80,29 @@ class PageIdleCounter:
 
     kind: Counting = "page-idle"
 
-    def __init__(self, period_s: float, clock: Clock, root: Path = Path("/")) -> None:
+    def __init__(
+        self, period_s: float, clock: Clock, root: Path = Path("/"), share: float | None = None
+    ) -> None:
+        """`share` of a core that counting may take for each GiB; None: whatever it takes."""
         self._period_s = period_s
+        self._share = share
         self._clock = clock
         self._root = root
         self._marked: dict[Identity, _Marked] = {}
-        self._before: dict[Identity, _Marked] = {}  # whose period is over
+        self._before: dict[Identity, _Over] = {}
         self._counts: dict[Identity, Count] = {}
         self._problems: dict[Identity, str] = {}
+        self._spent_s: defaultdict[Identity, float] = defaultdict(
+            float
+        )  # of processor, in the period that is
+        self._costs: dict[
+            Identity, tuple[float, int]
+        ] = {}  # of the last whole period: that, and how many pages
 
     def start(self, memories: Sequence[Memory]) -> None:
         """Marks what is not marked. Marks that wait for the end of their period stay."""
         wanted = {each.who: each for each in memories}
-        for held in (self._marked, self._before, self._counts, self._problems):
+        for held in (self._marked, self._before, self._counts, self._problems, self._spent_s, self._costs):
             for who in [each for each in held if each not in wanted]:
                 del held[who]
         due = [each for who, each in wanted.items() if not self._holds(who, each.image)]
@@ -73,20 +111,23 @@ class PageIdleCounter:
         for memory in due:
             self._counts.pop(memory.who, None) if self._changed(memory) else None
             try:
-                self._marked[memory.who] = self._mark(memory, self._before.pop(memory.who, None))
+                with self._charged(memory.who):
+                    self._marked[memory.who] = self._mark(memory, self._before.pop(memory.who, None))
                 self._problems.pop(memory.who, None)
             except SustainError as error:
                 self._problems[memory.who] = f"{error} ({error.hint})" if error.hint else str(error)
 
     def read(self) -> Mapping[Identity, Count]:
         """Ends the periods that are over."""
+        least_s = self._least_s()
         for who, marked in list(self._marked.items()):
-            if self._now_s() - marked.at_s < _WHOLE_PERIOD * self._period_s:
+            if self._now_s() - marked.at_s < least_s:
                 continue
             del self._marked[who]
             try:
-                self._counts[who] = self._look(marked)
-                self._before[who] = marked
+                with self._charged(who):
+                    self._counts[who], self._before[who] = self._look(marked)
+                self._costs[who] = (self._spent_s.pop(who), len(marked.frames))
             except SustainError as error:
                 self._problems[who] = str(error)
         return dict(self._counts)
@@ -98,6 +139,24 @@ class PageIdleCounter:
         """Marks mean nothing to the kernel; they stay until the pages are used."""
         self._marked.clear()
 
+    def _least_s(self) -> float:
+        """How long a period lasts at least."""
+        least_s = _WHOLE_PERIOD * self._period_s
+        if self._share is None or not self._costs:
+            return least_s
+        gib = sum(pages for _, pages in self._costs.values()) * PAGE_BYTES / (1 << 30)
+        cost_s = sum(spent_s for spent_s, _ in self._costs.values())
+        return min(max(least_s, cost_s / (self._share * max(1.0, gib))), least_s * LONGEST)
+
+    @contextlib.contextmanager
+    def _charged(self, who: Identity) -> Iterator[None]:
+        """What is done costs that process's period so much."""
+        begun_s = time.thread_time()
+        try:
+            yield
+        finally:
+            self._spent_s[who] += time.thread_time() - begun_s
+
     def _holds(self, who: Identity, image: int) -> bool:
         held = self._marked.get(who)
         return held is not None and held.memory.image == image
@@ -106,17 +165,15 @@ class PageIdleCounter:
         held = self._counts.get(memory.who)
         return held is not None and held.image != memory.image
 
-    def _mark(self, memory: Memory, before: _Marked | None) -> _Marked:
-        frames = self._frames(memory)
+    def _mark(self, memory: Memory, over: _Over | None) -> _Marked:
+        before = over.marked if over is not None and over.is_of(memory) else None
+        if before is not None and over is not None and self._now_s() - over.at_s < _JUST_S:
+            frames = over.frames
+        else:
+            frames = self._frames(memory)
         alone = np.zeros(len(frames), np.bool_)
-        if (
-            before is not None
-            and before.memory.image == memory.image
-            and np.array_equal(before.memory.addresses, memory.addresses)
-        ):
-            alone = (before.kind == _ALONE) & (
-                before.frames == frames
-            )  # and still is: the kernel is not asked again
+        if before is not None:  # what still is a page of its own: the kernel is not asked again
+            alone = (before.kind == _ALONE) & (before.frames == frames)
         here = np.flatnonzero((frames != 0) & ~alone)
         kinds = kpageflags.kinds(frames[here], self._root)
         kind = np.full(len(frames), _ABSENT, np.int8)
@@ -125,29 +182,37 @@ class PageIdleCounter:
         kind[here[kinds.zero]] = _ABSENT
         kind[alone] = _ALONE
         owner = np.full(len(frames), -1, np.int64)
-        rows = np.zeros(len(frames), np.int64)
-        rows[here[kinds.head]] = here[kinds.head] + 1
-        last = np.maximum.accumulate(rows) - 1  # the head before each page, by address
-        for row in (here[kinds.head], here[kinds.tail]):
-            first = last[row]
-            known = (first >= 0) & (frames[first] + (row - first).astype(np.uint64) == frames[row])
-            kind[row[known]], owner[row[known]] = _LARGER, first[known]
-        marks = (kind == _ALONE) | (owner == np.arange(len(frames)))
+        if kinds.head.any():
+            rows = np.zeros(len(frames), np.int64)
+            rows[here[kinds.head]] = here[kinds.head] + 1
+            last = np.maximum.accumulate(rows) - 1  # the head before each page, by address
+            for row in (here[kinds.head], here[kinds.tail]):
+                first = last[row]
+                known = (first >= 0) & (frames[first] + (row - first).astype(np.uint64) == frames[row])
+                kind[row[known]], owner[row[known]] = _LARGER, first[known]
+        marked = np.flatnonzero((kind == _ALONE) | (owner == np.arange(len(frames))))
         at_s = self._now_s()
-        kpageflags.mark_idle(frames[marks], self._root)
-        return _Marked(memory, at_s, frames, kind, owner)
+        if (
+            before is not None
+            and over is not None
+            and np.array_equal(before.rows, marked)
+            and np.array_equal(before.frames[marked], frames[marked])
+        ):
+            marks = before.marks
+            marks.set(~over.idle)
+        else:
+            marks = Marks(frames[marked], self._root)
+            marks.set()
+        return _Marked(memory, at_s, frames, kind, owner, marked, marks)
 
-    def _look(self, marked: _Marked) -> Count:
+    def _look(self, marked: _Marked) -> tuple[Count, _Over]:
         memory, before = marked.memory, marked.frames
         now = self._frames(memory)
         at_s = self._now_s()
-        marks = np.flatnonzero((marked.kind == _ALONE) | (marked.owner == np.arange(len(before))))
+        idle = marked.marks.idle()
         used = np.zeros(len(before), np.bool_)
-        used[marks] = ~kpageflags.idle(before[marks], self._root)
+        used[marked.rows] = ~idle
         stayed = (now == before) & (before != 0) & ~self._broken_up(marked)
-        larger = np.flatnonzero((marked.kind == _LARGER) & stayed)
-        larger_used = np.zeros(len(before), np.bool_)
-        larger_used[larger] = used[marked.owner[larger]]
         private = np.repeat(~memory.shared, PAGES_OF_BLOCK)
         came = (marked.kind == _ABSENT) & (now != 0) & (now != before) & private
         known = (
@@ -157,19 +222,13 @@ class PageIdleCounter:
         )
         sure = _by_block(came | (stayed & (marked.kind == _ALONE) & used))
         unknown = _by_block(~known)
-        # Where a larger page fills its block there is nothing to estimate: `whole` says what is meant.
-        whole = (
-            _by_block((marked.kind == _LARGER) & stayed & (marked.owner % PAGES_OF_BLOCK == 0))
-            == PAGES_OF_BLOCK
-        )
-        whole &= _one_owner(marked.owner)
-        some = _by_block(larger_used)
-        variance = (unknown.astype(np.float64) ** 2 + _squares(marked.owner, larger_used)) / _UNIFORM
+        whole, some, squares = _larger(marked, stayed, used)
+        variance = (unknown.astype(np.float64) ** 2 + squares) / _UNIFORM
         touched = np.where(whole, some, sure + some / 2 + unknown / 2)
         error = np.where(whole, 0, np.sqrt(variance))
         lost = unknown > PAGES_OF_BLOCK // 2  # it was collapsed, split or swapped meanwhile
         touched[lost] = error[lost] = np.nan
-        return Count(
+        count = Count(
             memory.image,
             at_s,
             at_s - marked.at_s,
@@ -179,10 +238,13 @@ class PageIdleCounter:
             whole,
             at_s - marked.at_s,
         )
+        return count, _Over(marked, idle, now, at_s)
 
     def _broken_up(self, marked: _Marked) -> NDArray[np.bool_]:
         """Pages that were parts of a larger one which has been split: its mark was for all of them."""
         heads = np.flatnonzero(marked.owner == np.arange(len(marked.owner)))
+        if not len(heads):
+            return np.zeros(len(marked.owner), np.bool_)
         split = np.zeros(len(marked.owner), np.bool_)
         split[heads] = ~kpageflags.kinds(marked.frames[heads], self._root).head
         return np.asarray(split[marked.owner] & (marked.owner >= 0), np.bool_)
@@ -212,6 +274,23 @@ class PageIdleCounter:
 def _by_block(pages: NDArray[np.bool_]) -> NDArray[np.int64]:
     """How many of each block."""
     return np.asarray(pages.reshape(-1, PAGES_OF_BLOCK).sum(axis=1, dtype=np.int64))
+
+
+def _larger(
+    marked: _Marked, stayed: NDArray[np.bool_], used: NDArray[np.bool_]
+) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.float64]]:
+    """Of each block: whether one larger page fills it, so that there is nothing to estimate; how many of its pages are
+    of larger ones that were used, and the sum of the squares of these ones' sizes."""
+    blocks = len(marked.kind) // PAGES_OF_BLOCK
+    here = (marked.kind == _LARGER) & stayed
+    rows = np.flatnonzero(here)
+    if not len(rows):
+        return np.zeros(blocks, np.bool_), np.zeros(blocks, np.int64), np.zeros(blocks)
+    whole = _by_block(here & (marked.owner % PAGES_OF_BLOCK == 0)) == PAGES_OF_BLOCK
+    whole &= _one_owner(marked.owner)
+    some = np.zeros(len(here), np.bool_)
+    some[rows] = used[marked.owner[rows]]
+    return whole, _by_block(some), _squares(marked.owner, some)
 
 
 def _one_owner(owner: NDArray[np.int64]) -> NDArray[np.bool_]:
