@@ -109,7 +109,7 @@ def _looks(stack: ExitStack, pid: int, size: int) -> dict[str, Callable[[], floa
     from tests.host.resting import files_at_rest
 
     from sustain.clock import SystemClock
-    from sustain.schedulers.guest_memory.changes import Unnoted
+    from sustain.schedulers.changes import Unnoted
     from sustain.schedulers.guest_memory.config import GuestConfig
     from sustain.schedulers.guest_memory.handles import QemuHandle
     from sustain.schedulers.guest_memory.look import Looker

@@ -21,8 +21,9 @@ from sustain.host import damon
 from sustain.host.damon import Attributes, Damon
 from sustain.host.maps import Area
 from sustain.host.processes import identify
+from sustain.schedulers.changes import DAMON
 from sustain.schedulers.guest_memory import classes
-from sustain.schedulers.guest_memory.changes import DAMON, undo
+from sustain.schedulers.guest_memory.changes import undo
 from sustain.schedulers.guest_memory.sampling import Sampled, Sampler
 from sustain.schedulers.journal import Journal
 
@@ -181,7 +182,7 @@ def test_killed_it_is_taken_away_by_the_next(tmp_path: Path) -> None:
 import sys
 from sustain.host.damon import Attributes, Damon
 from sustain.host.pagemap import PAGE_BYTES
-from sustain.schedulers.guest_memory.changes import DAMON
+from sustain.schedulers.changes import DAMON
 from sustain.schedulers.journal import Journal
 journal = Journal(sys.argv[1])
 ours = Damon(lambda inode: journal.note(DAMON, DAMON, {"inode": inode}, 0, 64))

@@ -14,7 +14,7 @@ import msgspec
 from sustain.agent.config import AgentConfig, GuestMemorySection, LargePagesSection
 from sustain.clock import Clock, SystemClock
 from sustain.errors import ConfigError, JournalBusy, JournalError
-from sustain.schedulers.guest_memory.changes import Changes, Refused
+from sustain.schedulers.changes import Changes, Refused
 from sustain.schedulers.guest_memory.scheduler import GuestMemory
 from sustain.schedulers.journal import Journal
 from sustain.schedulers.large_pages.scheduler import LargePages

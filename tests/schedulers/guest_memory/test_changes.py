@@ -13,8 +13,9 @@ from sustain.errors import HostError, JournalError
 from sustain.host import balloon
 from sustain.host.balloon import Statistics
 from sustain.host.qmp import Qmp
+from sustain.schedulers.changes import Refused
 from sustain.schedulers.guest_memory import libvirt_handle
-from sustain.schedulers.guest_memory.changes import Refused, undo
+from sustain.schedulers.guest_memory.changes import undo
 from sustain.schedulers.guest_memory.config import GuestConfig, GuestsConfig
 from sustain.schedulers.guest_memory.handles import QemuHandle
 from sustain.schedulers.guest_memory.libvirt_handle import LibvirtHandle

@@ -20,7 +20,7 @@ from sustain.errors import HostError
 from sustain.host import damon, page_idle, pagemap
 from sustain.host.madvise import Advice, Advisor
 from sustain.host.processes import Identity, start_ticks
-from sustain.schedulers.guest_memory.changes import DAMON
+from sustain.schedulers.changes import DAMON
 from sustain.schedulers.journal import Journal
 from sustain.schedulers.large_pages import counting
 from sustain.schedulers.large_pages.act import Actuator

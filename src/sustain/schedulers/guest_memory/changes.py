@@ -1,9 +1,5 @@
-"""What reading guests changes on the host, noted so that it can be put back: balloon statistics that are switched on,
-DAMON that is set up.
-
-Used by `sense` and what it is made of. A scheduler that acts notes in its own journal; a verb that only looks notes in
-one beside it, which the next look, the next agent or `sustain agent restore` puts back should it be killed. Whoever
-cannot note changes nothing, and the guest's problems say what is unknown for that.
+"""Putting back what reading guests changes: balloon statistics that are switched on, DAMON that is set up; and which
+guest an entry of a journal means. Used by `sense`, what it is made of, and `undo`; noted as `schedulers.changes` says.
 """
 
 import contextlib
@@ -12,72 +8,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from sustain.errors import HostError, JournalError, anew
-from sustain.host import damon, processes
+from sustain.errors import HostError
+from sustain.host import processes
 from sustain.host.processes import Identity
-from sustain.schedulers.journal import Entry, Outcome, Undo, Value, put_back
+from sustain.schedulers.changes import undo_damon
+from sustain.schedulers.journal import Entry, Outcome, Undo, put_back
 
 if TYPE_CHECKING:
     from sustain.schedulers.guest_memory.handles import GuestHandle
 
-
-DAMON = "damon"
 STATISTICS = "statistics"
-
-
-class Changes(Protocol):
-    """`Journal`, as it is used here."""
-
-    def note(
-        self,
-        key: str,
-        kind: str,
-        target: Mapping[str, Value],
-        prior: Value,
-        new: Value,
-        aside: Callable[[Entry], str | None] = lambda _: None,
-    ) -> None: ...
-
-    def forget(self, key: str) -> None: ...
-
-
-class Unnoted:
-    """For a process whose changes end with it, as in tests and benchmarks: what it dies with is not put back."""
-
-    def note(
-        self,
-        key: str,
-        kind: str,
-        target: Mapping[str, Value],
-        prior: Value,
-        new: Value,
-        aside: Callable[[Entry], str | None] = lambda _: None,
-    ) -> None:
-        """Nothing."""
-
-    def forget(self, key: str) -> None:
-        """Nothing."""
-
-
-class Refused:
-    """Nothing can be noted, so nothing may be changed."""
-
-    def __init__(self, why: JournalError) -> None:
-        self._why = why
-
-    def note(
-        self,
-        key: str,
-        kind: str,
-        target: Mapping[str, Value],
-        prior: Value,
-        new: Value,
-        aside: Callable[[Entry], str | None] = lambda _: None,
-    ) -> None:
-        raise anew(self._why)
-
-    def forget(self, key: str) -> None:
-        """Nothing was noted."""
 
 
 def statistics(name: str) -> str:
@@ -97,10 +37,7 @@ class Statistical(Protocol):
 
 def undo(handles: Mapping[str, "GuestHandle"], root: Path = Path("/")) -> dict[str, Undo]:
     """How each kind is put back. `handles`: the guests that are known now."""
-    return {
-        STATISTICS: partial(_undo_statistics, handles, root),
-        DAMON: lambda entry: damon.clean_up(int(entry.target["inode"]), root),
-    }
+    return {STATISTICS: partial(_undo_statistics, handles, root), **undo_damon(root)}
 
 
 def aside(root: Path = Path("/")) -> Callable[[Entry], str | None]:

@@ -27,7 +27,8 @@ from sustain.host.pagemap import Pagemap
 from sustain.host.processes import Identity
 from sustain.host.qemu import is_another
 from sustain.host.qmp import Qmp, listener
-from sustain.schedulers.guest_memory.changes import STATISTICS, Changes, Unnoted, aside, statistics
+from sustain.schedulers.changes import Changes, Unnoted
+from sustain.schedulers.guest_memory.changes import STATISTICS, aside, statistics
 from sustain.schedulers.guest_memory.config import GuestConfig
 from sustain.schedulers.guest_memory.model import Kind
 

@@ -13,7 +13,7 @@ from sustain.host import qemu
 from sustain.host.guest_agent import read_texts
 from sustain.host.guest_frames import GuestFrames
 from sustain.host.libvirt import Domain
-from sustain.schedulers.guest_memory.changes import Changes
+from sustain.schedulers.changes import Changes
 from sustain.schedulers.guest_memory.config import GuestConfig
 from sustain.schedulers.guest_memory.handles import Monitor, ProcessHandle
 from sustain.schedulers.guest_memory.model import Kind

@@ -17,6 +17,7 @@ import errno
 import random
 import threading
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from sustain.clock import Clock
@@ -26,7 +27,7 @@ from sustain.host.damon import Attributes, Damon, Totals, Watch
 from sustain.host.maps import Area
 from sustain.host.pagemap import PAGE_BYTES, Pagemap
 from sustain.host.processes import Identity
-from sustain.schedulers.guest_memory.changes import DAMON, Changes
+from sustain.schedulers.changes import Changes, note_damon
 
 PAGES = 1000  # standard error of a share: 1.6 % of the guest's memory at most
 WINDOW_S = 10.0
@@ -249,7 +250,7 @@ class _Watcher:
                 hint=self._kept.hint,
             )
         if self._damon is None:
-            self._damon = Damon(self._note, self._root)
+            self._damon = Damon(partial(note_damon, self._changes), self._root)
         regions = [(page, page + PAGE_BYTES) for page in guest.pages]
         guest.watch = self._damon.watch(who.pid, regions, self._attributes)
         guest.watched = who
@@ -295,12 +296,6 @@ class _Watcher:
             self._kept = error
             return
         self._damon = self._kept = None
-
-    def _note(self, inode: int | None) -> None:
-        if inode is None:
-            self._changes.forget(DAMON)
-        else:
-            self._changes.note(DAMON, DAMON, {"inode": inode}, 0, damon.SLOTS)
 
     def _now_s(self) -> float:
         return self._clock.boottime_ns() / 1e9

@@ -14,9 +14,10 @@ import msgspec
 from sustain.clock import Clock
 from sustain.errors import ConfigError, UnknownGuest
 from sustain.schedulers.alarms import Alarm
+from sustain.schedulers.changes import Changes
 from sustain.schedulers.guest_memory.act import Actuator
 from sustain.schedulers.guest_memory.admission import admit
-from sustain.schedulers.guest_memory.changes import Changes, undo
+from sustain.schedulers.guest_memory.changes import undo
 from sustain.schedulers.guest_memory.config import GuestsConfig
 from sustain.schedulers.guest_memory.decide import decide
 from sustain.schedulers.guest_memory.explain import explain

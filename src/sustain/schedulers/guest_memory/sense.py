@@ -26,7 +26,7 @@ from sustain.host.pressure import Pressure
 from sustain.host.processes import Identity
 from sustain.host.swaps import Swaps
 from sustain.host.vmstat import Vmstat
-from sustain.schedulers.guest_memory.changes import Changes, Unnoted
+from sustain.schedulers.changes import Changes, Unnoted
 from sustain.schedulers.guest_memory.config import GuestConfig, GuestsConfig, check
 from sustain.schedulers.guest_memory.handles import CgroupHandle, GuestHandle, Machine, QemuHandle
 from sustain.schedulers.guest_memory.look import Looker

@@ -20,9 +20,9 @@ from functools import partial
 from pathlib import Path
 
 from sustain.errors import JournalError, SustainError
-from sustain.host import damon, smaps
+from sustain.host import smaps
 from sustain.host.processes import Identity
-from sustain.schedulers.guest_memory.changes import DAMON
+from sustain.schedulers.changes import undo_damon
 from sustain.schedulers.journal import Journal, Report
 from sustain.schedulers.large_pages import ours
 from sustain.schedulers.large_pages.columns import Mask
@@ -95,7 +95,7 @@ class Actuator:
         return self._journal.restore(
             {
                 ours.KIND: partial(undo, keep=self._keep, root=self._root, stop=self._stop, beat=beat),
-                DAMON: lambda entry: damon.clean_up(int(entry.target["inode"]), self._root),
+                **undo_damon(self._root),
             }
         )
 

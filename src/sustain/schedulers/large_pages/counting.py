@@ -26,7 +26,7 @@ from sustain.clock import Clock
 from sustain.errors import HostError
 from sustain.host import damon, page_idle
 from sustain.host.processes import Identity
-from sustain.schedulers.guest_memory.changes import Changes
+from sustain.schedulers.changes import Changes
 from sustain.schedulers.large_pages.model import BLOCK_BYTES, Counting
 
 Ways = Literal["auto", "page-idle", "damon", "none"]

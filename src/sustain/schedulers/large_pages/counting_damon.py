@@ -19,6 +19,7 @@ import errno
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from sustain.host import damon, processes, smaps
 from sustain.host.damon import Attributes, Damon, Watch
 from sustain.host.pagemap import BLOCK_BYTES, PAGES_OF_BLOCK, Pagemap
 from sustain.host.processes import Identity
-from sustain.schedulers.guest_memory.changes import DAMON, Changes
+from sustain.schedulers.changes import Changes, note_damon
 from sustain.schedulers.large_pages.counting import Count, Memory, stretches
 from sustain.schedulers.large_pages.model import Counting
 
@@ -176,7 +177,7 @@ class DamonCounter:
                 hint=self._kept.hint,
             )
         if self._damon is None:
-            self._damon = Damon(self._note, self._root)
+            self._damon = Damon(partial(note_damon, self._changes), self._root)
         return _Watched(memories, padding, self._damon.watch_all(targets, self.attributes), before)
 
     def _take(self, watched: _Watched) -> None:
@@ -266,12 +267,6 @@ class DamonCounter:
             self._kept = _told(error)
             return
         self._damon = self._kept = None
-
-    def _note(self, inode: int | None) -> None:
-        if inode is None:
-            self._changes.forget(DAMON)
-        else:
-            self._changes.note(DAMON, DAMON, {"inode": inode}, 0, damon.SLOTS)
 
 
 def large(memory: Memory, root: Path = Path("/")) -> NDArray[np.bool_]:

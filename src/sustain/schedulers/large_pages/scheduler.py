@@ -13,10 +13,9 @@ import msgspec
 
 from sustain.clock import Clock
 from sustain.errors import ConfigError, HostError
-from sustain.host import damon
 from sustain.schedulers.alarms import Alarm
-from sustain.schedulers.guest_memory.changes import DAMON, Changes
-from sustain.schedulers.journal import Entry, Journal, Outcome, Report, Undone, restore_left
+from sustain.schedulers.changes import Changes, undo_damon
+from sustain.schedulers.journal import Journal, Report, Undone, restore_left
 from sustain.schedulers.large_pages import explain
 from sustain.schedulers.large_pages.act import Actuator
 from sustain.schedulers.large_pages.config import LargePagesConfig, check
@@ -142,11 +141,8 @@ class LargePages:
                 if isinstance(journal, Journal):
                     journal.close()
 
-    def _give_back(self, entry: Entry) -> Outcome:
-        return damon.clean_up(int(entry.target["inode"]), self._root)
-
     def _restore_counting(self, journal: Journal) -> tuple[Undone, ...]:
-        return journal.restore({DAMON: self._give_back}).undone if journal.entries() else ()
+        return journal.restore(undo_damon(self._root)).undone if journal.entries() else ()
 
 
 def _counter(
