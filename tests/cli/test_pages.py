@@ -21,7 +21,7 @@ from sustain.agent.http import get
 from sustain.cli import pages, pages_doctor
 from sustain.host.processes import start_ticks
 from sustain.schedulers.journal import Entry, Journal
-from sustain.schedulers.large_pages import ours
+from sustain.schedulers.large_pages import heat_png, ours
 from sustain.schedulers.large_pages.model import BLOCK_BYTES, Observation
 from sustain.schedulers.large_pages.ours import Span
 from sustain.schedulers.loop import Loop
@@ -99,6 +99,13 @@ def test_a_map_is_text_or_a_drawing(sus: Sus, config: Path, tmp_path: Path) -> N
     ran = sus("pages", "map", "held", "--svg", drawing, "--config", config, *_SOON, "--json")
     assert ran.json["blocks"] >= 4
     assert ET.parse(drawing).getroot().tag.endswith("svg")
+    picture = tmp_path / "map.png"
+    assert sus("pages", "map", "held", "--png", picture, "--config", config, *_SOON).out.startswith(
+        f"{picture}: "
+    )
+    assert picture.read_bytes().startswith(heat_png.SIGNATURE)
+    words = ("--png", picture, "--svg", drawing)
+    sus("pages", "map", "held", *words, "--config", config).failed_with("not allowed with", status=2)
 
 
 def test_processes_can_be_named_on_the_command_line(sus: Sus, held: Toucher, config: Path) -> None:

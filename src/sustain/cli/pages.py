@@ -45,7 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if name == "explain":
             verb.add_argument("address", nargs="?", help="of a block, or in it (the target as a whole)")
         if name == "map":
-            verb.add_argument("--svg", metavar="FILE", help="write it as SVG, in place of text")
+            kind = verb.add_mutually_exclusive_group()
+            kind.add_argument("--svg", metavar="FILE", help="write it as SVG, in place of text")
+            kind.add_argument(
+                "--png", metavar="FILE", help="write it as PNG, which has no words in the picture"
+            )
         add_config(verb)
         verb.add_argument("--pid", type=int, action="append", default=[], help="a process, as a target")
         verb.add_argument("--command", action="append", default=[], help="all processes of that command")
@@ -91,8 +95,8 @@ def run(args: argparse.Namespace) -> int:
     words = {name: getattr(args, name, None) for name in ("target", "address")}
     question = "plan" if args.what == "status" else args.what
     data = _ask(args, question, {name: str(word) for name, word in words.items() if word is not None})
-    if args.what == "map" and args.svg:
-        return _svg(args, data)
+    if args.what == "map" and (args.svg or args.png):
+        return _picture(args, data)
     show = {"status": status, "plan": _plan, "explain": lambda data: str(data["text"]), "map": _map}
     emit(args, data, lambda: show[args.what](data))
     return 0
@@ -239,14 +243,17 @@ def _map(data: dict[str, Any]) -> str:
     return "\n".join((_head(data), *heat.text(data["columns"]), heat.LEGEND))
 
 
-def _svg(args: argparse.Namespace, data: dict[str, Any]) -> int:
+def _picture(args: argparse.Namespace, data: dict[str, Any]) -> int:
     from pathlib import Path
 
-    from sustain.schedulers.large_pages import heat
+    from sustain.schedulers.large_pages import heat, heat_png
 
-    Path(args.svg).write_text(heat.svg(args.target, data["columns"]), encoding="utf-8")
-    found = {"file": args.svg, "target": args.target, "blocks": len(data["columns"]["address"])}
-    emit(args, found, lambda: f"{args.svg}: {found['blocks']} blocks")
+    file = args.svg or args.png
+    columns = data["columns"]
+    drawn = heat.svg(args.target, columns).encode() if args.svg else heat_png.png(args.target, columns)
+    Path(file).write_bytes(drawn)
+    found = {"file": file, "target": args.target, "blocks": len(columns["address"])}
+    emit(args, found, lambda: f"{file}: {found['blocks']} blocks")
     return 0
 
 

@@ -1,5 +1,7 @@
 """What is told of a plan: every figure of a target and of a block, pictures of blocks, and figures to watch."""
 
+import struct
+import zlib
 from xml.etree import ElementTree as ET
 
 import msgspec
@@ -8,7 +10,7 @@ import pytest
 from sim.large_pages.world import Load, Ours, World
 
 from sustain.errors import ConfigError, UnknownTarget
-from sustain.schedulers.large_pages import explain, heat
+from sustain.schedulers.large_pages import explain, heat, heat_png
 from sustain.schedulers.large_pages.measures import measures
 from sustain.schedulers.large_pages.model import BLOCK_BYTES, PAGES
 from sustain.schedulers.large_pages.plan import Finding, Plan
@@ -121,6 +123,82 @@ def test_a_drawing_is_well_formed_and_has_each_block_with_its_title() -> None:
         "0x600000: 300.0, kept",
         "0x800000: 500.0, kept",
     ]
+
+
+def _decoded(file: bytes) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.uint8]], dict[str, str]]:
+    """The pixels of a PNG of indexed colours (lines, columns, red-green-blue) and its texts, by the format's words."""
+    assert file[:8] == bytes((137, 80, 78, 71, 13, 10, 26, 10))
+    chunks, at = list[tuple[bytes, bytes]](), 8
+    while at < len(file):
+        (size,) = struct.unpack_from(">I", file, at)
+        kind, data = file[at + 4 : at + 8], file[at + 8 : at + 8 + size]
+        assert struct.unpack_from(">I", file, at + 8 + size) == (zlib.crc32(file[at + 4 : at + 8 + size]),)
+        chunks.append((kind, data))
+        at += 12 + size
+    kinds = [kind for kind, _ in chunks]
+    assert (kinds[:2], kinds[-2:]) == ([b"IHDR", b"PLTE"], [b"IDAT", b"IEND"])
+    width, height, depth, colour, compression, filters, interlaced = struct.unpack(">IIBBBBB", chunks[0][1])
+    assert (depth, colour, compression, filters, interlaced) == (8, 3, 0, 0, 0)
+    palette = np.frombuffer(chunks[1][1], np.uint8).reshape(-1, 3)
+    lines = np.frombuffer(zlib.decompress(chunks[-2][1]), np.uint8).reshape(height, width + 1)
+    assert not lines[:, 0].any(), "every line is as it is"
+    assert lines.max() < len(palette) <= 256
+    texts = {}
+    for kind, data in chunks[2:-2]:
+        keyword, _, rest = data.partition(b"\0")
+        assert (kind, rest[:4]) == (b"iTXt", b"\0\0\0\0")
+        texts[keyword.decode("latin-1")] = rest[4:].decode()
+    return palette[lines[:, 1:]], texts
+
+
+def _hex(pixel: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> str:
+    return "#" + pixel.tobytes().hex()
+
+
+def test_a_png_has_each_block_in_its_place_with_its_colours() -> None:
+    columns = explain.as_columns(_plan(), "a")
+    far = 5 * heat.COLUMNS * BLOCK_BYTES  # in a row of its own, after a gap
+    shown = {
+        "address": [*columns["address"], far, far + BLOCK_BYTES, far + 63 * BLOCK_BYTES],
+        "estimate": [*columns["estimate"], None, 512.0, 256.0],
+        "large": [*columns["large"], False, True, False],
+        "finding": [*columns["finding"], "unknown", "cold", "collapse"],
+    }
+    pixels, texts = _decoded(heat_png.png("dä <b>", shown))
+    assert texts["Title"] == "dä <b>: accessed pages of each block of 2 MiB"
+    assert f"rows from 0x0, {far:#x}." in texts["Description"]
+
+    def cell(line: int, place: int) -> tuple[str, str]:
+        """(inside, border) of a block."""
+        y, x = heat_png.TOP + line * heat.CELL, heat_png.EDGE + place * heat.CELL
+        inside, frame = pixels[y + 3, x + 3], pixels[y, x]
+        assert (pixels[y : y + 8, x] == frame).all()
+        assert (pixels[y, x : x + 8] == frame).all()
+        assert (pixels[y + 1 : y + 7, x + 1 : x + 7] == inside).all()
+        return _hex(inside), _hex(frame)
+
+    large = heat.COLOURS["L"]
+    assert cell(0, 1) == ("#ffffff", heat.PLAIN)
+    assert cell(0, 2)[1] == heat.PLAIN
+    assert [cell(0, place)[1] for place in (3, 4)] == [large, large]
+    assert cell(1, 0) == (heat.GREY, heat.PLAIN)
+    assert cell(1, 1) == ("#ff0000", heat.COLOURS["-"])
+    red, green, blue = bytes.fromhex(cell(1, 63)[0][1:])
+    assert (red, green) == (255, blue)
+    assert green == pytest.approx(128, abs=2)
+    assert cell(1, 63)[1] == heat.COLOURS["+"]
+    assert cell(0, 0) == cell(1, 2) == ("#ffffff", "#ffffff"), "no block, no cell"
+    used = [int.from_bytes(bytes.fromhex(cell(0, place)[0][3:5])) for place in (1, 2, 3, 4)]
+    assert used == sorted(used, reverse=True)
+    legend = pixels[: heat_png.TOP].reshape(-1, 3)
+    samples = {_hex(each) for each in np.unique(legend, axis=0)}
+    assert {"#ffffff", "#ff0000", heat.GREY, *heat.COLOURS.values()} <= samples
+
+
+def test_a_png_of_nothing_is_one() -> None:
+    pixels, texts = _decoded(heat_png.png("none", {"address": []}))
+    assert len(pixels) == heat_png.TOP + heat_png.EDGE
+    assert "rows from none" in texts["Description"]
 
 
 @pytest.mark.parametrize(

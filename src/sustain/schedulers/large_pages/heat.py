@@ -1,8 +1,7 @@
 """A target's blocks as a picture: lines of text for a terminal, and SVG. Pure.
 
 Used by `sustain pages map`. A place is a block; blocks that are not in memory leave theirs empty. A taller or darker
-place has more of its pages accessed, by estimate. Rejected: PNG, which wants a library for pictures; browsers and
-converters make one of SVG.
+place has more of its pages accessed, by estimate. `heat_png` draws the same as PNG.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,9 +25,10 @@ LEGEND = (
     f"{_LEVELS} of {PAGES} pages accessed by estimate ({_UNKNOWN} unknown, blank: not in memory); below: "
     f"{_LARGE} mapped large, + would be next, - would be small, ~ a recount"
 )
-_CELL = 9
+CELL = 9  # pixels, with the gap to the next
 _LEFT, _TOP = 130, 40
-_COLOURS = {"L": "#1f4fbf", "+": "#1a9641", "-": "#b03060", "~": "#a0a000"}
+COLOURS = {"L": "#1f4fbf", "+": "#1a9641", "-": "#b03060", "~": "#a0a000"}
+PLAIN, GREY = "#eeeeee", "#cccccc"  # a border that says nothing; an unknown number of pages
 
 Columns = Mapping[str, Sequence[Any]]  # as `explain.as_columns` makes them
 
@@ -36,7 +36,7 @@ Columns = Mapping[str, Sequence[Any]]  # as `explain.as_columns` makes them
 def text(columns: Columns) -> list[str]:
     """Rows of COLUMNS blocks; a second line of marks where there is something to mark."""
     lines = []
-    for start, places in _rows(columns):
+    for start, places in in_rows(columns):
         heat, marks = [" "] * COLUMNS, [" "] * COLUMNS
         for place, row in places:
             heat[place] = level(columns["estimate"][row])
@@ -49,8 +49,8 @@ def text(columns: Columns) -> list[str]:
 
 def svg(name: str, columns: Columns) -> str:
     """The same, as a document of its own."""
-    rows, said = list(_rows(columns)), name.replace("&", "&amp;").replace("<", "&lt;")
-    width, height = _LEFT + COLUMNS * _CELL + 10, _TOP + len(rows) * _CELL + 30
+    rows, said = list(in_rows(columns)), name.replace("&", "&amp;").replace("<", "&lt;")
+    width, height = _LEFT + COLUMNS * CELL + 10, _TOP + len(rows) * CELL + 30
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="monospace" '
         'font-size="8">',
@@ -59,15 +59,15 @@ def svg(name: str, columns: Columns) -> str:
         f'<text x="8" y="16" font-size="12">{said}: accessed pages of each block of 2 MiB</text>',
         '<text x="8" y="30">white: none, red: all 512; grey: unknown; border: '
         + ", ".join(
-            f'<tspan fill="{_COLOURS[each]}">{said}</tspan>'
+            f'<tspan fill="{COLOURS[each]}">{said}</tspan>'
             for each, said in (("L", "mapped large"), ("+", "next"), ("-", "to be small"), ("~", "a recount"))
         )
         + "</text>",
     ]
     for number, (start, places) in enumerate(rows):
-        y = _TOP + number * _CELL
+        y = _TOP + number * CELL
         parts.append(f'<text x="8" y="{y + 7}">{start:#x}</text>')
-        parts += [_cell(columns, row, _LEFT + place * _CELL, y) for place, row in places]
+        parts += [_cell(columns, row, _LEFT + place * CELL, y) for place, row in places]
     return "\n".join((*parts, "</svg>\n"))
 
 
@@ -88,22 +88,27 @@ def mark(columns: Columns, row: int) -> str:
     return _NEXT.get(finding, _LARGE if large else " ")
 
 
+def border_of(columns: Columns, row: int) -> str:
+    """The colour of a block's border, by its mark."""
+    return COLOURS.get(mark(columns, row), PLAIN)
+
+
 def _cell(columns: Columns, row: int, x: int, y: int) -> str:
     estimate = columns["estimate"][row]
     if estimate is None:
-        fill = "#cccccc"
+        fill = GREY
     else:
         rest = 255 - round(255 * min(1.0, estimate / PAGES))
         fill = f"#ff{rest:02x}{rest:02x}"
-    border = _COLOURS.get(mark(columns, row), "#eeeeee")
+    border = border_of(columns, row)
     said = f"{columns['address'][row]:#x}: {'unknown' if estimate is None else estimate}, {columns['finding'][row]}"
     return (
-        f'<rect x="{x}" y="{y}" width="{_CELL - 2}" height="{_CELL - 2}" fill="{fill}" stroke="{border}">'
+        f'<rect x="{x}" y="{y}" width="{CELL - 2}" height="{CELL - 2}" fill="{fill}" stroke="{border}">'
         f"<title>{said}</title></rect>"
     )
 
 
-def _rows(columns: Columns) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+def in_rows(columns: Columns) -> Iterator[tuple[int, list[tuple[int, int]]]]:
     """(address where a row begins, its blocks as (place in it, number))."""
     wide = COLUMNS * BLOCK_BYTES
     begun, places = -1, list[tuple[int, int]]()
