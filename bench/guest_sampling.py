@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +155,8 @@ def _by_smaps(pid: int) -> float:
 def _by_page_idle(pid: int, areas: Any) -> None:
     from sustain.host import page_idle
 
-    page_idle.look(pid, page_idle.mark(pid, areas, 1000, 1))
+    with closing(page_idle.Held()):
+        page_idle.look(pid, page_idle.mark(pid, areas, 1000, 1))
 
 
 def _by_damon(pid: int, areas: Any) -> dict[str, Any]:

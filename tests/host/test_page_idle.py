@@ -2,8 +2,11 @@
 the kernel's (a machine with the bitmap runs the last test)."""
 
 import ctypes
+import errno
 import mmap
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +85,62 @@ def test_none_here(tmp_path: Path) -> None:
     assert not page_idle.available(tmp_path)
     with pytest.raises(HostError):
         page_idle.mark(5, (area(0, 1),), 1, 1, tmp_path)
+
+
+_OTHER = """
+import sys
+from pathlib import Path
+from sustain.host.page_idle import Held
+held = Held(Path(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_one_counts_at_a_time_and_who_it_is_is_said(tmp_path: Path) -> None:
+    Tree(tmp_path, 10, absent=set())
+    with subprocess.Popen(
+        [sys.executable, "-c", _OTHER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(HostError, match="bitmap: another process counts by it") as caught:
+            page_idle.Held(tmp_path)
+        assert (caught.value.errno, caught.value.hint != "") == (errno.EBUSY, True)
+        # As the kernel writes it, of this file: the pids of whoever holds it, and of one that waits.
+        found = page_idle.path(tmp_path).stat()
+        place = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+        (tmp_path / "proc/locks").write_text(
+            f"1: POSIX  ADVISORY  WRITE 3 {place} 0 EOF\n2: FLOCK  ADVISORY  WRITE 4 00:01:2 0 EOF\n"
+            f"3: FLOCK  ADVISORY  WRITE {other.pid} {place} 0 EOF\n3: -> FLOCK  ADVISORY  WRITE 6 {place} 0 EOF\n"
+        )
+        (tmp_path / f"proc/{other.pid}").mkdir()
+        (tmp_path / f"proc/{other.pid}/comm").write_text("sustain\n")
+        with pytest.raises(HostError, match=rf"bitmap: process {other.pid} \(sustain\) counts by it"):
+            page_idle.Held(tmp_path)
+        other.kill()  # whatever ends it
+        other.wait()
+        held = page_idle.Held(tmp_path)
+        with pytest.raises(HostError, match="counts by it"):
+            page_idle.Held(tmp_path)  # also another user in the same process
+        held.close()
+        held.close()
+        page_idle.Held(tmp_path).close()
+
+
+def test_the_kernel_tells_who_holds_it(tmp_path: Path) -> None:
+    bitmap = page_idle.path(tmp_path)
+    bitmap.parent.mkdir(parents=True)
+    bitmap.touch()
+    (tmp_path / "proc").symlink_to("/proc")
+    assert page_idle.holder(tmp_path) == ""
+    held = page_idle.Held(tmp_path)
+    numbers = bitmap.stat()
+    known = f":{numbers.st_ino} " in Path("/proc/locks").read_text()
+    assert known, "this kernel tells no locks here"
+    assert page_idle.holder(tmp_path).startswith(f"process {os.getpid()} (")
+    held.close()
+    assert page_idle.holder(tmp_path) == ""
 
 
 def forget_translations() -> None:

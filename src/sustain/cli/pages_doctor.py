@@ -33,8 +33,7 @@ def look(root: Path, user: int) -> list[dict[str, Any]]:
         _finding(
             "exact counts",
             exact is None,
-            f"{'no ' if not page_idle.available(root) else ''}page_idle"
-            + (", and frame numbers are hidden" if exact and page_idle.available(root) else ""),
+            _page_idle(exact, root),
             exact.hint if exact else "",
             least,
         ),
@@ -74,6 +73,15 @@ def look(root: Path, user: int) -> list[dict[str, Any]]:
             "reduced",
         ),
     ]
+
+
+def _page_idle(lacks: HostError | None, root: Path) -> str:
+    if not page_idle.available(root):
+        return "no page_idle"
+    if lacks is not None:
+        return "page_idle, and frame numbers are hidden"
+    holder = page_idle.holder(root)
+    return f"page_idle; {holder} counts by it now, and nobody else can" if holder else "page_idle"
 
 
 def _damon(lacks: HostError | None, least: str) -> dict[str, Any]:

@@ -3,10 +3,19 @@
 Documentation/admin-guide/mm/idle_page_tracking.rst; kernels with CONFIG_IDLE_PAGE_TRACKING (Ubuntu, Fedora).
 Used by the guest memory scheduler for guests that tell nothing. A page is marked idle; when it is used, by the process
 or by the guest in it, the mark goes. Needs root, since page frame numbers do. Reading and marking are 8 bytes each for
-64 frames. Rejected: `clear_refs` with `Referenced` of smaps, which does not see what a guest does under KVM.
+64 frames.
+
+Marks are the host's: what one has marked, another marks anew or takes for used, and neither sees it. So whoever counts
+holds the bitmap (`Held`) from its first mark until it looks at no more of them: an exclusive flock(2) on the bitmap
+itself, which ends with the process and has no file of its own to be left behind or to be put where others do not look.
+Only other programs than ours do not ask for it.
+
+Rejected: `clear_refs` with `Referenced` of smaps, which does not see what a guest does under KVM.
 """
 
 import ctypes
+import errno
+import fcntl
 import mmap
 import os
 import random
@@ -63,6 +72,54 @@ def hidden(root: Path = Path("/")) -> HostError | None:
         finally:
             del byte  # else the memory cannot be given back
     return None
+
+
+class Held:
+    """The bitmap, by which nobody else counts until it is closed."""
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        """Raises HostError: EBUSY, somebody else has it."""
+        self._fd = -1
+        bitmap = path(root)
+        try:
+            fd = os.open(bitmap, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise files.refused(bitmap, error) from None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            raise HostError(
+                f"{bitmap}: {holder(root) or 'another process'} counts by it",
+                hint="its marks are the host's, so one counts at a time: end that one, or count by DAMON",
+                errno=errno.EBUSY,
+            ) from None
+        except OSError as error:
+            os.close(fd)
+            raise files.refused(bitmap, error) from None
+        self._fd = fd
+
+    def close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+def holder(root: Path = Path("/")) -> str:
+    """Who counts by the bitmap now, in words ("process 4711 (sustain)"); "": nobody, or one that is not seen from
+    here (another pid namespace). Raises HostError."""
+    try:
+        found = os.stat(path(root))
+    except OSError:
+        return ""
+    device = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}"
+    # "1: FLOCK  ADVISORY  WRITE 4711 00:15:12345 0 EOF"; those that wait have "->" after the number.
+    for line in (files.text(root / "proc/locks") or "").splitlines():
+        words = line.split()
+        if words[1:2] == ["FLOCK"] and words[5:6] == [f"{device}:{found.st_ino}"]:
+            name = (files.text(root / "proc" / words[4] / "comm") or "").strip()
+            return f"process {words[4]}" + (f" ({name})" if name else "")
+    return ""
 
 
 def mark(pid: int, areas: tuple[Area, ...], count: int, seed: int, root: Path = Path("/")) -> Sample:
@@ -134,7 +191,11 @@ class _Frames:
         if not entry & _PRESENT:
             return None
         if not entry & _FRAME:
-            raise HostError(f"{self._path}: frame numbers are hidden", hint="it needs root (CAP_SYS_ADMIN)")
+            raise HostError(
+                f"{self._path}: frame numbers are hidden",
+                hint="it needs root (CAP_SYS_ADMIN)",
+                errno=errno.EPERM,
+            )
         return entry & _FRAME
 
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +24,14 @@ from sustain.schedulers.changes import DAMON
 from sustain.schedulers.journal import Journal
 from sustain.schedulers.large_pages import counting
 from sustain.schedulers.large_pages.act import Actuator
+from sustain.schedulers.large_pages.config import LargePagesConfig
 from sustain.schedulers.large_pages.counting import Count, Counter, Memory
 from sustain.schedulers.large_pages.counting_damon import DamonCounter
 from sustain.schedulers.large_pages.counting_page_idle import PageIdleCounter
+from sustain.schedulers.large_pages.find import Wanted
 from sustain.schedulers.large_pages.hand import Hand
 from sustain.schedulers.large_pages.model import BLOCK_BYTES
+from sustain.schedulers.large_pages.scheduler import LargePages
 from sustain.testing import FakeClock
 from tests.host import test_damon_kernel as damon_here
 from tests.schedulers.large_pages.touching import Toucher, touching
@@ -44,6 +47,17 @@ damons = pytest.mark.skipif(
 PATTERN = [0, 1, 2, 17, 64, 1, 128, 0, 256, 300, 511, 512]
 
 
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def counter(clock: FakeClock) -> Iterator[PageIdleCounter]:
+    with contextlib.closing(PageIdleCounter(10, clock)) as found:
+        yield found
+
+
 def one_period(counter: PageIdleCounter, clock: FakeClock, *touchers: Toucher, shared: bool = False) -> None:
     """A period in which each has been around three times."""
     counter.start([each.memory(shared=shared) for each in touchers])
@@ -54,9 +68,7 @@ def one_period(counter: PageIdleCounter, clock: FakeClock, *touchers: Toucher, s
 
 @exact
 @pytest.mark.parametrize("kind", ["private", "shared", "memfd"])
-def test_exactly_what_is_touched(kind: str) -> None:
-    clock = FakeClock()
-    counter = PageIdleCounter(10, clock)
+def test_exactly_what_is_touched(kind: str, counter: PageIdleCounter, clock: FakeClock) -> None:
     with touching(PATTERN, kind) as toucher:
         one_period(counter, clock, toucher, shared=kind != "private")
         assert counter.problems() == {}
@@ -75,9 +87,7 @@ def test_exactly_what_is_touched(kind: str) -> None:
 
 
 @exact
-def test_several_processes_at_once() -> None:
-    clock = FakeClock()
-    counter = PageIdleCounter(10, clock)
+def test_several_processes_at_once(counter: PageIdleCounter, clock: FakeClock) -> None:
     with touching([3, 500]) as one, touching([40, 0, 7], "memfd") as other:
         one_period(counter, clock, one, other)
         found = counter.read()
@@ -88,9 +98,7 @@ def test_several_processes_at_once() -> None:
 
 
 @exact
-def test_of_a_large_block_only_whether_it_is_used() -> None:
-    clock = FakeClock()
-    counter = PageIdleCounter(10, clock)
+def test_of_a_large_block_only_whether_it_is_used(counter: PageIdleCounter, clock: FakeClock) -> None:
     with touching([1, 0, 9]) as toucher, Advisor(toucher.who) as advisor:
         advisor.advise([(toucher.start, toucher.start + 2 * BLOCK_BYTES)], Advice.COLLAPSE)
         assert toucher.counted().huge.tolist() == [True, True, False]
@@ -113,9 +121,9 @@ def test_of_a_large_block_only_whether_it_is_used() -> None:
 
 
 @exact
-def test_pages_that_come_and_blocks_that_are_collapsed_within_a_period() -> None:
-    clock = FakeClock()
-    counter = PageIdleCounter(10, clock)
+def test_pages_that_come_and_blocks_that_are_collapsed_within_a_period(
+    counter: PageIdleCounter, clock: FakeClock
+) -> None:
     with touching([0, 512, 5]) as toucher, Advisor(toucher.who) as advisor:
         toucher.touch([0, 0, 5])
         toucher.say("cut 1")
@@ -130,9 +138,9 @@ def test_pages_that_come_and_blocks_that_are_collapsed_within_a_period() -> None
 
 
 @exact
-def test_one_that_ends_and_one_that_becomes_another_program() -> None:
-    clock = FakeClock()
-    counter = PageIdleCounter(10, clock)
+def test_one_that_ends_and_one_that_becomes_another_program(
+    counter: PageIdleCounter, clock: FakeClock
+) -> None:
     with touching([5, 6]) as toucher:
         before = toucher.memory()
         counter.start([before])
@@ -411,9 +419,9 @@ def test_a_kernel_that_cannot_says_what_it_lacks(tmp_path: Path) -> None:
             with pytest.raises(HostError) as caught:
                 counting.counter(way, 10, SystemClock(), journal, tmp_path)  # type: ignore[arg-type]
             assert missing in caught.value.hint
-        none = counting.counter("none", 10, SystemClock(), journal, tmp_path)
+        none, why = counting.counter("none", 10, SystemClock(), journal, tmp_path)
         none.start([])
-        assert (none.kind, none.read(), none.problems()) == ("none", {}, {})
+        assert (none.kind, none.read(), none.problems(), why) == ("none", {}, {}, "")
         none.close()
 
 
@@ -428,7 +436,9 @@ root = Path(sys.argv[1])
 with Journal(root / "j") as journal:
     for way in sys.argv[2:]:
         try:
-            print(counting.counter(way, 10, SystemClock(), journal, root).kind)
+            found, _ = counting.counter(way, 10, SystemClock(), journal, root)
+            print(found.kind)
+            found.close()
         except HostError as error:
             print(f"{error} ({error.hint})")
 """
@@ -457,3 +467,50 @@ def test_without_the_right_to_see_frames_estimates_are_taken(tmp_path: Path, adm
         assert said[0] == "damon"
         assert "frame numbers are hidden" in said[1]
         assert "CAP_SYS_ADMIN" in said[1]
+
+
+def ways(tmp_path: Path, damon: bool = True) -> None:
+    """A tree that has both ways of counting, as far as can be seen without trying, or the exact one alone."""
+    files = [page_idle.path(tmp_path), tmp_path / "sys/kernel/mm/damon/admin/kdamonds/nr_kdamonds"]
+    for file in files[: 1 + damon]:
+        file.parent.mkdir(parents=True)
+        file.touch()
+
+
+def test_while_somebody_else_counts_exactly_estimates_are_taken_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page_idle, "hidden", lambda *_: None)
+    ways(tmp_path)
+    with Journal(tmp_path / "j") as journal:
+
+        def count(way: counting.Ways) -> tuple[Counter, str]:
+            return counting.counter(way, 10, FakeClock(), journal, tmp_path)
+
+        first, why = count("auto")
+        assert (first.kind, why) == ("page-idle", "")
+        second, why = count("auto")
+        assert second.kind == "damon"
+        assert "not counted exactly" in why
+        assert "counts by it" in why
+        with pytest.raises(HostError, match="counts by it"):
+            count("page-idle")
+        assert count("damon")[1] == "", "it is what was wanted"
+        config = LargePagesConfig(targets=(Wanted(name="none", command="no such"),))
+        with contextlib.closing(LargePages(config, 10, FakeClock(), journal, root=tmp_path)) as scheduler:
+            assert any("counts by it" in note for note in scheduler.sense().notes)
+        first.close()
+        third, why = count("auto")
+        assert (third.kind, why) == ("page-idle", "")
+        third.close()
+
+
+def test_where_nothing_else_counts_that_somebody_else_does_is_why_nothing_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page_idle, "hidden", lambda *_: None)
+    ways(tmp_path, damon=False)
+    with contextlib.closing(PageIdleCounter(10, FakeClock(), tmp_path)), Journal(tmp_path / "j") as journal:
+        with pytest.raises(HostError, match=r"counts by it.*no DAMON") as caught:
+            counting.counter("auto", 10, FakeClock(), journal, tmp_path)
+        assert "end that one" in caught.value.hint

@@ -127,24 +127,40 @@ def impossible(way: Literal["page-idle", "damon"], root: Path = Path("/")) -> Ho
     return None
 
 
-def counter(way: Ways, period_s: float, clock: Clock, changes: Changes, root: Path = Path("/")) -> Counter:
-    """The one that is wanted; of "auto" the best that there is. Raises HostError with what is missing: of "auto" both
-    reasons. A kernel whose DAMON cannot watch processes shows that only when it is tried."""
+def counter(
+    way: Ways, period_s: float, clock: Clock, changes: Changes, root: Path = Path("/")
+) -> tuple[Counter, str]:
+    """The one that is wanted; of "auto" the best that there is, and why there is no better one, in words, where this
+    kernel has that. Raises HostError with what is missing: of "auto" both reasons. A kernel whose DAMON cannot watch
+    processes shows that only when it is tried."""
     from sustain.schedulers.large_pages.counting_damon import DamonCounter
-    from sustain.schedulers.large_pages.counting_page_idle import SHARE, PageIdleCounter
 
     if way == "none":
-        return NoCounter()
-    exact, estimated = impossible("page-idle", root), impossible("damon", root)
-    if way == "page-idle" and exact is not None:
-        raise exact
-    if way == "damon" and estimated is not None:
+        return NoCounter(), ""
+    exact, estimated = None, impossible("damon", root)
+    if way != "damon":
+        try:
+            return _exact(period_s, clock, root), ""
+        except HostError as error:
+            if way == "page-idle":
+                raise
+            exact = error
+    if estimated is not None and exact is not None:
+        raise HostError(
+            f"used pages cannot be counted: {exact}; {estimated}", hint=f"{exact.hint}; or {estimated.hint}"
+        )
+    if estimated is not None:
         raise estimated
-    if way == "page-idle" or (way == "auto" and exact is None):
-        return PageIdleCounter(period_s, clock, root, SHARE)
-    if estimated is None:
-        return DamonCounter(period_s, clock, changes, root)
-    assert exact is not None
-    raise HostError(
-        f"used pages cannot be counted: {exact}; {estimated}", hint=f"{exact.hint}; or {estimated.hint}"
-    )
+    why = ""
+    if exact is not None and page_idle.available(root):
+        why = f"used pages are not counted exactly: {exact} ({exact.hint})"
+    return DamonCounter(period_s, clock, changes, root), why
+
+
+def _exact(period_s: float, clock: Clock, root: Path) -> Counter:
+    """Raises HostError, also where somebody else counts so now."""
+    from sustain.schedulers.large_pages.counting_page_idle import SHARE, PageIdleCounter
+
+    if (lacks := impossible("page-idle", root)) is not None:
+        raise lacks
+    return PageIdleCounter(period_s, clock, root, SHARE)

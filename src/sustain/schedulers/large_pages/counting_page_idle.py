@@ -19,6 +19,7 @@ which the marks that are still there could not be used again, so that it saves l
 
 A mark is the page's: whoever else maps a shared page clears it too, also by reading the file behind it. A processor
 that still remembers a translation sees the page used only when it looks it up anew; on a busy one that is soon.
+Marks of anybody else would spoil ours, so the bitmap is held from the beginning to the end (`host.page_idle`).
 """
 
 import contextlib
@@ -33,7 +34,7 @@ from numpy.typing import NDArray
 
 from sustain.clock import Clock
 from sustain.errors import HostError, SustainError
-from sustain.host import kpageflags, madvise
+from sustain.host import kpageflags, madvise, page_idle
 from sustain.host.kpageflags import Marks
 from sustain.host.pagemap import PAGE_BYTES, PAGES_OF_BLOCK, Pagemap, frame_of
 from sustain.host.processes import Identity
@@ -83,7 +84,9 @@ class PageIdleCounter:
     def __init__(
         self, period_s: float, clock: Clock, root: Path = Path("/"), share: float | None = None
     ) -> None:
-        """`share` of a core that counting may take for each GiB; None: whatever it takes."""
+        """`share` of a core that counting may take for each GiB; None: whatever it takes. Raises HostError: EBUSY,
+        somebody else counts so."""
+        self._held = page_idle.Held(root)
         self._period_s = period_s
         self._share = share
         self._clock = clock
@@ -138,6 +141,7 @@ class PageIdleCounter:
     def close(self) -> None:
         """Marks mean nothing to the kernel; they stay until the pages are used."""
         self._marked.clear()
+        self._held.close()
 
     def _least_s(self) -> float:
         """How long a period lasts at least."""

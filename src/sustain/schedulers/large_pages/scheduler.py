@@ -148,10 +148,11 @@ class LargePages:
 def _counter(
     config: LargePagesConfig, clock: Clock, changes: Changes | None, root: Path
 ) -> tuple[Counter | None, tuple[str, ...]]:
-    """What counts, or why nothing does."""
+    """What counts, or why nothing does, or nothing better."""
     if changes is None:
         return None, ("nothing is counted: there is no journal to note it in",)
     try:
-        return counter(config.counting, config.count_period_s, clock, changes, root), ()
+        found, why = counter(config.counting, config.count_period_s, clock, changes, root)
     except HostError as error:
         return None, (f"nothing is counted: {error}" + (f" ({error.hint})" if error.hint else ""),)
+    return found, (why,) if why else ()
