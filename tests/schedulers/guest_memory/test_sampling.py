@@ -16,7 +16,7 @@ import pytest
 
 from sustain.clock import SystemClock
 from sustain.errors import HostError, SustainError
-from sustain.host import damon
+from sustain.host import damon, page_idle
 from sustain.host.damon import Damon, Totals, Watch
 from sustain.host.maps import Area
 from sustain.host.processes import Identity, identify
@@ -152,7 +152,7 @@ def test_marked_pages_of_a_guest_that_nobody_asks_about_are_forgotten(
     sampler = Sampler(Noted(), clock, tmp_path, window_s=100.0, period_s=period_s)
 
     def known() -> set[str]:
-        return set(sampler._marked)
+        return set(sampler._marker._marked)
 
     for name in ("gone", "often"):
         sampler.look(name, who, areas)
@@ -393,6 +393,100 @@ def test_the_end_of_an_old_watch_does_not_end_a_new_damon(
     until(both)
     assert outcomes == ["closed"]
     assert len({id(each) for each in watched_now}) == 2
+
+
+GUEST = Identity(5, 1)
+ALL = (Area(0, COUNT * PAGE, "anonymous", ""),)
+
+
+def test_one_marks_pages_at_a_time(tmp_path: Path) -> None:
+    tree, clock = Tree(tmp_path, COUNT, absent=set()), FakeClock()
+    first, second = (Sampler(Noted(), clock, tmp_path, window_s=10.0) for _ in range(2))
+    assert first.look("g", GUEST, ALL) is None
+    marked = tree.idle()
+    with pytest.raises(HostError, match="counts by it; and this kernel has no DAMON") as caught:
+        second.look("g", GUEST, ALL)
+    assert caught.value.hint
+    assert tree.idle() == marked, "nobody else's are spoilt"
+    clock.advance(10)
+    found = first.look("g", GUEST, ALL)
+    assert found is not None
+    assert found.used == 0
+    clock.advance(60)
+    first.forget()  # which is soon enough to be asked about it
+    with pytest.raises(HostError, match="counts by it"):
+        second.look("g", GUEST, ALL)
+    clock.advance(1)
+    first.forget()
+    assert second.look("g", GUEST, ALL) is None
+    second.close()
+    assert first.look("g", GUEST, ALL) is None
+    first.close()
+    page_idle.Held(tmp_path).close()
+
+
+def test_what_fails_lets_others_mark(tmp_path: Path) -> None:
+    tree = Tree(tmp_path, COUNT, absent=set())
+    sampler = Sampler(Noted(), FakeClock(), tmp_path)
+    tree.pagemap.unlink()
+    with pytest.raises(HostError, match="No such file"):
+        sampler.look("g", GUEST, ALL)
+    page_idle.Held(tmp_path).close()
+
+
+def refused(*_: object) -> None:
+    raise HostError("pagemap: frame numbers are hidden", hint="root", errno=errno.EPERM)
+
+
+@pytest.mark.parametrize("why", ["counts by it", "hidden"])
+def test_what_may_not_be_marked_is_sampled_by_damon_and_that_is_said(
+    tmp_path: Path,
+    memory: Memory,
+    me: Identity,
+    opened: Callable[[], Sampler],
+    monkeypatch: pytest.MonkeyPatch,
+    why: str,
+) -> None:
+    top = watched(tmp_path)
+    page_idle.path(tmp_path).parent.mkdir(parents=True)
+    page_idle.path(tmp_path).touch()
+    if why == "hidden":
+        monkeypatch.setattr(page_idle, "mark", refused)
+    sampler = opened()
+    with contextlib.closing(page_idle.Held(tmp_path)) if why != "hidden" else contextlib.nullcontext():
+        assert sampler.look("g", me, memory.areas) is None
+        counted(top, 2 * PAGES, 500)
+        found = until(lambda: sampler.look("g", me, memory.areas))
+    assert (found.used, found.pages) == (250, PAGES)
+    assert found.how.startswith("DAMON")
+    assert "; not by page_idle: " in found.how
+    assert why in found.how
+
+
+def test_neither_way_works_and_both_reasons_are_said(
+    tmp_path: Path,
+    memory: Memory,
+    me: Identity,
+    opened: Callable[[], Sampler],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made(tmp_path, kdamonds=1)
+    page_idle.path(tmp_path).parent.mkdir(parents=True)
+    page_idle.path(tmp_path).touch()
+    monkeypatch.setattr(page_idle, "mark", refused)
+    sampler = opened()
+
+    def problem() -> HostError | None:
+        try:
+            sampler.look("g", me, memory.areas)
+        except HostError as error:
+            return error
+        return None
+
+    error = until(problem)
+    assert "somebody else" in str(error)
+    assert "nor by page_idle: pagemap: frame numbers are hidden" in str(error)
+    assert error.errno == errno.EBUSY
 
 
 def test_neither(tmp_path: Path, memory: Memory, me: Identity, opened: Callable[[], Sampler]) -> None:

@@ -6,17 +6,19 @@ Used by `look`, for guests whose agent and balloon say nothing. The best way tha
 2. DAMON (host.damon): pages drawn every few minutes; used within the last `window_s`. Its commands wait for the
    kernel's next sample and are carried out one at a time, so a thread reads for all guests, and a look takes what it
    read last.
+Where page_idle is there and we may not use it (frame numbers are hidden), or somebody else does, DAMON is taken, and
+what it finds says why. Each look tries anew.
 Both see what a guest does through the second-level page tables. Pages that have left memory since they were drawn do
 not count. A page that the host maps large counts as used when any of its 512 is.
 
-DAMON is taken when the first guest needs it and given back when none does; the thread ends with it. Rejected: a
+Either is taken when the first guest needs it and given back when none does; DAMON's thread ends with it. Rejected: a
 `clear_refs` of the process, which everybody else who counts would see, and which does not see guests.
 """
 
 import errno
 import random
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -38,6 +40,7 @@ _FORGOTTEN_S = 60.0  # a guest that nobody has asked about for so long, and for 
 _FORGOTTEN_LOOKS = 3
 _NONE = Totals(0, 0)
 _AGAIN_S = 60.0  # what has failed is tried again
+_OTHER_WAY = (errno.EBUSY, errno.EPERM, errno.EACCES)  # for which DAMON is taken, where page_idle is there
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,28 +65,70 @@ class Sampler:
         period_s: float = 0.0,
     ) -> None:
         """`period_s`: how far looks at a guest are apart."""
-        self._clock = clock
         self._root = root
-        self._window_s = window_s
-        self._lock = threading.Lock()  # of `_marked`; looks at several guests go on at once
-        self._marked: dict[str, _Marked] = {}
-        self._forgotten_s = max(_FORGOTTEN_S, _FORGOTTEN_LOOKS * period_s)
-        self._watcher = _Watcher(changes, clock, root, window_s, self._forgotten_s)
+        forgotten_s = max(_FORGOTTEN_S, _FORGOTTEN_LOOKS * period_s)
+        self._marker = _Marker(clock, root, window_s, forgotten_s)
+        self._watcher = _Watcher(changes, clock, root, window_s, forgotten_s)
 
     def look(self, name: str, who: Identity, areas: tuple[Area, ...]) -> Sampled | None:
         """What is known of that guest's memory; None: it has begun, ask again. Raises SustainError."""
+        inexact: HostError | None = None
         if page_idle.available(self._root):
-            return self._by_page_idle(name, who, areas)
-        if damon.present(self._root):
+            try:
+                return self._marker.look(name, who, areas)
+            except HostError as error:
+                if error.errno not in _OTHER_WAY:
+                    raise
+                inexact = error
+        if inexact is None and not damon.present(self._root):
+            raise HostError(_NEITHER, hint="see docs/operating/guest-memory.md")
+        if inexact is None:
             return self._watcher.look(name, who, areas)
-        raise HostError(_NEITHER, hint="see docs/operating/guest-memory.md")
+        return self._instead(inexact, name, who, areas)
+
+    def forget(self) -> None:
+        """Let go of guests that nobody asks about any more. To be called now and then."""
+        self._marker.forget()
 
     def close(self) -> None:
         """Raises SustainError when DAMON could not be given back."""
+        self._marker.close()
         self._watcher.close()
 
-    def _by_page_idle(self, name: str, who: Identity, areas: tuple[Area, ...]) -> Sampled | None:
-        now_s = self._clock.boottime_ns() / 1e9
+    def _instead(
+        self, inexact: HostError, name: str, who: Identity, areas: tuple[Area, ...]
+    ) -> Sampled | None:
+        """By DAMON, where page_idle is there and may not be used: that is said with all that comes of it."""
+        if not damon.present(self._root):
+            raise HostError(
+                f"{inexact}; and this kernel has no DAMON for processes (CONFIG_DAMON_VADDR, CONFIG_DAMON_SYSFS)",
+                hint=inexact.hint,
+                errno=inexact.errno,
+            )
+        try:
+            found = self._watcher.look(name, who, areas)
+        except SustainError as error:
+            number = getattr(error, "errno", None)
+            raise HostError(f"{error}; nor by page_idle: {inexact}", hint=error.hint, errno=number) from None
+        return None if found is None else replace(found, how=f"{found.how}; not by page_idle: {inexact}")
+
+
+class _Marker:
+    """Marks pages of guests, as long as nobody else on this host does (host.page_idle)."""
+
+    def __init__(self, clock: Clock, root: Path, window_s: float, forgotten_s: float) -> None:
+        self._clock = clock
+        self._root = root
+        self._window_s = window_s
+        self._forgotten_s = forgotten_s
+        self._lock = threading.Lock()  # of what follows; looks at several guests go on at once
+        self._marked: dict[str, _Marked] = {}
+        self._looks = 0  # that go on
+        self._held: page_idle.Held | None = None  # while there are marks
+
+    def look(self, name: str, who: Identity, areas: tuple[Area, ...]) -> Sampled | None:
+        """As `Sampler.look`. Raises HostError: EBUSY, somebody else marks; EPERM, EACCES: we may not."""
+        now_s = self._now_s()
         with self._lock:
             before = self._marked.get(name)
             if before is not None and before.who != who:
@@ -92,22 +137,54 @@ class Sampler:
                 before.asked_s = now_s
                 return before.found
             self._marked.pop(name, None)  # what fails begins anew
-            self._forget(now_s)
+            self._drop(now_s)
+            if self._held is None:
+                self._held = page_idle.Held(self._root)
+            self._looks += 1
+        try:
+            marked = self._mark(who, areas, before, now_s)
+            with self._lock:
+                self._marked[name] = marked
+            return marked.found
+        finally:
+            with self._lock:
+                self._looks -= 1
+                self._let_go()
+
+    def forget(self) -> None:
+        with self._lock:
+            self._drop(self._now_s())
+            self._let_go()
+
+    def close(self) -> None:
+        with self._lock:
+            self._marked.clear()
+            self._let_go()
+
+    def _mark(
+        self, who: Identity, areas: tuple[Area, ...], before: "_Marked | None", now_s: float
+    ) -> "_Marked":
         found = None
         if before is not None:
             used = page_idle.look(who.pid, before.sample, self._root)
             how = f"page_idle, used within {now_s - before.at_s:.0f} s"
             found = Sampled(now_s, used.accessed, used.accessed + used.idle, how)
         sample = page_idle.mark(who.pid, areas, PAGES, random.getrandbits(64), self._root)
-        with self._lock:
-            self._marked[name] = _Marked(who, sample, now_s, found, now_s)
-        return found
+        return _Marked(who, sample, now_s, found, now_s)
 
-    def _forget(self, now_s: float) -> None:
+    def _drop(self, now_s: float) -> None:
         """The guests that nobody asks about any more: they have gone, or their agents speak again."""
         for name, marked in list(self._marked.items()):
             if now_s - marked.asked_s > self._forgotten_s:
                 del self._marked[name]
+
+    def _let_go(self) -> None:
+        if self._held is not None and not self._marked and not self._looks:
+            self._held.close()
+            self._held = None
+
+    def _now_s(self) -> float:
+        return self._clock.boottime_ns() / 1e9
 
 
 @dataclass(slots=True)

@@ -81,6 +81,7 @@ class Sensor:
     def read(self) -> Observation:
         """All that can be known within the time limit."""
         host = self._host()
+        self._sampler.forget()
         extra = self._discover() if self._config.discover else ()
         began_s = time.monotonic()
         for watch in self._watches.values():
