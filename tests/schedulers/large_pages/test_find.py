@@ -52,6 +52,38 @@ def test_a_cgroup_with_all_below(tmp_path: Path) -> None:
         assert "no cgroup" in problem
 
 
+def test_what_was_found_before_stays_while_it_runs_and_cannot_be_found(tmp_path: Path) -> None:
+    (tmp_path / "proc").symlink_to("/proc")
+    file, group = tmp_path / "db.pid", tmp_path / "sys/fs/cgroup/box"
+    wanted = [Wanted(name="db", pid_file="/db.pid"), Wanted(name="box", cgroup="/box")]
+    group.mkdir(parents=True)
+    with touching([1]) as other, touching([1]) as boxed:
+        with touching([1]) as one:
+            file.write_text(str(one.pid))
+            (group / "cgroup.procs").write_text(f"{boxed.pid}\n")
+            before, problems = find(wanted, tmp_path)
+            assert ([each.who for each in before], problems) == ([one.who, boxed.who], [])
+            for spoil in (file.unlink, lambda: file.write_text(""), file.unlink):
+                spoil()
+                found, problems = find(wanted, tmp_path, before)
+                assert found == before
+                (problem,) = problems
+                assert problem.startswith(f"db: {file}: ")
+                assert "what was found before and still runs stays" in problem
+            assert [each.who for each in find(wanted, tmp_path)[0]] == [boxed.who], "it was never found"
+            group.rename(tmp_path / "away")
+            found, problems = find(wanted, tmp_path, before)
+            assert found == before
+            assert "box: /box: no cgroup" in problems[1]
+            file.write_text(str(other.pid))  # it says another one now
+            found, problems = find(wanted, tmp_path, before)
+            assert [each.who for each in found] == [other.who, boxed.who]
+            file.unlink()
+        found, problems = find(wanted, tmp_path, before)
+        assert found == [before[1]], "the other one has ended"
+        assert "stays" not in problems[0]
+
+
 def test_which_names_a_target_may_have() -> None:
     wanted = [Wanted(name="db", command="postgres"), Wanted(name="o", pid=3), Wanted(name="vm", guest="web")]
     names = ["db", "db.4711", "db.x", "dbx", "o", "o.3", "vm", "web"]

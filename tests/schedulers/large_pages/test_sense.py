@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -196,6 +197,30 @@ def test_one_that_cannot_be_looked_at_is_said_and_is_still_the_same(monkeypatch:
         )
         (after,) = sensor.read().targets
         assert (after.looked, after.life) == (True, before.life)
+
+
+def test_one_that_cannot_be_found_for_a_moment_keeps_its_counts(tmp_path: Path) -> None:
+    clock, counter = FakeClock(1000), Told()
+    file = tmp_path / "db.pid"
+    with touching([1, 2]) as toucher:
+        file.write_text(str(toucher.pid))
+        sensor = Sensor([Wanted(name="db", pid_file=str(file))], counter, clock)
+        sensor.read()
+        counter.tell(toucher, 1000, {0: 7, 1: 8})
+        (before,) = sensor.read().targets
+        file.unlink()
+        for _ in range(2):
+            seen = sensor.read()
+            (target,) = seen.targets
+            assert (target.life, target.looked) == (before.life, True)
+            assert seen.blocks.rows(rows(seen, toucher)).touched.tolist() == [7, 8]
+            assert toucher.who in counter.memories, "and is counted on"
+            assert any(str(file) in note for note in seen.notes)
+        file.write_text(str(toucher.pid))
+        assert not any(str(file) in note for note in sensor.read().notes)
+        file.unlink()
+    seen = sensor.read()
+    assert (seen.targets, len(seen.blocks)) == ((), 0)
 
 
 def test_the_host() -> None:

@@ -3,20 +3,22 @@
 Used by `sense`, anew at each reading, since processes come and go; `Wanted` is a part of the configuration file.
 """
 
+import errno
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from sustain.errors import ConfigError, HostError, SustainError
-from sustain.host import cgroup, files, maps, qemu
+from sustain.host import cgroup, files, maps, processes, qemu
 from sustain.host.processes import Identity, identify
 
 ANY = "*"  # guest: all of them
 _DIGITS = 10  # of a process's number
+_ABOUT_FILE = "pid_file names a file that the program writes when it has started"
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -73,21 +75,35 @@ def may_be_called(wanted: Sequence[Wanted], name: str) -> bool:
     return False
 
 
-def find(wanted: Sequence[Wanted], root: Path = Path("/")) -> tuple[list[Found], list[str]]:
-    """Those that are there, each once, and what was not found or cannot be looked at, in words."""
+def find(
+    wanted: Sequence[Wanted], root: Path = Path("/"), before: Iterable[Found] = ()
+) -> tuple[list[Found], list[str]]:
+    """Those that are there, each once, and what was not found or cannot be looked at, in words. `before`: what was
+    found the last time; of it stays what still runs and can only not be found at this moment, as when its cgroup cannot
+    be read or its file of a number is being written."""
+    last = list(before)
     found: dict[Identity, Found] = {}
     problems: list[str] = []
     for each in wanted:
+        here: list[Found] = []
         try:
-            here = list(_matches(each, root))
-        except SustainError as error:
-            problems.append(f"{each.name}: {error}" + (f" ({error.hint})" if error.hint else ""))
-            continue
+            for one in _matches(each, root):
+                here.append(one)
+            if not here:
+                problems.append(f"{each.name}: there is no such process now")
+        except (SustainError, OSError) as error:
+            there = {one.who for one in here}
+            kept = [one for one in last if one.wanted == each.name and one.who not in there]
+            here += [one for one in kept if processes.alive(one.who, str(root))]
+            hint = getattr(error, "hint", "")
+            problems.append(
+                f"{each.name}: {error}"
+                + (f" ({hint})" if hint else "")
+                + ("; what was found before and still runs stays" if here else "")
+            )
         for one in here:
             if one.who.pid != os.getpid():
                 found.setdefault(one.who, one)
-        if not here:
-            problems.append(f"{each.name}: there is no such process now")
     return list(found.values()), problems
 
 
@@ -95,9 +111,7 @@ def _matches(wanted: Wanted, root: Path) -> Iterator[Found]:
     if wanted.pid is not None:
         yield from _named(wanted, wanted.pid, root)
     elif wanted.pid_file is not None:
-        pid = _number(Path(wanted.pid_file), root)
-        if pid is not None:
-            yield from _named(wanted, pid, root)
+        yield from _named(wanted, _number(Path(wanted.pid_file), root), root)
     elif wanted.command is not None:
         for pid in maps.all_pids(root):
             if wanted.command in _commands(pid, root):
@@ -109,17 +123,15 @@ def _matches(wanted: Wanted, root: Path) -> Iterator[Found]:
         yield from _guests(wanted, root)
 
 
-def _number(path: Path, root: Path) -> int | None:
-    """In a file with a process's number; None: there is none. Raises HostError when it may not be read. A pipe or a
-    device in its place is not waited for."""
+def _number(path: Path, root: Path) -> int:
+    """In a file with a process's number. Raises HostError when there is none, or it may not be read. A pipe or a device
+    in its place is not waited for."""
     if root != Path("/"):
         path = root / path.relative_to(path.anchor)
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-    except FileNotFoundError:
-        return None
     except OSError as error:
-        raise files.refused(path, error) from None
+        raise files.refused(path, error, _ABOUT_FILE if error.errno == errno.ENOENT else "") from None
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise HostError(
@@ -131,7 +143,9 @@ def _number(path: Path, root: Path) -> int | None:
     finally:
         os.close(descriptor)
     digits = words[0] if words else b""
-    return int(digits) if digits.isdigit() and len(digits) <= _DIGITS else None
+    if not digits.isdigit() or len(digits) > _DIGITS:
+        raise HostError(f"{path}: holds no process's number", hint=_ABOUT_FILE)
+    return int(digits)
 
 
 def _named(wanted: Wanted, pid: int, root: Path) -> Iterator[Found]:

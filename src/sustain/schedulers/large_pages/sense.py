@@ -5,7 +5,8 @@ their mappings looked up where they have changed (host.smaps), their blocks coun
 the newest counts of used pages taken from the counter, which then goes on with the blocks that there are. A count that
 is not new keeps its value and grows in age, also where a period has said nothing of a block. A process that executes
 another program begins anew, as another target. Of one that cannot be looked at this time no block is told, and that is
-said (`looked`), so that what is remembered of them is not forgotten.
+said (`looked`), so that what is remembered of them is not forgotten. One that runs on and only cannot be found this
+time, since where it is named cannot be read, is a target still.
 
 Blocks of which nothing is in memory are left out, since they can neither be used nor pay; so are those that no single
 mapping covers. Rejected: all addresses that a process has reserved, which may be terabytes.
@@ -116,6 +117,7 @@ class Sensor:
         self._clock = clock
         self._notes = tuple(notes)
         self._root = root
+        self._found: list[Found] = []  # the last time
         self._known: dict[Identity, _Known] = {}
         self._guests = Guests()
         self._stalls: deque[tuple[float, int]] = deque()  # (when, microseconds until then)
@@ -128,7 +130,8 @@ class Sensor:
     def read(self) -> Observation:
         """All that can be known now. What is unknown of one target is among its problems."""
         now_s = self._now_s()
-        found, notes = find(self._wanted, self._root)
+        self._found, notes = find(self._wanted, self._root, self._found)
+        found = self._found
         self._guests.forget(each.who for each in found)
         counts = self._counter.read()
         host = self._host(now_s)
