@@ -1,6 +1,7 @@
 """`sustain pages` over a real process of this host; where this kernel cannot count, that is what is told."""
 
 import argparse
+import ctypes
 import json
 import os
 import signal
@@ -207,6 +208,35 @@ def test_what_is_recorded_can_be_replayed_with_another_policy(
     config.write_text(config.read_text().replace('budget = "8MiB"', 'budget = "2MiB"'))
     lines = sus("replay", counted, "--config", config, "--json").out.splitlines()
     assert [len(json.loads(line)["actions"]) for line in lines][-1] == 1
+
+
+def test_a_signal_that_another_thread_gets_ends_a_recording_in_order(config: Path, tmp_path: Path) -> None:
+    """As the kernel does when the main thread is not waiting for one at that moment."""
+    file = tmp_path / "day.rec"
+    words = ["record", str(file), "--config", str(config), "--period", "1s", "--json"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "sustain.cli", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        end = time.monotonic() + 60
+        while not file.exists() or file.read_bytes().count(b"\n") < 2:
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        unblocked = [
+            int(task.name)
+            for task in Path(f"/proc/{process.pid}/task").iterdir()
+            if int(task.name) != process.pid
+            and not int((task / "status").read_text().split("SigBlk:")[1].split()[0], 16)
+            & 1 << signal.SIGTERM - 1
+        ]
+        if not unblocked:
+            process.kill()
+            pytest.skip("NumPy has no threads of its own here")
+        assert ctypes.CDLL(None).tgkill(process.pid, unblocked[0], signal.SIGTERM) == 0
+        out, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    assert json.loads(out)["observations"] >= 1
+    Recording(file, Observation, "large-pages")  # it is whole
 
 
 @pytest.fixture

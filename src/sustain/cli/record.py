@@ -4,6 +4,8 @@ Only looks, and may run beside the agent. Ends after --for, or with Ctrl-C."""
 
 import argparse
 import signal
+import threading
+import time
 from typing import Any
 
 from sustain.cli.agent import add_config
@@ -11,6 +13,9 @@ from sustain.cli.output import add_json, duration_argument, emit, progress
 from sustain.units import format_duration
 
 HELP = "record what a scheduler sees"
+
+_STOP = (signal.SIGINT, signal.SIGTERM)
+_LOOK_EVERY_S = 1.0  # whether another thread has had a signal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,8 +45,10 @@ def run(args: argparse.Namespace) -> int:
     clock = SystemClock()
     section, scheduler = _scheduler(args, config, clock)
     period_s = args.period or section.period_s
-    stop = {signal.SIGINT, signal.SIGTERM}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, stop)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP)
+    # Threads from before, as numpy's, do not block them, and get one while this thread is not waiting.
+    stop = threading.Event()
+    handlers = {number: signal.signal(number, lambda *_: stop.set()) for number in _STOP}
     try:
         with Recorder(args.file, _header(scheduler.name, section.policy, period_s)) as recorder:
             begun_s = start_s = clock.boottime_ns() / 1e9
@@ -52,11 +59,15 @@ def run(args: argparse.Namespace) -> int:
                 start_s, _ = next_start(start_s, period_s, now_s)
                 if args.span is not None and start_s - begun_s > args.span:
                     break
-                if signal.sigtimedwait(stop, max(0.0, start_s - now_s)) is not None:
+                if _stopped(stop, start_s - now_s):
                     break
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        scheduler.close()
+        try:
+            scheduler.close()
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
     progress("")
     data = {
         "file": args.file,
@@ -66,6 +77,18 @@ def run(args: argparse.Namespace) -> int:
     }
     emit(args, data, lambda: f"{args.file}: {recorder.count} observations, {period_s:g} s apart")
     return 0
+
+
+def _stopped(stop: threading.Event, limit_s: float) -> bool:
+    """Whether a signal comes within that time (they are blocked), or has come to another thread."""
+    end_s = time.monotonic() + limit_s
+    while not stop.is_set():
+        left_s = max(0.0, end_s - time.monotonic())
+        if signal.sigtimedwait(_STOP, min(left_s, _LOOK_EVERY_S)) is not None:
+            return True
+        if not left_s:
+            return stop.is_set()
+    return True
 
 
 def _scheduler(args: argparse.Namespace, config: Any, clock: Any) -> tuple[Any, Any]:
