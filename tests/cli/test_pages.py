@@ -1,6 +1,7 @@
 """`sustain pages` over a real process of this host; where this kernel cannot count, that is what is told."""
 
 import argparse
+import contextlib
 import ctypes
 import json
 import os
@@ -20,6 +21,9 @@ import pytest
 from sustain.agent import config as agent_config
 from sustain.agent.http import get
 from sustain.cli import pages, pages_doctor
+from sustain.cli.doctor import Finding
+from sustain.cli.doctor_pages import page_findings
+from sustain.host import page_idle
 from sustain.host.processes import start_ticks
 from sustain.schedulers.journal import Entry, Journal
 from sustain.schedulers.large_pages import heat_png, ours
@@ -169,6 +173,34 @@ def test_doctor_says_what_is_missing_and_what_enables_it(sus: Sus, tmp_path: Pat
     states = {each["name"]: each["state"] for each in bare}
     assert states["exact counts"] == states["estimated counts"] == "missing"
     assert states["small at the start"] == "missing"
+
+
+def test_sustain_doctor_says_it_in_short(sus: Sus, tmp_path: Path) -> None:
+    ran = sus("doctor", tmp_path, "--json")
+    said = {each["name"]: each for each in ran.json["systems"]["large_pages"]}
+    full = {each["name"]: each for each in sus("pages", "doctor", "--json").json["findings"]}
+    for name in ("exact counts", "estimated counts", "what is large", "small at the start"):
+        assert {key: said[name][key] for key in full[name]} == full[name]
+        assert said[name]["means"]
+    states = {each.name: each.state for each in page_findings(tmp_path, 1000)}
+    assert states["exact counts"] == states["estimated counts"] == states["what is large"] == "missing"
+    assert states["demotion of shared memory"] == "reduced"
+    assert ran.status == 0, "no host of stores needs large pages"
+    assert "large pages\n" in sus("doctor", tmp_path).out
+
+
+def test_doctor_says_who_counts_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page_idle, "hidden", lambda *_: None)
+    page_idle.path(tmp_path).parent.mkdir(parents=True)
+    page_idle.path(tmp_path).touch()
+    (tmp_path / "proc").symlink_to("/proc")
+
+    def exact() -> Finding:
+        return page_findings(tmp_path, 0)[0]
+
+    assert (exact().state, exact().found) == ("ok", "page_idle")
+    with contextlib.closing(page_idle.Held(tmp_path)):
+        assert f"process {os.getpid()}" in exact().found
 
 
 def test_looking_is_over_when_its_time_is(sus: Sus, config: Path) -> None:

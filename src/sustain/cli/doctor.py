@@ -1,5 +1,6 @@
-"""What this host offers to replicated stores and to region evacuation, what each finding means, and the command
-that would enable the rest.
+"""What this host offers to replicated stores, to region evacuation and to large pages, what each finding means, and the
+command that would enable the rest. Fails when something is missing for the first two; large pages are for hosts that
+schedule them.
 
 Looks at the kernel, at the medium under PATH (where a store is or would be) and, when asked, at a lease
 directory. It tries things with a temporary file and removes it; nothing is changed.
@@ -67,12 +68,14 @@ def run(args: argparse.Namespace) -> int:
     ]
     if args.lease:
         findings.append(check_lease(args.lease))
+    from sustain.cli.doctor_pages import page_findings
     from sustain.cli.doctor_regions import region_findings
 
-    systems = {"replicated_stores": findings, "region_evacuation": region_findings()}
+    needed = {"replicated_stores": findings, "region_evacuation": region_findings()}
+    systems = needed | {"large_pages": page_findings()}
     data = {
         "path": str(path),
-        "ok": all(finding.state != "missing" for each in systems.values() for finding in each),
+        "ok": all(finding.state != "missing" for each in needed.values() for finding in each),
         "systems": {name: [asdict(finding) for finding in each] for name, each in systems.items()},
     }
     emit(args, data, lambda: "\n".join(_described(name, each) for name, each in systems.items()))
