@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from sustain.errors import HostError
-from sustain.host import madvise, page_idle
+from sustain.host import page_idle
 from sustain.host.maps import Area
 
 PRESENT = 1 << 63
@@ -166,7 +166,6 @@ def test_the_kernels_own() -> None:
         pages = np.frombuffer(memory, np.uint8)
         pages[::4096] = 1
         at = pages.ctypes.data
-        madvise.empty_batches()  # pages that have just come wait there, and cannot be marked
         sample = page_idle.mark(os.getpid(), (Area(at, at + size, "anonymous", ""),), 512, 1)
         forget_translations()
         pages[: size // 2 : 4096] = 2
@@ -174,3 +173,14 @@ def test_the_kernels_own() -> None:
         del pages
     assert used.accessed + used.idle == 512
     assert used.accessed == 256
+
+
+@pytest.mark.skipif(
+    not page_idle.available(), reason="this kernel has no page_idle (CONFIG_IDLE_PAGE_TRACKING)"
+)
+def test_the_kernels_own_is_held_by_one() -> None:
+    held = page_idle.Held()
+    with pytest.raises(HostError, match=rf"process {os.getpid()} \(.+\) counts by it"):
+        page_idle.Held()
+    held.close()
+    assert page_idle.holder() == ""

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Self
 
 from sustain.errors import HostError
-from sustain.host import files
+from sustain.host import files, madvise
 from sustain.host.maps import Area
 
 _BITMAP = "sys/kernel/mm/page_idle/bitmap"
@@ -134,6 +134,7 @@ def mark(pid: int, areas: tuple[Area, ...], count: int, seed: int, root: Path = 
             if frame := frames.of(address):
                 pages.append((address, frame))
     bitmap = path(root)
+    madvise.empty_batches()  # a page that waits in one cannot be marked, and would count as used
     try:
         fd = os.open(bitmap, os.O_RDWR | os.O_CLOEXEC)
         try:
