@@ -6,6 +6,9 @@ meanwhile is its own: blocks that are not mapped any more, or that became again 
 
 Where no large page is to be had for one block, no more are tried for its entry: each try has the kernel compact memory,
 and a journal may name many thousands. They stay in it for the next time.
+
+Rejected: a pace, as `act` has one. Who stops us waits, and ends us after a while with the rest undone; where processors
+are dearer than that, the operator has quotas (docs/operating/large-pages.md).
 """
 
 import threading
