@@ -90,7 +90,8 @@ def test_the_balloon_moves_memory_that_the_host_can_count(boot_guest: Boot) -> N
             assert balloon.size(qmp) == guest.memory_mib * MIB
             balloon.set_target(qmp, 160 * MIB)
             until(lambda: balloon.actual(qmp) == 160 * MIB)
-        until(lambda: pagemap.census(area.start, area.end).present_bytes <= 161 * MIB)  # zero pages among them
+        # zero pages among them
+        until(lambda: pagemap.census(area.start, area.end).present_bytes <= 161 * MIB)
     assert guest.balloon_bytes() == 160 * MIB
     guest.qmp("stop")  # so that what is counted twice is the same twice
     with host_swap(512):
