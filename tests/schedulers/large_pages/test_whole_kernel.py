@@ -73,7 +73,7 @@ def until(ticks: Ticks, wanted: list[bool], most: int, period: Callable[[], None
 )
 def test_hot_blocks_are_large_first_and_a_change_is_followed(tmp_path: Path) -> None:
     clock = FakeClock()
-    policy = Policy(counting_s=20, high=200, low=100, residence_s=20, weight_period_s=10)
+    policy = Policy(counting_s=20, high=200, spare=200, low=100, residence_s=20, weight_period_s=10)
     with touching(HOT_AT_THE_END) as toucher, Journal(tmp_path / "j") as journal:
         ticks = Ticks(toucher, PageIdleCounter(10, clock), clock, journal, policy)
 
@@ -103,7 +103,7 @@ def test_hot_blocks_are_large_first_and_a_change_is_followed(tmp_path: Path) -> 
 )
 def test_hot_blocks_are_large_first_by_estimates(tmp_path: Path) -> None:
     assert damon_here.count() == 0
-    policy = Policy(counting_s=5, least_counts=2, budget_bytes=3 * BLOCK_BYTES, high=200, low=100)
+    policy = Policy(counting_s=5, least_counts=2, budget_bytes=3 * BLOCK_BYTES, high=200, spare=200, low=100)
     with touching(HOT_AT_THE_END) as toucher, Journal(tmp_path / "j") as journal:
         counter = DamonCounter(12.8, SystemClock(), journal, samples=16)
         ticks = Ticks(toucher, counter, SystemClock(), journal, policy)
