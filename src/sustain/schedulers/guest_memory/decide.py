@@ -44,6 +44,7 @@ _FASTER = {"hard": 2.0, "low": 4.0}  # than one step
 _FREE = 3.0  # steps more, since what is free costs the guest nothing
 _PLENTY = 1.25  # of the goal
 _PAGE_BYTES = 4096
+_MIB = float(1 << 20)
 
 
 def decide(
@@ -216,17 +217,17 @@ def _actions(
     change = give - take
     rows = np.flatnonzero(change != 0)
     made: list[Action] = []
-    columns = (change, way, it.ceiling_bytes, held, target, cost)
+    columns = (change, way, it.ceiling_bytes, held / _MIB, target / _MIB, cost)
     picked = zip(rows.tolist(), *(column[rows].tolist() for column in columns), strict=True)
-    for row, moved, by, ceiling, has, goal, costs in picked:
+    for row, moved, by, ceiling, has_mib, goal_mib, costs in picked:
         guest = of.guests[row]
         if moved > 0:
             why = _pressure(it.use, row) if it.use.pressed[row] else "it needs more, or the host has plenty"
-            reason = f"{why}: {_mib(moved)} back; target {_mib(goal)}, holds {_mib(has)}"
+            reason = f"{why}: {moved / _MIB:.0f} MiB back; target {goal_mib:.0f} MiB, holds {has_mib:.0f} MiB"
         else:
             reason = (
-                f"target {_mib(goal)} of {_mib(has)} that it holds, host {it.state}: {MECHANISMS[int(by)]} is the "
-                f"cheapest way, {costs:.3g} s for {_mib(-moved)}"
+                f"target {goal_mib:.0f} MiB of {has_mib:.0f} MiB that it holds, host {it.state}: "
+                f"{MECHANISMS[int(by)]} is the cheapest way, {costs:.3g} s for {-moved / _MIB:.0f} MiB"
             )
         if moved > 0 or by == BALLOON:
             to = (ceiling + moved) // _PAGE_BYTES * _PAGE_BYTES
@@ -297,7 +298,3 @@ def _notes(it: Situation, policy: Policy, now_s: float) -> dict[str, tuple[str, 
                 f"left as it is: its page classes are {age_s:.0f} s old, more than {policy.fresh_s:.0f} s",
             )
     return notes
-
-
-def _mib(size_bytes: float) -> str:
-    return f"{size_bytes / 1048576:.0f} MiB"

@@ -27,6 +27,8 @@ from sustain.schedulers.guest_memory.working_set import Use
 _RESERVE = 0.25  # of the goal
 _PUNCTUAL = 0.1  # of a step
 
+Key = tuple[str, str]  # a guest's name and its life
+
 
 @dataclass(frozen=True)
 class Situation:
@@ -201,8 +203,7 @@ def _aligned(of: Table, state: State | None) -> tuple[dict[str, Column], tuple[s
     if keys == state.keys:
         columns, known = dict(state.columns), state.boots
     else:
-        rows = {key: row for row, key in enumerate(state.keys)}
-        index = [rows.get(key, len(rows)) for key in keys]
+        index = _rows(keys, state.keys)
         at = np.array(index, dtype=int)
         columns = {name: np.append(state.columns[name], value)[at] for name, value in empty.items()}
         told = (*state.boots, "")
@@ -212,6 +213,17 @@ def _aligned(of: Table, state: State | None) -> tuple[dict[str, Column], tuple[s
     anew = np.array([bool(a and b and a != b) for a, b in zip(boots, known, strict=True)], dtype=bool)
     columns |= {name: np.where(anew, np.nan, columns[name]) for name in working_set.COUNTERS}
     return columns, tuple(now or before for now, before in zip(boots, known, strict=True))
+
+
+def _rows(keys: Sequence[Key], before: Sequence[Key]) -> list[int]:
+    """Where each of these was before; one behind the last for those that were not. Most are where they were."""
+    index = list(range(len(keys)))
+    both = min(len(keys), len(before))
+    moved = [row for row in range(both) if keys[row] != before[row]]
+    rows = {before[row]: row for row in (*moved, *range(both, len(before)))}
+    for row in (*moved, *range(both, len(keys))):
+        index[row] = rows.get(keys[row], len(before))
+    return index
 
 
 def _rise(
