@@ -41,12 +41,13 @@ def test_work_is_judged_by_the_best_row_of_all_peers() -> None:
 
 
 def test_peers_of_real_guests_have_their_minimum() -> None:
-    mom = guest_memory_guests._controller("MOM, minimum 0.75")
-    proxmox = guest_memory_guests._controller("Proxmox, minimum 0.75")
-    usual = guest_memory_guests._controller("MOM")
+    mom = guest_memory_guests._controller("MOM, goal 0.2, minimum 0.75")
+    proxmox = guest_memory_guests._controller("Proxmox, goal 0.1, minimum 0.75")
+    usual = guest_memory_guests._controller("MOM, goal 0.2")
     assert isinstance(mom, Mom)
     assert mom.min_share == 0.75
     assert isinstance(proxmox, Proxmox)
     assert proxmox.min_share == 0.75
+    assert (mom.threshold, proxmox.used_goal) == (0.2, 0.9)
     assert isinstance(usual, Mom)
     assert usual.min_share == guest_memory_policies.MIN_SHARE

@@ -40,7 +40,7 @@ PEERS = {
     "guest_sampling": {"clear_refs and smaps"},
     "guest_memory_plan": set(),
     "guest_memory_policies": {"MOM", "Proxmox", "nothing"},
-    "guest_memory_guests": {"MOM", "Proxmox", "nothing"},
+    "guest_memory_guests": {"MOM, goal 0.2", "Proxmox, goal 0.2", "nothing"},
     "large_pages_plan": set(),
     "large_pages_policies": {"address order", "random order", "oracle"},
     "large_pages_speed": {"address order", "all small", "all large"},
