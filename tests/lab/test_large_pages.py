@@ -29,6 +29,8 @@ TESTS = "tests/schedulers/large_pages"
 COUNTING = f"{TESTS}/test_counting_kernel.py"
 WHOLE = f"{TESTS}/test_whole_kernel.py"
 SCARCE = f"{TESTS}/test_scarce_kernel.py"
+SPLIT = f"{TESTS}/test_split_kernel.py"
+GUEST_RAM = f"{TESTS}/test_guest_ram_kernel.py"
 ESTIMATED = {
     "test_estimates_are_within_their_error",
     "test_what_is_counted_changes_and_ends",
@@ -66,17 +68,21 @@ def run(kernel: vm.Kernel, share: Path, *chosen: str, memory_mib: int = 1024) ->
 
 
 def test_a_distributions_kernel(kernel: vm.Kernel, tmp_path: Path) -> None:
-    whole = "test_hot_blocks_are_large_first_by_estimates"
-    scarce = "test_no_large_page_is_to_be_had"
-    found = run(kernel, tmp_path, COUNTING, f"{WHOLE}::{whole}", *ACTING, SCARCE)
-    assert found >= ESTIMATED | ACTED | {whole, scarce}
+    whole = "test_hot_blocks_are_large_first_and_a_change_is_followed_by_estimates"
+    scarce, split = "test_no_large_page_is_to_be_had", "test_what_a_child_has_too_is_split_for_both"
+    ram = {f"test_a_guests_ram_is_estimated_within_the_error[{kind}]" for kind in ("anonymous", "memfd")}
+    chosen = [f"{GUEST_RAM}::{name}" for name in sorted(ram)]
+    found = run(kernel, tmp_path, COUNTING, f"{WHOLE}::{whole}", *ACTING, *chosen, SPLIT, SCARCE)
+    assert found >= ESTIMATED | ACTED | ram | {whole, scarce, split}
 
 
 def test_one_with_page_idle(scratch: Path, tmp_path: Path) -> None:
     if not (vm.LAB / vm.PAGE_IDLE / "release").exists():
         pytest.skip("it is not built: scripts/build-page-idle-kernel.sh does it, in some five minutes")
     whole = "test_hot_blocks_are_large_first_and_a_change_is_followed"
+    ram = {f"test_a_guests_ram_is_counted_exactly[{kind}]" for kind in ("anonymous", "memfd")}
+    chosen = [f"{GUEST_RAM}::{name}" for name in sorted(ram)]
     kernel = boot_kernel(vm.PAGE_IDLE, scratch)
     marks = "tests/host/test_page_idle.py"
-    found = run(kernel, tmp_path, marks, COUNTING, f"{WHOLE}::{whole}")
-    assert found >= EXACT | ESTIMATED | MARKED | {whole}
+    found = run(kernel, tmp_path, marks, COUNTING, f"{WHOLE}::{whole}", *chosen)
+    assert found >= EXACT | ESTIMATED | MARKED | ram | {whole}

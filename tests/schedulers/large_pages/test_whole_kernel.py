@@ -4,7 +4,7 @@ of which one page is used is left small. Runs in the lab (tests/lab/test_large_p
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -101,20 +101,43 @@ def test_hot_blocks_are_large_first_and_a_change_is_followed(tmp_path: Path) -> 
 @pytest.mark.skipif(
     "not damon_here.watches_processes()", reason="DAMON here cannot watch processes, or is in use"
 )
-def test_hot_blocks_are_large_first_by_estimates(tmp_path: Path) -> None:
+def test_hot_blocks_are_large_first_and_a_change_is_followed_by_estimates(tmp_path: Path) -> None:
+    """With a budget for just the hot ones, and a sample's interval in which the program comes around, also under
+    emulation."""
     assert damon_here.count() == 0
-    policy = Policy(counting_s=5, least_counts=2, budget_bytes=3 * BLOCK_BYTES, high=200, spare=200, low=100)
-    with touching(HOT_AT_THE_END) as toucher, Journal(tmp_path / "j") as journal:
-        counter = DamonCounter(12.8, SystemClock(), journal, samples=16)
+    first, then = [1, 1, 0, 1, 40, 1, 460, 490, 512], [512, 490, 460, 1, 1, 1, 0, 0, 0]
+    period_s, samples = 6.4, 8
+    policy = Policy(
+        counting_s=2 * period_s,
+        least_counts=2,
+        budget_bytes=3 * BLOCK_BYTES,
+        high=200,
+        spare=200,
+        low=100,
+        residence_s=20,
+        weight_period_s=period_s / 2,
+    )
+    with touching(first) as toucher, Journal(tmp_path / "j") as journal:
+        counter = DamonCounter(period_s, SystemClock(), journal, samples=samples)
         ticks = Ticks(toucher, counter, SystemClock(), journal, policy)
+
+        def followed(wanted: list[bool], never: Sequence[int]) -> float:
+            """Periods until exactly those are large. `never`: what must not become so on the way."""
+            begun_s = time.monotonic()
+            while (large := ticks.tick()) != wanted:
+                assert time.monotonic() - begun_s < 20 * period_s, (large, counter.read(), counter.problems())
+                assert not any(large[each] for each in never), "one page used is no reason"
+                time.sleep(1)
+            return (time.monotonic() - begun_s) / period_s
+
         try:
             assert not any(ticks.tick())
-            deadline_s = time.monotonic() + 200
-            while sum(large := ticks.tick()) < 3:
-                assert time.monotonic() < deadline_s
-                assert not any(large[:5]), "one page used is no reason"
-                time.sleep(1)
-            assert large == [pages >= 300 for pages in HOT_AT_THE_END]
+            hot = [pages >= 400 for pages in first]
+            print(f"large after {followed(hot, range(6)):.1f} periods, of which two of phase one")
+            toucher.touch(then)
+            hot = [pages >= 400 for pages in then]
+            print(f"followed after {followed(hot, (3, 4, 5)):.1f} periods")
+            assert toucher.say("check")["right"]
         finally:
             ticks.close()
         assert not ticks.actuator.restore().failed
