@@ -47,6 +47,7 @@ _UPDATE_US = 60_000_000  # how often mappings are looked up; not used for fixed 
 _MOST, _MOST_COUNT = 2**64 - 1, 2**32 - 1
 _USED, _ALL = 0, 1  # schemes
 _BUSY_TRIES, _BUSY_S = 100, 0.01
+_CHECKED = 16  # regions, of which one is asked where it begins
 _HINT = "it needs root, and a kernel with CONFIG_DAMON_VADDR and CONFIG_DAMON_SYSFS"
 
 Run = tuple[int, int]  # addresses: from, to
@@ -238,6 +239,7 @@ class Watch:
         self._slot = slot
         self._directory = directory
         self._schemes = directory / "contexts/0/schemes"
+        self._asked = 0  # `counts`, so often
 
     def totals(self) -> Totals:
         """Waits for the next sample."""
@@ -260,9 +262,13 @@ class Watch:
         self._damon._command(self._directory, "clear_schemes_tried_regions")
         return sorted((each for each in found if each is not None), key=lambda each: each.start)
 
-    def counts(self) -> list[tuple[int, int]]:
+    def counts(self) -> list[tuple[int | None, int]]:
         """Of all regions, in the order in which they were given, and by addresses within a process: where it begins,
-        and its accesses. Waits as `regions` does; two files for each region."""
+        and its accesses. Waits as `regions` does.
+
+        Opening a file for the first time is most of what this costs, and each reading has new ones. So where a region
+        begins is only asked of each at first, and later of one in `_CHECKED`, in turns; None: it was not asked.
+        """
         tried = self._schemes / str(_ALL) / "tried_regions"
         self._damon._command(self._directory, "update_schemes_tried_regions")
         try:
@@ -270,7 +276,16 @@ class Watch:
         except OSError as error:
             raise files.refused(tried, error, "tried regions need Linux 6.2") from None
         # With hundreds of thousands of files, what `files` does for each would take most of the time.
-        found = [(_quick(f"{tried}/{each}/start"), _quick(f"{tried}/{each}/nr_accesses")) for each in numbers]
+        found = [
+            (
+                _quick(f"{tried}/{each}/start")
+                if not self._asked or place % _CHECKED == self._asked % _CHECKED
+                else None,
+                _quick(f"{tried}/{each}/nr_accesses"),
+            )
+            for place, each in enumerate(numbers)
+        ]
+        self._asked += 1
         self._damon._command(self._directory, "clear_schemes_tried_regions")
         return found
 

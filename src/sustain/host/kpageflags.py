@@ -63,13 +63,14 @@ class Marks:
 
     def __init__(self, frames: Column, root: Path = Path("/")) -> None:
         self._path = root / _BITMAP
-        self._order = np.argsort(frames, kind="stable")
-        ordered = frames[self._order]
+        order = np.argsort(frames, kind="stable")
+        ordered = frames[order]
+        self._order = order.astype(np.uint32)
         words = ordered >> np.uint64(6)
         self._starts = np.flatnonzero(np.diff(words, prepend=np.uint64(2**64 - 1)))  # of each word
         self._counts = np.diff(self._starts, append=len(words))
         self._words = words[self._starts]
-        self._bits = np.uint64(1) << (ordered & np.uint64(63))
+        self._places = (ordered & np.uint64(63)).astype(np.uint8)  # in its word
         self._pieces = _Pieces(self._words, _BITMAP_GAP_WORDS, _BITMAP_MOST_WORDS)
 
     def set(self, only: NDArray[np.bool_] | None = None) -> None:
@@ -77,14 +78,15 @@ class Marks:
         HostError."""
         if not len(self._words):
             return
-        bits = self._bits if only is None else np.where(only[self._order], self._bits, np.uint64(0))
+        chosen = np.ones(len(self._order), np.uint64) if only is None else only[self._order].astype(np.uint64)
+        bits = chosen << self._places
         self._pieces.write(self._path, np.bitwise_or.reduceat(bits, self._starts))
 
     def idle(self) -> NDArray[np.bool_]:
         """Which of them were not used since they were marked. Raises HostError."""
         found = np.empty(len(self._order), np.bool_)
         words = np.repeat(self._pieces.read(self._path), self._counts)
-        found[self._order] = words & self._bits != 0
+        found[self._order] = words >> self._places & np.uint64(1) != 0
         return found
 
 

@@ -382,6 +382,47 @@ def test_of_a_block_that_is_split_within_a_period_nothing_is_told(
         assert count.error[0] > count.error[1] == 0
 
 
+def test_readings_wait_until_they_take_their_share() -> None:
+    gib = 512
+    assert counting.least_s(0.05, gib, 0.01, 10) == 10, "half of it"
+    assert counting.least_s(0.25, gib, 0.01, 10) == pytest.approx(25)
+    assert counting.least_s(0.25, 4 * gib, 0.01, 10) == 10
+    assert counting.least_s(0.25, 4, 0.01, 10) == pytest.approx(25), "of little as of a GiB"
+    assert counting.least_s(9.0, gib, 0.01, 10) == 60, "six periods"
+
+
+@pytest.mark.skipif(
+    not pagemap.has_scan() or os.geteuid() != 0, reason="it needs Linux 6.7 (PAGEMAP_SCAN) and root"
+)
+def test_one_that_waits_for_its_next_reading_ends_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = _Damon.clock = FakeClock()
+    monkeypatch.setattr("sustain.schedulers.large_pages.counting_damon.Damon", _Damon)
+    monkeypatch.delattr(_Damon, "watch", raising=False)
+    waits: queue.Queue[float] = queue.Queue()
+    least_s = counting.least_s
+
+    def recorded(*words: float) -> float:
+        waits.put(least_s(*words))  # type: ignore[arg-type]
+        return waits.queue[-1]
+
+    monkeypatch.setattr("sustain.schedulers.large_pages.counting_damon.least_s", recorded)
+    with touching([512] * 4) as toucher, Journal(tmp_path / "j") as journal:
+        counter = DamonCounter(3600, clock, journal, share=1e-9)
+        counter.start([toucher.memory()])
+        deadline_s = time.monotonic() + 60
+        while not hasattr(_Damon, "watch"):
+            assert time.monotonic() < deadline_s
+            time.sleep(0.01)
+        _Damon.watch.readings.put(lambda: None)
+        assert waits.get(timeout=60) == 6 * 3600
+        assert toucher.who in counter.read()
+        begun_s = time.monotonic()
+        counter.close()
+        assert time.monotonic() - begun_s < 30
+
+
 @pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), ValueError("a defect")])
 def test_whatever_fails_is_said_and_the_thread_goes_on(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -29,6 +29,8 @@ from sustain.host.processes import Identity
 from sustain.schedulers.changes import Changes
 from sustain.schedulers.large_pages.model import BLOCK_BYTES, Counting
 
+SHARE = 0.01  # of a core, for each GiB, that counting may take
+LONGEST = 6  # periods: counts that are much older are not acted upon
 Ways = Literal["auto", "page-idle", "damon", "none"]
 
 
@@ -67,6 +69,13 @@ def stretches(addresses: NDArray[np.uint64]) -> list[tuple[int, int, slice]]:
         (int(addresses[first]), int(addresses[last - 1]) + BLOCK_BYTES, slice(first, last))
         for first, last in pairwise(edges)
     ]
+
+
+def least_s(spent_s: float, blocks: int, share: float, period_s: float) -> float:
+    """How long a period lasts at least, of which counting so many blocks takes `spent_s` of processor time, so that
+    this is no more than `share` of a core for each GiB (of less than one, as for one); `LONGEST` periods at most."""
+    gib = max(1.0, blocks * BLOCK_BYTES / (1 << 30))
+    return min(max(period_s, spent_s / (share * gib)), LONGEST * period_s)
 
 
 class Counter(Protocol):
@@ -154,12 +163,12 @@ def counter(
     why = ""
     if exact is not None and page_idle.available(root):
         why = f"used pages are not counted exactly: {exact} ({exact.hint})"
-    return DamonCounter(period_s, clock, changes, root), why
+    return DamonCounter(period_s, clock, changes, root, share=SHARE), why
 
 
 def _exact(period_s: float, clock: Clock, root: Path) -> Counter:
     """Raises HostError, also where somebody else counts so now."""
-    from sustain.schedulers.large_pages.counting_page_idle import SHARE, PageIdleCounter
+    from sustain.schedulers.large_pages.counting_page_idle import PageIdleCounter
 
     if (lacks := impossible("page-idle", root)) is not None:
         raise lacks

@@ -11,12 +11,17 @@ A block that is mapped large, has one accessed bit: what is told of it is in how
 and `whole` says so: it is used when that was so in any. Of one that has become large or small since the last reading
 nothing is told this time: some of its samples were of one page, and some of all.
 
+Most of what a reading costs is what the kernel makes of files for it; so where readings would take more than `share` of
+a core for each GiB, as it has been measured, the next one waits (`counting.least_s`). What the kernel's own thread
+takes, which goes on looking at pages meanwhile, is not in that share.
+
 DAMON is taken when there is something to watch and given back with the last of it; `changes` notes it before.
 """
 
 import contextlib
 import errno
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -32,7 +37,7 @@ from sustain.host.damon import Attributes, Damon, Watch
 from sustain.host.pagemap import BLOCK_BYTES, PAGES_OF_BLOCK, Pagemap
 from sustain.host.processes import Identity
 from sustain.schedulers.changes import Changes, note_damon
-from sustain.schedulers.large_pages.counting import Count, Memory, stretches
+from sustain.schedulers.large_pages.counting import Count, Memory, least_s, stretches
 from sustain.schedulers.large_pages.model import Counting
 
 SAMPLES = 32  # in a period: the error of a block is 45 pages of 512 at most
@@ -63,11 +68,14 @@ class DamonCounter:
         changes: Changes,
         root: Path = Path("/"),
         samples: int = SAMPLES,
+        share: float | None = None,
     ) -> None:
+        """`share` of a core that readings may take for each GiB; None: whatever they take."""
         self.attributes = Attributes(
             max(_LEAST_SAMPLE_US, int(period_s * 1e6 / samples)), int(period_s * 1e6)
         )
         self._period_s = period_s
+        self._share = share
         self._clock = clock
         self._changes = changes
         self._root = root
@@ -140,14 +148,28 @@ class DamonCounter:
                         watched = None
                     if watched is None:
                         watched = self._begin(wanted)
+                    begun_s, spent_s = time.monotonic(), time.thread_time()
                     self._take(watched)
                     self._problem = None
+                    self._pause(watched, time.thread_time() - spent_s, time.monotonic() - begun_s)
                 except Exception as error:  # noqa: BLE001 - whatever it is, it is said, and counting begins anew
                     watched = None
                     self._give_back()
                     self._rest(_told(error), wanted)
         finally:
             self._give_back()
+
+    def _pause(self, watched: _Watched, spent_s: float, lasted_s: float) -> None:
+        """Until the next reading is due, or others are wanted."""
+        if self._share is None:
+            return
+        blocks = sum(len(each.addresses) for each in watched.memories)
+        rest_s = least_s(spent_s, blocks, self._share, self._period_s) - lasted_s
+        if rest_s > 0:
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: self._closed or not _alike(watched.memories, self._wanted), rest_s
+                )
 
     def _rest(self, error: SustainError, wanted: tuple[Memory, ...]) -> None:
         """Before it is tried again; when the last process has gone, until others are wanted."""
@@ -186,16 +208,17 @@ class DamonCounter:
         begun_s = self._clock.boottime_ns() / 1e9 - self.attributes.aggregation_us / 1e6
         found = watched.watch.counts()
         at_s = self._clock.boottime_ns() / 1e9
-        starts = np.array([start for start, _ in found], np.uint64)
-        accesses = np.array([count for _, count in found], np.int64)
         expected = np.concatenate([each.addresses for each in watched.memories])
         if watched.padding:
-            starts, accesses = starts[: -watched.padding], accesses[: -watched.padding]
-        if not np.array_equal(starts, expected):
+            found = found[: -watched.padding]
+        if len(found) != len(expected) or any(
+            start not in (None, address) for (start, _), address in zip(found, expected.tolist(), strict=True)
+        ):
             raise HostError(
-                f"DAMON tells of {len(starts)} regions that are not the {len(expected)} which were given to it",
+                f"DAMON tells of {len(found)} regions that are not the {len(expected)} which were given to it",
                 hint="does somebody else write to its files?",
             )
+        accesses = np.array([count for _, count in found], np.int64)
         _, now = self._large(watched.memories)
         counts: dict[Identity, Count] = {}
         place = 0

@@ -14,7 +14,7 @@ all of its pages used, and counts as half with that error.
 
 Looking up who maps a page is what costs, some 0.2 µs and more for each page, and nobody can be asked for less than a
 page. So a period lasts longer where counting all processes would take more than `share` of a core for each GiB, as it
-has been measured: up to `LONGEST` periods. Rejected: counting a part of the blocks or of their pages each period, of
+has been measured (`counting.least_s`). Rejected: counting a part of the blocks or of their pages each period, of
 which the marks that are still there could not be used again, so that it saves less than half.
 
 A mark is the page's: whoever else maps a shared page clears it too, also by reading the file behind it. A processor
@@ -36,13 +36,11 @@ from sustain.clock import Clock
 from sustain.errors import HostError, SustainError
 from sustain.host import kpageflags, madvise, page_idle
 from sustain.host.kpageflags import Marks
-from sustain.host.pagemap import PAGE_BYTES, PAGES_OF_BLOCK, Pagemap, frame_of
+from sustain.host.pagemap import PAGES_OF_BLOCK, Pagemap, frame_of
 from sustain.host.processes import Identity
-from sustain.schedulers.large_pages.counting import Count, Memory, stretches
+from sustain.schedulers.large_pages.counting import Count, Memory, least_s, stretches
 from sustain.schedulers.large_pages.model import Counting
 
-SHARE = 0.01  # of a core, for each GiB; of less than one as for one
-LONGEST = 6  # periods: counts that are much older are not acted upon
 _WHOLE_PERIOD = 0.9  # of a period is one: readings that are a period apart come a little early and late
 _UNIFORM = 12.0  # the variance of what is equally likely, by the square of its width
 _JUST_S = 0.5  # pages that were looked up so long ago are marked where they were
@@ -57,8 +55,8 @@ class _Marked:
     at_s: float
     frames: NDArray[np.uint64]  # 0: not present
     kind: NDArray[np.int8]
-    owner: NDArray[np.int64]  # of a page in a larger one: the row of its head
-    rows: NDArray[np.int64]  # that have a mark: pages of their own, and heads
+    owner: NDArray[np.int32]  # of a page in a larger one: the row of its head
+    rows: NDArray[np.int32]  # that have a mark: pages of their own, and heads
     marks: Marks  # theirs
 
 
@@ -122,9 +120,9 @@ class PageIdleCounter:
 
     def read(self) -> Mapping[Identity, Count]:
         """Ends the periods that are over."""
-        least_s = self._least_s()
+        lasts_s = self._lasts_s()
         for who, marked in list(self._marked.items()):
-            if self._now_s() - marked.at_s < least_s:
+            if self._now_s() - marked.at_s < lasts_s:
                 continue
             del self._marked[who]
             try:
@@ -143,14 +141,14 @@ class PageIdleCounter:
         self._marked.clear()
         self._held.close()
 
-    def _least_s(self) -> float:
+    def _lasts_s(self) -> float:
         """How long a period lasts at least."""
-        least_s = _WHOLE_PERIOD * self._period_s
-        if self._share is None or not self._costs:
-            return least_s
-        gib = sum(pages for _, pages in self._costs.values()) * PAGE_BYTES / (1 << 30)
-        cost_s = sum(spent_s for spent_s, _ in self._costs.values())
-        return min(max(least_s, cost_s / (self._share * max(1.0, gib))), least_s * LONGEST)
+        whole_s = _WHOLE_PERIOD * self._period_s
+        if self._share is None:
+            return whole_s
+        blocks = sum(pages for _, pages in self._costs.values()) // PAGES_OF_BLOCK
+        spent_s = sum(spent_s for spent_s, _ in self._costs.values())
+        return least_s(spent_s, blocks, self._share, whole_s)
 
     @contextlib.contextmanager
     def _charged(self, who: Identity) -> Iterator[None]:
@@ -185,7 +183,7 @@ class PageIdleCounter:
         kind[here[kinds.alone]] = _ALONE
         kind[here[kinds.zero]] = _ABSENT
         kind[alone] = _ALONE
-        owner = np.full(len(frames), -1, np.int64)
+        owner = np.full(len(frames), -1, np.int32)
         if kinds.head.any():
             rows = np.zeros(len(frames), np.int64)
             rows[here[kinds.head]] = here[kinds.head] + 1
@@ -194,7 +192,7 @@ class PageIdleCounter:
                 first = last[row]
                 known = (first >= 0) & (frames[first] + (row - first).astype(np.uint64) == frames[row])
                 kind[row[known]], owner[row[known]] = _LARGER, first[known]
-        marked = np.flatnonzero((kind == _ALONE) | (owner == np.arange(len(frames))))
+        marked = np.flatnonzero((kind == _ALONE) | (owner == np.arange(len(frames)))).astype(np.int32)
         at_s = self._now_s()
         if (
             before is not None
@@ -242,7 +240,7 @@ class PageIdleCounter:
             whole,
             at_s - marked.at_s,
         )
-        return count, _Over(marked, idle, now, at_s)
+        return count, _Over(marked, idle, before if np.array_equal(now, before) else now, at_s)
 
     def _broken_up(self, marked: _Marked) -> NDArray[np.bool_]:
         """Pages that were parts of a larger one which has been split: its mark was for all of them."""
@@ -297,13 +295,13 @@ def _larger(
     return whole, _by_block(some), _squares(marked.owner, some)
 
 
-def _one_owner(owner: NDArray[np.int64]) -> NDArray[np.bool_]:
+def _one_owner(owner: NDArray[np.int32]) -> NDArray[np.bool_]:
     """Whether all pages of each block are of one larger page."""
     rows = owner.reshape(-1, PAGES_OF_BLOCK)
     return np.asarray((rows == rows[:, :1]).all(axis=1) & (rows[:, 0] >= 0), np.bool_)
 
 
-def _squares(owner: NDArray[np.int64], used: NDArray[np.bool_]) -> NDArray[np.float64]:
+def _squares(owner: NDArray[np.int32], used: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Of each block, the sum of the squares of the sizes of its used larger pages."""
     blocks = len(owner) // PAGES_OF_BLOCK
     sizes = np.bincount(owner[used], minlength=len(owner))
