@@ -43,6 +43,7 @@ QUESTIONS = (
     "large_pages_plan",
     "large_pages_policies",
     "large_pages_speed",
+    "large_pages_counting",
 )
 
 

@@ -44,6 +44,7 @@ PEERS = {
     "large_pages_plan": set(),
     "large_pages_policies": {"address order", "random order", "oracle"},
     "large_pages_speed": {"address order", "all small", "all large"},
+    "large_pages_counting": set(),
 }
 MAY_MISS = {
     "libpmemobj": Path("/usr/include/libpmemobj.h").exists,
