@@ -1,9 +1,10 @@
 """Exact counting with a file in place of the kernel's bitmap, and everything else of the kernel of this machine: when
 pages are marked, and how long a period lasts. What the kernel does with marks is in test_counting_kernel.py."""
 
+import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -45,15 +46,31 @@ def bitmap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bitmap:
     return found
 
 
+Counting = Callable[..., PageIdleCounter]
+
+
+@pytest.fixture
+def counting(tmp_path: Path) -> Iterator[Counting]:
+    """A counter by the file, every 10 s; all of them are closed with the test."""
+    with contextlib.ExitStack() as stack:
+
+        def made(clock: FakeClock, share: float | None = None) -> PageIdleCounter:
+            counter = PageIdleCounter(10, clock, tmp_path, share)
+            stack.callback(counter.close)
+            return counter
+
+        yield made
+
+
 @pytest.fixture
 def toucher() -> Iterator[Toucher]:
     with touching([0] * 4) as found:
         yield found
 
 
-def test_what_was_not_used_stays_marked(bitmap: Bitmap, toucher: Toucher, tmp_path: Path) -> None:
+def test_what_was_not_used_stays_marked(bitmap: Bitmap, toucher: Toucher, counting: Counting) -> None:
     clock = FakeClock()
-    counter = PageIdleCounter(10, clock, tmp_path)
+    counter = counting(clock)
     memory = toucher.memory()
     for number in range(3):
         counter.start([memory])
@@ -68,10 +85,10 @@ def test_what_was_not_used_stays_marked(bitmap: Bitmap, toucher: Toucher, tmp_pa
 
 
 def test_only_those_that_were_used_are_marked_anew(
-    bitmap: Bitmap, toucher: Toucher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bitmap: Bitmap, toucher: Toucher, counting: Counting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = FakeClock()
-    counter = PageIdleCounter(10, clock, tmp_path)
+    counter = counting(clock)
     counter.start([toucher.memory()])
     bitmap.use_odd()
     clock.advance(10)
@@ -91,7 +108,7 @@ def test_a_period_lasts_as_long_as_counting_takes_its_share(
     periods: int,
     bitmap: Bitmap,
     toucher: Toucher,
-    tmp_path: Path,
+    counting: Counting,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """1 % of a core for (less than) a GiB: half a tenth of a second in 10 s is within it."""
@@ -103,7 +120,7 @@ def test_a_period_lasts_as_long_as_counting_takes_its_share(
         return thread_s[0]
 
     clock = FakeClock()
-    counter = PageIdleCounter(10, clock, tmp_path, 0.01)
+    counter = counting(clock, 0.01)
     monkeypatch.setattr(time, "thread_time", thread_time)
     ends: list[int] = []
     windows: list[float] = []
