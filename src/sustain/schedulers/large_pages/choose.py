@@ -5,13 +5,14 @@ each target what is its own by shares, then the best of all. Everything is parti
 only those that are acted upon now need an order.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sustain.schedulers.large_pages.budget import guaranteed
-from sustain.schedulers.large_pages.columns import Mask
+from sustain.schedulers.large_pages.columns import Mask, select
 from sustain.schedulers.large_pages.judge import Rows
 from sustain.schedulers.large_pages.state import slices
 
@@ -20,7 +21,7 @@ Scores = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Chosen:
-    """Of the pool, in its order."""
+    """Of all blocks."""
 
     mask: Mask  # is to be large
     own: Mask  # as a part of what is its target's own
@@ -28,32 +29,36 @@ class Chosen:
 
 def choose(
     score: Scores,
-    target: NDArray[np.int32],
+    pool: Mask,
+    targets: Sequence[slice],
     places: int | None,
     own: NDArray[np.int64],
     caps: NDArray[np.int64] | None,
     shares: NDArray[np.float64],
 ) -> Chosen:
-    """Of a pool in the order of its targets. `places`: how many at most, None: no limit; `own`: how many are each
+    """Of a pool. `targets`: the blocks of each; `places`: how many at most, None: no limit; `own`: how many are each
     target's own; `caps`: how many each may have (None: no limit to any)."""
-    allowed = np.ones(len(score), np.bool_)
+    never = np.full(len(score), -np.inf, np.float32)
+    score = select(pool, score, never)
+    allowed = pool
     if caps is not None:
-        allowed[:] = False
-        for rows, cap in zip(slices(target, len(caps)), caps.tolist(), strict=True):
+        allowed = np.zeros_like(pool)
+        for rows, cap in zip(targets, caps.tolist(), strict=True):
             allowed[rows.start + best(score[rows], cap)] = True
-    if places is None or places >= int(np.count_nonzero(allowed)):
-        return Chosen(allowed, np.zeros_like(allowed))
-    places = max(0, places)
+        allowed &= pool
+        score = select(allowed, score, never)
     mine = np.zeros_like(allowed)
+    if places is None or places >= int(np.count_nonzero(allowed)):
+        return Chosen(allowed, mine)
+    places = max(0, places)
     if int(own.sum()) > places:
         own = guaranteed(places, own, shares)
-    for part, count in zip(slices(target, len(own)), own.tolist(), strict=True):
-        rows = part.start + np.flatnonzero(allowed[part])
-        mine[rows[best(score[rows], count)]] = True
-    rest = np.flatnonzero(allowed & ~mine)
+    for rows, count in zip(targets, own.tolist(), strict=True):
+        mine[rows.start + best(score[rows], count)] = True
+    mine &= allowed
     chosen = mine.copy()
-    chosen[rest[best(score[rest], places - int(np.count_nonzero(mine)))]] = True
-    return Chosen(chosen, mine)
+    chosen[best(select(mine, never, score), places - int(np.count_nonzero(mine)))] = True
+    return Chosen(chosen & allowed, mine)
 
 
 def best(score: Scores, count: int) -> Rows:

@@ -18,9 +18,10 @@ _WORDS = {np.dtype(np.float32): np.uint32, np.dtype(np.float64): np.uint64}
 def select(where: Mask, chosen: NDArray[F], other: NDArray[F]) -> NDArray[F]:
     """`chosen` where the mask is set, else `other`, or one of the two itself; both of one type, float32 or float64."""
     assert chosen.dtype == other.dtype
-    if not where.any():
+    count = np.count_nonzero(where)
+    if not count:
         return other
-    if where.all():
+    if count == len(where):
         return chosen
     words = _WORDS[chosen.dtype]
     mask = np.negative(where.astype(words))  # all bits, or none
@@ -31,6 +32,6 @@ def select(where: Mask, chosen: NDArray[F], other: NDArray[F]) -> NDArray[F]:
 
 def put(column: NDArray[np.uint8], value: int, where: Mask) -> None:
     """Write `value` where the mask is set."""
-    if where.any():
+    if np.count_nonzero(where):
         np.multiply(column, ~where, out=column)
         column += where.view(np.uint8) * np.uint8(value)

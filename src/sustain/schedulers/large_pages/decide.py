@@ -63,6 +63,8 @@ _PURPOSES: dict[Finding, Purpose] = {
     Finding.RECOUNTED: "recount",
 }
 _MAPS_LARGE = (Finding.COLLAPSE, Finding.COUNTED)
+_RECOUNTS = (Finding.RECOUNT, Finding.COUNTED, Finding.RATE, Finding.NO_PAGES, Finding.RECOUNTED)
+_GOES_ON = np.isin(np.arange(len(Finding)), _RECOUNTS)  # of each finding
 
 
 def decide(
@@ -124,8 +126,7 @@ def decide(
 
 def recounting(memory: Memory, finding: NDArray[np.uint8]) -> Mask:
     """Which blocks are small for a recount, and stay so, or wait to be large again."""
-    goes_on = [Finding.RECOUNT, Finding.COUNTED, Finding.RATE, Finding.NO_PAGES, Finding.RECOUNTED]
-    found: Mask = (memory.recount_s > -np.inf) & np.isin(finding, goes_on)
+    found: Mask = (memory.recount_s > -np.inf) & _GOES_ON[finding]
     return found
 
 
@@ -172,7 +173,8 @@ def _actions(
 
 def _remember(memory: Memory, it: Judgement, turn: Turn, seen: Observation, now_s: float) -> Memory:
     """With what was there before a block is mapped large, and without recounts that have ended."""
-    over = np.flatnonzero((memory.recount_s > -np.inf) & ~recounting(memory, it.finding))
+    begun = np.flatnonzero(memory.recount_s > -np.inf)
+    over = begun[~_GOES_ON[it.finding[begun]]]
     base, recount_s, changed_s = memory.base, memory.recount_s, memory.changed_s
     if len(over):
         recount_s, changed_s = recount_s.copy(), changed_s.copy()

@@ -129,7 +129,7 @@ def _judge(blocks: Blocks, memory: Memory, terms: _Terms) -> Judgement:
     if terms.none_free:
         worth -= np.float32(policy.compaction)
     more = (blocks.guest_large == 1) * np.float32(policy.prefer)
-    worth += np.abs(worth) * more
+    worth = worth + np.abs(worth) * more if np.count_nonzero(more) else worth
 
     recounting = ~large & (memory.recount_s > -np.inf)
     small = ~large & ~recounting
@@ -152,10 +152,7 @@ def _judge(blocks: Blocks, memory: Memory, terms: _Terms) -> Judgement:
     free = ~late & ~(terms.only | terms.waits)[blocks.target]
     ready = known & free
 
-    may = wanted & ~poor & settled & blocks.eligible & ready
-    room = small & blocks.eligible & (blocks.populated >= 0)
-    if terms.scarce:
-        may[:] = False
+    may = wanted & ~poor & settled & blocks.eligible & ready & (not terms.scarce)
     put(finding, Finding.BUDGET, may)  # unless they are chosen
     held = large & ready & settled
     stays = held & ~chilly
@@ -171,7 +168,7 @@ def _judge(blocks: Blocks, memory: Memory, terms: _Terms) -> Judgement:
         fill=fill,
         may=may,
         spare=may & spare,
-        could_fill=float(select(room, fill, np.zeros_like(fill)).sum(dtype=np.float64)),
+        could_fill=_sum(fill, small & blocks.eligible & (blocks.populated >= 0)),
         stays=stays,
         cold=np.flatnonzero(held & chilly),
         counted=counted,
@@ -181,6 +178,10 @@ def _judge(blocks: Blocks, memory: Memory, terms: _Terms) -> Judgement:
         countable=large & settled & free,
         known=ready,
     )
+
+
+def _sum(column: NDArray[np.float32], where: Mask) -> float:
+    return float(select(where, column, np.zeros_like(column)).sum())
 
 
 def _of_targets(

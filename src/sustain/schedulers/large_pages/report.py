@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sustain.schedulers.large_pages import budget
+from sustain.schedulers.large_pages.columns import select
 from sustain.schedulers.large_pages.model import PAGE_BYTES, Observation
 from sustain.schedulers.large_pages.plan import Finding, TargetPlan, Totals
 from sustain.schedulers.large_pages.state import Memory, State, TargetMemory, rows_of
@@ -25,7 +26,7 @@ def target_plans(
 ) -> tuple[TargetPlan, ...]:
     """One for each target. `own`: None where there is no budget."""
     found = []
-    estimate = np.nan_to_num(memory.estimate, nan=0.0)
+    estimate = select(np.isnan(memory.estimate), np.zeros_like(memory.estimate), memory.estimate)
     for index, (target, rows) in enumerate(zip(seen.targets, rows_of(seen), strict=True)):
         large, mine = seen.blocks.large[rows], targets[target.life]
         accessed, inside = _sum(estimate[rows]), _sum(estimate[rows] * large)
@@ -94,4 +95,5 @@ def problems(seen: Observation, state: State, now_s: float) -> tuple[str, ...]:
 
 
 def _sum(values: NDArray[np.float32]) -> float:
-    return float(values.sum(dtype=np.float64))
+    """To some seven digits: numpy adds by pairs."""
+    return float(values.sum())

@@ -95,6 +95,9 @@ _NEW: dict[str, Any] = {
 }
 
 
+_COUNTED = ("estimate", "error", "counted_s", "fine_s", "counts")  # what a count changes
+
+
 def remembered(seen: Observation, state: State | None) -> Memory:
     """What is remembered of the blocks of this observation, in its order; new ones as new."""
     blocks, lives = seen.blocks, tuple(target.life for target in seen.targets)
@@ -129,21 +132,14 @@ def remembered(seen: Observation, state: State | None) -> Memory:
 
 def counted(memory: Memory, seen: Observation, policy: Policy) -> Memory:
     """The same with what this observation counted, and with what became large or small meanwhile."""
-    found = replace(
-        memory,
-        estimate=memory.estimate.copy(),
-        error=memory.error.copy(),
-        counted_s=memory.counted_s.copy(),
-        fine_s=memory.fine_s.copy(),
-        counts=memory.counts.copy(),
-    )
+    found = replace(memory, **{name: np.empty_like(getattr(memory, name)) for name in _COUNTED})
     for begin in range(0, len(seen.blocks), PIECE):
-        _count(found, seen, policy, slice(begin, begin + PIECE))
+        _count(found, memory, seen, policy, slice(begin, begin + PIECE))
     return _changed(found, seen.blocks, seen.now_s)
 
 
-def _count(memory: Memory, seen: Observation, policy: Policy, rows: slice) -> None:
-    """Writes what is new of those rows into `memory`."""
+def _count(found: Memory, memory: Memory, seen: Observation, policy: Policy, rows: slice) -> None:
+    """Writes those rows into `found`: what is new, and what was in `memory` where nothing is."""
     blocks = seen.blocks
     touched, whole = blocks.touched[rows], blocks.whole[rows]
     none = np.zeros(len(touched), np.float32)
@@ -153,7 +149,9 @@ def _count(memory: Memory, seen: Observation, policy: Policy, rows: slice) -> No
     passed_s = ended_s - select(whole, memory.counted_s[rows], memory.fine_s[rows])
     with np.errstate(invalid="ignore"):
         news = (ended_s > memory.counted_s[rows] + _SAME_S) & (noise >= 0) & (touched >= 0)  # NaN is neither
-    if not news.any():
+    if not np.count_nonzero(news):
+        for name in _COUNTED:
+            getattr(found, name)[rows] = getattr(memory, name)[rows]
         return
     estimate, error = memory.estimate[rows], memory.error[rows]
     used = whole & (
@@ -168,11 +166,11 @@ def _count(memory: Memory, seen: Observation, policy: Policy, rows: slice) -> No
     before, doubt = select(first, none, estimate), select(first, none, error)
     moved = kept * before + new * touched
     doubted = np.sqrt((kept * doubt) ** 2 + (new * noise) ** 2)
-    estimate[:], error[:] = select(news, moved, estimate), select(news, doubted, error)
+    found.estimate[rows], found.error[rows] = select(news, moved, estimate), select(news, doubted, error)
     fine = news & ~whole
-    memory.fine_s[rows] = select(fine, ended_s, memory.fine_s[rows])
-    memory.counted_s[rows] = select(news, ended_s, memory.counted_s[rows])
-    memory.counts[rows] += news & (memory.counts[rows] < 255)
+    found.fine_s[rows] = select(fine, ended_s, memory.fine_s[rows])
+    found.counted_s[rows] = select(news, ended_s, memory.counted_s[rows])
+    found.counts[rows] = memory.counts[rows] + (news & (memory.counts[rows] < 255))
 
 
 def _changed(memory: Memory, blocks: Blocks, now_s: float) -> Memory:

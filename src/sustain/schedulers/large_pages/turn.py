@@ -99,24 +99,25 @@ def map_large(
     large = int(np.count_nonzero(seen.blocks.large))
     pool = _pool(it, fillable_bytes)
     chosen = _choose(it, pool, seen, policy, own, places)
-    small = ~seen.blocks.large[pool]
-    hopeful = chosen.mask & small
+    small, passed = pool & ~seen.blocks.large, pool & ~chosen.mask
     room = len(seen.blocks) if places is None else max(0, places - large - it.recounting)
     surplus = 0 if places is None else max(0, large + it.recounting - places)
     most = most_of_each(seen, policy)
     turn.possible = possible
 
-    counted = it.counted[np.flatnonzero(_holding(it, pool[np.flatnonzero(small & ~chosen.mask)], seen))]
+    counted = it.counted
+    if len(counted):
+        counted = counted[np.flatnonzero(_holding(it, np.flatnonzero(small & passed), seen))]
     back = counted if most is None else within(counted, seen, most - large_of_each(seen))
     turn.take(back if places is None else back[: max(0, places - large)], Finding.COUNTED, it)
     turn.take(it.cold, Finding.COLD, it)
-    these = np.flatnonzero(hopeful)
-    it.finding[pool[these]] = Finding.RATE if turn.possible > 0 else Finding.NO_PAGES
-    lost = pool[np.flatnonzero(~small & ~chosen.mask)]
+    these = np.flatnonzero(small & chosen.mask)
+    it.finding[these] = Finding.RATE if turn.possible > 0 else Finding.NO_PAGES
+    lost = np.flatnonzero(passed & seen.blocks.large)
     over = lost[:0]
     if most is not None:
-        over = over_most(it, seen, most, lost, pool[these], turn.possible)
-        these = these[room_of_each(it, seen, most, pool[these])]
+        over = over_most(it, seen, most, lost, these, turn.possible)
+        these = these[room_of_each(it, seen, most, these)]
     waiting = min(len(these), turn.possible) - room
     excess = max(0, max(surplus, waiting) - len(it.cold) - len(over))
     others = _without(lost, over, len(seen.blocks))
@@ -124,7 +125,7 @@ def map_large(
     turn.take(np.concatenate((over, rest)), Finding.REPLACED, it)
 
     limit = min(room, turn.room(Finding.COLLAPSE))
-    order = _order(it.score, pool[these], chosen.own[these], seen.blocks.target, own, limit)
+    order = _order(it.score, these, chosen.own[these], seen.blocks.target, own, limit)
     fits = _fits(it.fill[order], fillable_bytes)
     it.finding[order[~fits]] = Finding.BLOAT
     turn.take(order[fits], Finding.COLLAPSE, it)
@@ -135,26 +136,25 @@ def map_large(
         turn.take(rows[: turn.room(Finding.RECOUNTED)], Finding.RECOUNTED, it)
 
 
-def _pool(it: Judgement, fillable_bytes: float) -> Rows:
-    """What is chosen from, in the order of blocks: all with a score, but for those that could not be filled now."""
+def _pool(it: Judgement, fillable_bytes: float) -> Mask:
+    """What is chosen from: all with a score, but for those that could not be filled now."""
     mask = ~np.isnan(it.score)
     if float(it.fill.max(initial=0.0)) * PAGE_BYTES > fillable_bytes:
         unfit = np.flatnonzero(it.may & (it.fill * PAGE_BYTES > fillable_bytes))
         it.finding[unfit] = Finding.BLOAT
         mask[unfit] = False
-    return np.flatnonzero(mask)
+    return mask
 
 
 def _choose(
     it: Judgement,
-    pool: Rows,
+    pool: Mask,
     seen: Observation,
     policy: Policy,
     own: NDArray[np.int64],
     places: int | None,
 ) -> Chosen:
     """Of movable blocks and candidates, those that are to be large beside what stays whatever they are."""
-    target = seen.blocks.target
     fixed = seen.blocks.large & ~it.stays
     fixed[it.cold] = False
     fixed[it.counted] = fixed[it.pending] = (
@@ -165,7 +165,7 @@ def _choose(
     caps = None if most is None else np.maximum(most - has, 0)
     shares = np.array([policy.of(each).shares for each in seen.targets], np.float64)
     left = None if places is None else places - int(has.sum())
-    return choose(it.score[pool], target[pool], left, np.maximum(own - has, 0), caps, shares)
+    return choose(it.score, pool, rows_of(seen), left, np.maximum(own - has, 0), caps, shares)
 
 
 def _order(
