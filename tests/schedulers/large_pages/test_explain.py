@@ -54,6 +54,29 @@ def test_a_block_is_explained_by_any_address_in_it() -> None:
         explain.of_block(plan, "a", 5 * BLOCK_BYTES, _POLICY)
 
 
+def test_what_is_filled_to_spare_says_so() -> None:
+    """Of four blocks with 40 of 80 pages used there is memory to spare for two, of one with 20 for none."""
+    used, present = np.array([40, 40, 40, 40, 20]), np.full(5, 80)
+    policy = msgspec.structs.replace(_POLICY, budget_bytes=None, spare_share=0.4, residence_s=20)
+    world = World([Load("a", present, lambda _: used)])
+    ours, said = Ours(policy), []
+    for _ in range(4):
+        said += [each.reason for each in world.step(ours)]
+    assert ours.last is not None
+    assert said == ["40 of 512 pages accessed, 80 present: there is memory to spare for filling the rest"] * 2
+    assert "from 32 on as far as there is memory to spare" in explain.of_target(ours.last, "a", policy)
+    refused = explain.of_block(ours.last, "a", 4 * BLOCK_BYTES, policy)
+    assert "found         bloat: 40 of 512 pages accessed, 80 present: there is no room" in refused
+    low = explain.of_block(ours.last, "a", 5 * BLOCK_BYTES, policy)
+    assert "found         low: 20 of 512 pages accessed, less than 32" in low
+    off = msgspec.structs.replace(policy, spare_share=0.0)
+    without = Ours(off)
+    for _ in range(4):
+        world.step(without)
+    assert without.last is not None
+    assert "less than 64" in explain.of_block(without.last, "a", 4 * BLOCK_BYTES, off)
+
+
 @pytest.mark.parametrize("text", ["x", "-1", "0x1ffffffffffffffff", ""])
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(ConfigError):

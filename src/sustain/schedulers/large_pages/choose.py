@@ -44,7 +44,7 @@ def choose(
     if caps is not None:
         allowed = np.zeros_like(pool)
         for rows, cap in zip(targets, caps.tolist(), strict=True):
-            allowed[rows.start + best(score[rows], cap)] = True
+            allowed[rows] = are_best(score[rows], cap)
         allowed &= pool
         score = select(allowed, score, never)
     mine = np.zeros_like(allowed)
@@ -54,28 +54,31 @@ def choose(
     if int(own.sum()) > places:
         own = guaranteed(places, own, shares)
     for rows, count in zip(targets, own.tolist(), strict=True):
-        mine[rows.start + best(score[rows], count)] = True
+        mine[rows] = are_best(score[rows], count)
     mine &= allowed
-    chosen = mine.copy()
-    chosen[best(select(mine, never, score), places - int(np.count_nonzero(mine)))] = True
-    return Chosen(chosen & allowed, mine)
+    others = are_best(select(mine, never, score), places - int(np.count_nonzero(mine)))
+    return Chosen((mine | others) & allowed, mine)
+
+
+def are_best(score: Scores, count: int) -> Mask:
+    """Which are the `count` highest; of equal ones the first."""
+    if count >= len(score) or count <= 0:
+        return np.full(len(score), count > 0, np.bool_)
+    bound = np.partition(score, len(score) - count)[len(score) - count]
+    found: Mask = score > bound
+    level = np.flatnonzero(score == bound)
+    found[level[: count - int(np.count_nonzero(found))]] = True
+    return found
 
 
 def best(score: Scores, count: int) -> Rows:
-    """Indices of the `count` highest, in no order; of equal ones the first come first."""
-    if count >= len(score):
-        return np.arange(len(score))
-    if count <= 0:
-        return np.zeros(0, np.intp)
-    bound = np.partition(score, len(score) - count)[len(score) - count]
-    above = np.flatnonzero(score > bound)
-    level = np.flatnonzero(score == bound)
-    return np.concatenate((above, level[: count - len(above)]))
+    """Indices of the `count` highest, in their order in `score`; of equal ones the first."""
+    return np.flatnonzero(are_best(score, count))
 
 
 def in_order(score: Scores, count: int) -> Rows:
     """Indices of the `count` highest, the highest first."""
-    found = np.sort(best(score, count))
+    found = best(score, count)
     return found[np.argsort(-score[found], kind="stable")]
 
 

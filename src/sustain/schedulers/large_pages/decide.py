@@ -83,7 +83,7 @@ def decide(
     scarce = budget.is_scarce(policy, seen.host, known.scarce)
     bloat = bloat_pages(memory, blocks)
     hidden = unseen(seen, state)
-    bloat_bytes = (float(bloat.sum(dtype=np.float64)) + (hidden.bloat_pages if hidden else 0)) * PAGE_BYTES
+    bloat_bytes = (float(bloat.sum()) + (hidden.bloat_pages if hidden else 0)) * PAGE_BYTES
     it = judge(seen, memory, targets, policy, now_s, scarce)
     spare.admit(it, policy, bloat_bytes / PAGE_BYTES)
     budgeted = places = budget.large_pages(policy, blocks, len(hidden.address) if hidden else 0)

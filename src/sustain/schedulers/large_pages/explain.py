@@ -58,7 +58,13 @@ def of_target(plan: Plan, name: str, policy: Policy) -> str:
         + f" (counted for at least {format_duration(policy.counting_s)} and {policy.least_counts} times first)",
         f"  blocks        {one.blocks}, of which {one.eligible} can be large and {one.large} are",
         f"  wants         {one.wanted} large: estimates from {policy.high:g} pages on, until they fall below "
-        f"{policy.low:g}",
+        f"{policy.low:g}; "
+        + (
+            f"from {policy.spare:g} on as far as there is memory to spare: {policy.spare_share:.0%} of what all large "
+            "would fill"
+            if policy.spare_share > 0
+            else "none to spare"
+        ),
         "  its own       "
         + (
             "there is no budget"

@@ -41,7 +41,7 @@ def room_of_each(it: Judgement, seen: Observation, most: Counts, wanted: Rows) -
     room = np.maximum(most - _has(it, seen), 0)
     parts = slices(seen.blocks.target[wanted], len(room))
     found = [
-        part.start + np.sort(best(it.score[wanted[part]], left))
+        part.start + best(it.score[wanted[part]], left)
         for part, left in zip(parts, room.tolist(), strict=True)
     ]
     return np.concatenate([np.zeros(0, np.intp), *found])

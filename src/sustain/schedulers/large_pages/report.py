@@ -49,7 +49,7 @@ def target_plans(
                 own=None if own is None else int(own[index]),
                 accessed_pages=accessed if np.any(memory.counts[rows]) else None,
                 coverage=inside / accessed if accessed > 0 else None,
-                bloat_bytes=float(bloat[rows].sum(dtype=np.float64)) * PAGE_BYTES,
+                bloat_bytes=float(bloat[rows].sum()) * PAGE_BYTES,
                 problems=tuple(problems),
             )
         )

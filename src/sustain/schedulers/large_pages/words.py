@@ -39,6 +39,13 @@ class _Block:
     def wait(self) -> str:
         return format_duration(max(0.0, float(self.memory.retry_s[self.row]) - self.now_s))
 
+    @property
+    def least(self) -> float:
+        """Used pages that it lacks for being large."""
+        policy, memory = self.policy, self.memory
+        surely = float(memory.estimate[self.row]) - policy.certainty * float(memory.error[self.row])
+        return policy.spare if policy.spare_share > 0 and surely < policy.spare else policy.high
+
     def ago(self, name: str) -> str:
         at_s = float(getattr(self.memory, name)[self.row])
         return f"{format_duration(self.now_s - at_s)} ago" if np.isfinite(at_s) else "never"
@@ -59,7 +66,7 @@ _WORDS: dict[Finding, Callable[[_Block], str]] = {
     Finding.TARGET_WAITS: lambda _: "its target refused lately",
     Finding.WAITS: lambda it: f"an action on it failed; it is tried again in {it.wait}",
     Finding.RECOUNT: lambda _: "mapped small for a recount, which is not done yet",
-    Finding.LOW: lambda it: f"{it.count}, less than {it.policy.high:g}",
+    Finding.LOW: lambda it: f"{it.count}, less than {it.least:g}",
     Finding.SETTLING: lambda it: (
         f"{it.count}; it changed {it.ago('changed_s')}, and stays for {format_duration(it.policy.residence_s)}"
     ),
@@ -76,7 +83,11 @@ _WORDS: dict[Finding, Callable[[_Block], str]] = {
         else f"{it.count}, to be mapped large: its turn comes later, by processor time, free places or the most "
         "actions of a plan"
     ),
-    Finding.COLLAPSE: lambda it: f"{it.count}, {it.held}: worth {it.score:.0f}",
+    Finding.COLLAPSE: lambda it: (
+        f"{it.count}, {it.held}: worth {it.score:.0f}"
+        if it.score > 0
+        else f"{it.count}, {it.held}: there is memory to spare for filling the rest"
+    ),
     Finding.COUNTED: lambda it: f"{it.count} by its recount, not less than {it.policy.low:g}",
     Finding.KEPT: lambda it: f"{it.count}, not less than {it.policy.low:g}",
     Finding.COLD: lambda it: f"{it.count}, less than {it.policy.low:g}",
