@@ -245,18 +245,25 @@ def _ask(
     freed: Mapping[str, float],
     spread: Mapping[str, float],
 ) -> None:
-    """Ours that does most work, beside the peer that does; `work`: of those that are compared."""
-    names = [name for name in _OURS if name in work], [name for name in _PEERS if name in work]
-    if not all(names):
+    """Ours that does most work, beside the peer that does; and what it frees, beside the peer that frees most of those
+    which do no less. `work`: of those that are compared."""
+    ours, peers = [name for name in _OURS if name in work], [name for name in _PEERS if name in work]
+    if not ours or not peers:
         return
-    ours, best = (max(each, key=lambda name: work[name]) for each in names)
-    noise = max(spread[ours], spread[best])
+    mine, best = (max(each, key=lambda name: work[name]) for each in (ours, peers))
+    noise = max(spread[mine], spread[best])
     found.ask(
         f"{where}work, less that of {best} ({noise:.3f} between runs): never below that",
-        work[ours] - work[best],
+        work[mine] - work[best],
         lambda value: value >= -noise,
     )
-    found.ask(f"{where}freed, beside {best}", freed[ours] / max(1.0, freed[best]), lambda value: value >= 1.2)
+    alike = [name for name in peers if work[name] >= work[mine] - noise] or [best]
+    most = max(alike, key=lambda name: freed[name])
+    found.ask(
+        f"{where}freed, beside {most}",
+        freed[mine] / freed[most] if freed[most] > 0 else None,
+        lambda value: value >= 1.2,
+    )
 
 
 def _reference(runs: Sequence[Ran]) -> Reference:

@@ -90,6 +90,23 @@ def test_what_is_far_apart_or_spans_more_than_one_call_takes(
     assert np.flatnonzero(bits).tolist() == sorted(frames.tolist())
 
 
+def test_the_last_frames_of_a_machine_that_are_no_whole_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux takes none of a word of which not all is there, and says 0; those of the words before are marked."""
+    path = bitmap(tmp_path, 9)
+    write = marking(path)
+
+    def cut(fd: int, data: memoryview, at: int) -> int:
+        kept = min(len(data), 8 * 8 - at)
+        return write(fd, data[:kept], at) if kept > 0 else 0
+
+    monkeypatch.setattr(os, "pwrite", cut)
+    marks = Marks(column(64 * 7 + 1, 64 * 8 + 1), tmp_path)
+    marks.set()
+    assert marks.idle().tolist() == [True, False]
+
+
 def test_a_kernel_that_takes_less_than_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As Linux does, 4 KiB of the bitmap at a time."""
     monkeypatch.setattr(kpageflags, "_BITMAP_MOST_WORDS", 1 << 17)

@@ -33,7 +33,7 @@ def test_settings(tmp_path: Path) -> None:
         ("always", True, 511, True),
         ("madvise", True, 64, True),
         ("madvise", True, 0, False),
-        ("madvise", False, 511, False),
+        ("madvise", False, 511, True),  # `defrag` is whether it compacts memory for that
         ("never", True, 511, False),
         ("madvise", True, None, False),  # unknown
         (None, None, None, False),

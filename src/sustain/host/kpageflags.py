@@ -123,7 +123,12 @@ class _Pieces:
         """Those words; zeros in between, which leave alone what is there."""
         words = np.zeros(self._total, np.uint64)
         words[self._rows] = values
-        self._each(path, os.O_WRONLY, words, os.pwrite)
+
+        def write(fd: int, view: memoryview, at: int) -> int:
+            # Of the machine's last frames, when they are no whole word, the kernel takes none, or tells of none.
+            return os.pwrite(fd, view, at) or (len(view) if len(view) == words.itemsize else 0)
+
+        self._each(path, os.O_WRONLY, words, write)
 
     def _each(self, path: Path, how: int, words: Column, call: Callable[[int, memoryview, int], int]) -> None:
         view = memoryview(words.data).cast("B")

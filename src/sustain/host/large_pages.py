@@ -35,7 +35,7 @@ class Settings:
     @property
     def refills(self) -> bool:
         """Whether khugepaged fills what was taken out of a block, unless all of it was."""
-        return self.enabled in ("always", "madvise") and bool(self.khugepaged_defrag and self.max_ptes_none)
+        return self.enabled in ("always", "madvise") and bool(self.max_ptes_none)
 
 
 def settings(root: Path = Path("/")) -> Settings:

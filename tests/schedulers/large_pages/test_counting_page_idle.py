@@ -102,6 +102,27 @@ def test_only_those_that_were_used_are_marked_anew(
     assert not bits[::2].any(), "even frames still have their marks"
 
 
+def test_all_processes_have_the_same_periods(bitmap: Bitmap, toucher: Toucher, counting: Counting) -> None:
+    """The mark of a page that two of them map is both's: who comes later waits for the others' end."""
+    clock = FakeClock()
+    counter = counting(clock)
+    counter.start([toucher.memory()])
+    clock.advance(5)
+    with touching([0] * 2) as late:
+        both = [toucher.memory(), late.memory()]
+        counter.start(both)
+        marked = bitmap.marked()
+        assert marked <= 512 * 4
+        clock.advance(5)
+        assert set(counter.read()) == {toucher.who}
+        counter.start(both)
+        assert bitmap.marked() >= marked + 512 * 2 - 64
+        clock.advance(10)
+        found = counter.read()
+        assert found[late.who].window_s == pytest.approx(found[toucher.who].window_s)
+        assert found[late.who].window_s == pytest.approx(10)
+
+
 @pytest.mark.parametrize(("spent_s", "periods"), [(0.05, 1), (0.25, 3), (5.0, 6)])
 def test_a_period_lasts_as_long_as_counting_takes_its_share(
     spent_s: float,

@@ -177,6 +177,52 @@ def test_no_more_is_filled_to_spare_than_its_share(
         assert bloat + least > share * float((PAGES - pages).sum()) - 1
 
 
+@pytest.mark.parametrize("by_shares", [0.0, 0.5, 1.0])
+def test_what_is_filled_to_spare_takes_no_place_from_who_pays(by_shares: float) -> None:
+    """Neither of another target, by shares, nor of its own: also when it was there first."""
+    policy = msgspec.structs.replace(
+        _SOON, budget_bytes=10 * BLOCK_BYTES, by_shares=by_shares, spare_share=1.0
+    )
+    hardly = np.full(20, 40)
+    pays = np.full(10, 100)
+
+    def later(at_s: float) -> Pages:
+        return pays if at_s >= 100 else np.zeros(10, np.int64)
+
+    others = Load("hardly", np.full(20, 80), lambda _: hardly)
+    world = World([others, Load("pays", np.full(10, 212), later)])
+    ours = Ours(policy)
+    run(world, ours, 9)
+    assert world.large[:20].sum() == 10
+    run(world, ours, 20)
+    assert world.large.tolist() == [False] * 20 + [True] * 10
+    assert run(world, ours, 20) == []
+
+
+def test_only_as_many_are_filled_to_spare_as_large_pages_are_free() -> None:
+    host = HostView(total_bytes=64 * GIB, available_bytes=48 * GIB, pressure=0.0, free_large_pages=3)
+    world = World([load([40] * 9 + [500] * 2)], host=host)
+    ours = Ours(_SOON)
+    spare = []
+    for _ in range(8):
+        planned = world.step(ours)
+        spare.append(sum(each.address <= 9 * BLOCK_BYTES for each in planned))
+    assert world.large.all()
+    assert max(spare) == 3
+
+
+def test_what_a_target_that_is_only_counted_could_fill_is_not_spent_on_others() -> None:
+    policy = msgspec.structs.replace(_SOON, targets={"big": TargetPolicy(counted_only=True)})
+    world = World(
+        [
+            Load("a", np.full(4, 80), lambda _: np.full(4, 40)),
+            Load("big", np.full(40, 80), lambda _: np.full(40, 40)),
+        ]
+    )
+    run(world, Ours(policy), 8)
+    assert not world.large.any()  # a fifth of what four blocks could fill is less than one
+
+
 def test_nothing_is_filled_to_spare_where_large_pages_must_be_made_or_memory_is_scarce() -> None:
     def large(**host: Any) -> list[bool]:
         seen_host = HostView(total_bytes=64 * GIB, available_bytes=48 * GIB, pressure=0.0)

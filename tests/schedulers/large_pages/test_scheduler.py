@@ -197,3 +197,26 @@ def test_a_target_that_ends_is_no_failure(tmp_path: Path, toucher: Toucher) -> N
         assert "t: there is no such process now" in tick.plan.problems
     finally:
         rig.scheduler.close()
+
+
+def test_counting_that_was_not_possible_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody else counted by the host's marks when we began, and has ended."""
+    clock, found = FakeClock(), []
+    with touching([0]) as toucher:
+        config = LargePagesConfig(targets=(Wanted(name="it", pid=toucher.process.pid),))
+
+        def counter(*_: object) -> tuple[object, tuple[str, ...]]:
+            found.append(clock.boottime_ns() / 1e9)
+            return (None, ("taken",)) if len(found) < 3 else (MadeUp(clock, toucher, [7]), ())
+
+        monkeypatch.setattr("sustain.schedulers.large_pages.scheduler._counter", counter)
+        scheduler = LargePages(config, _PERIOD_S, clock, None)
+        looks = []
+        for _ in range(15):
+            looks.append(scheduler.sense())
+            clock.advance(_PERIOD_S)
+        scheduler.close()
+    assert np.diff(found) == pytest.approx([60, 60])
+    assert "taken" in looks[11].notes
+    assert "taken" not in looks[12].notes
+    assert looks[13].targets[0].counting == "page-idle"

@@ -124,6 +124,7 @@ class _Marker:
         self._lock = threading.Lock()  # of what follows; looks at several guests go on at once
         self._marked: dict[str, _Marked] = {}
         self._looks = 0  # that go on
+        self._closed = False
         self._held: page_idle.Held | None = None  # while there are marks
 
     def look(self, name: str, who: Identity, areas: tuple[Area, ...]) -> Sampled | None:
@@ -138,6 +139,8 @@ class _Marker:
                 return before.found
             self._marked.pop(name, None)  # what fails begins anew
             self._drop(now_s)
+            if self._closed:
+                return None
             if self._held is None:
                 self._held = page_idle.Held(self._root)
             self._looks += 1
@@ -158,6 +161,7 @@ class _Marker:
 
     def close(self) -> None:
         with self._lock:
+            self._closed = True
             self._marked.clear()
             self._let_go()
 

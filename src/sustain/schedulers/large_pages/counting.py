@@ -13,6 +13,7 @@ Rejected: `clear_refs` with `Referenced` of smaps, one number for a whole mappin
 sampling of addresses by `perf mem`, which wants processors that most guests do not show.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -71,11 +72,12 @@ def stretches(addresses: NDArray[np.uint64]) -> list[tuple[int, int, slice]]:
     ]
 
 
-def least_s(spent_s: float, blocks: int, share: float, period_s: float) -> float:
+def least_s(spent_s: float, blocks: int, share: float, period_s: float, longest_s: float = math.inf) -> float:
     """How long a period lasts at least, of which counting so many blocks takes `spent_s` of processor time, so that
-    this is no more than `share` of a core for each GiB (of less than one, as for one); `LONGEST` periods at most."""
+    this is no more than `share` of a core for each GiB (of less than one, as for one); `LONGEST` periods, and
+    `longest_s`, at most."""
     gib = max(1.0, blocks * BLOCK_BYTES / (1 << 30))
-    return min(max(period_s, spent_s / (share * gib)), LONGEST * period_s)
+    return min(max(period_s, spent_s / (share * gib)), LONGEST * period_s, max(period_s, longest_s))
 
 
 class Counter(Protocol):
@@ -137,11 +139,16 @@ def impossible(way: Literal["page-idle", "damon"], root: Path = Path("/")) -> Ho
 
 
 def counter(
-    way: Ways, period_s: float, clock: Clock, changes: Changes, root: Path = Path("/")
+    way: Ways,
+    period_s: float,
+    clock: Clock,
+    changes: Changes,
+    root: Path = Path("/"),
+    longest_s: float = math.inf,
 ) -> tuple[Counter, str]:
     """The one that is wanted; of "auto" the best that there is, and why there is no better one, in words, where this
     kernel has that. Raises HostError with what is missing: of "auto" both reasons. A kernel whose DAMON cannot watch
-    processes shows that only when it is tried."""
+    processes shows that only when it is tried. `longest_s`: no period is longer."""
     from sustain.schedulers.large_pages.counting_damon import DamonCounter
 
     if way == "none":
@@ -149,7 +156,7 @@ def counter(
     exact, estimated = None, impossible("damon", root)
     if way != "damon":
         try:
-            return _exact(period_s, clock, root), ""
+            return _exact(period_s, clock, root, longest_s), ""
         except HostError as error:
             if way == "page-idle":
                 raise
@@ -163,13 +170,13 @@ def counter(
     why = ""
     if exact is not None and page_idle.available(root):
         why = f"used pages are not counted exactly: {exact} ({exact.hint})"
-    return DamonCounter(period_s, clock, changes, root, share=SHARE), why
+    return DamonCounter(period_s, clock, changes, root, share=SHARE, longest_s=longest_s), why
 
 
-def _exact(period_s: float, clock: Clock, root: Path) -> Counter:
+def _exact(period_s: float, clock: Clock, root: Path, longest_s: float) -> Counter:
     """Raises HostError, also where somebody else counts so now."""
     from sustain.schedulers.large_pages.counting_page_idle import PageIdleCounter
 
     if (lacks := impossible("page-idle", root)) is not None:
         raise lacks
-    return PageIdleCounter(period_s, clock, root, SHARE)
+    return PageIdleCounter(period_s, clock, root, SHARE, longest_s)

@@ -20,6 +20,7 @@ DAMON is taken when there is something to watch and given back with the last of 
 
 import contextlib
 import errno
+import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -69,6 +70,7 @@ class DamonCounter:
         root: Path = Path("/"),
         samples: int = SAMPLES,
         share: float | None = None,
+        longest_s: float = math.inf,
     ) -> None:
         """`share` of a core that readings may take for each GiB; None: whatever they take."""
         self.attributes = Attributes(
@@ -76,6 +78,7 @@ class DamonCounter:
         )
         self._period_s = period_s
         self._share = share
+        self._longest_s = longest_s
         self._clock = clock
         self._changes = changes
         self._root = root
@@ -146,9 +149,9 @@ class DamonCounter:
                     if watched is not None and not _alike(watched.memories, wanted):
                         watched.watch.close()
                         watched = None
+                    begun_s, spent_s = time.monotonic(), time.thread_time()
                     if watched is None:
                         watched = self._begin(wanted)
-                    begun_s, spent_s = time.monotonic(), time.thread_time()
                     self._take(watched)
                     self._problem = None
                     self._pause(watched, time.thread_time() - spent_s, time.monotonic() - begun_s)
@@ -160,15 +163,16 @@ class DamonCounter:
             self._give_back()
 
     def _pause(self, watched: _Watched, spent_s: float, lasted_s: float) -> None:
-        """Until the next reading is due, or others are wanted."""
+        """Until the next reading is due, or other processes are wanted. Other blocks of the same ones wait: a process
+        whose memory comes and goes has others at each look."""
         if self._share is None:
             return
         blocks = sum(len(each.addresses) for each in watched.memories)
-        rest_s = least_s(spent_s, blocks, self._share, self._period_s) - lasted_s
+        rest_s = least_s(spent_s, blocks, self._share, self._period_s, self._longest_s) - lasted_s
         if rest_s > 0:
             with self._changed:
                 self._changed.wait_for(
-                    lambda: self._closed or not _alike(watched.memories, self._wanted), rest_s
+                    lambda: self._closed or _images(watched.memories) != _images(self._wanted), rest_s
                 )
 
     def _rest(self, error: SustainError, wanted: tuple[Memory, ...]) -> None:
@@ -315,6 +319,10 @@ def _told(error: Exception) -> SustainError:
 
 def _regions(addresses: NDArray[np.uint64]) -> list[damon.Run]:
     return [(each, each + BLOCK_BYTES) for each in addresses.tolist()]
+
+
+def _images(memories: tuple[Memory, ...]) -> set[tuple[Identity, int]]:
+    return {(each.who, each.image) for each in memories}
 
 
 def _alike(some: tuple[Memory, ...], others: tuple[Memory, ...]) -> bool:

@@ -23,6 +23,7 @@ Marks of anybody else would spoil ours, so the bitmap is held from the beginning
 """
 
 import contextlib
+import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -80,13 +81,19 @@ class PageIdleCounter:
     kind: Counting = "page-idle"
 
     def __init__(
-        self, period_s: float, clock: Clock, root: Path = Path("/"), share: float | None = None
+        self,
+        period_s: float,
+        clock: Clock,
+        root: Path = Path("/"),
+        share: float | None = None,
+        longest_s: float = math.inf,
     ) -> None:
-        """`share` of a core that counting may take for each GiB; None: whatever it takes. Raises HostError: EBUSY,
-        somebody else counts so."""
+        """`share` of a core that counting may take for each GiB; None: whatever it takes; `longest_s`: no
+        period is longer for that. Raises HostError: EBUSY, somebody else counts so."""
         self._held = page_idle.Held(root)
         self._period_s = period_s
         self._share = share
+        self._longest_s = longest_s
         self._clock = clock
         self._root = root
         self._marked: dict[Identity, _Marked] = {}
@@ -101,12 +108,15 @@ class PageIdleCounter:
         ] = {}  # of the last whole period: that, and how many pages
 
     def start(self, memories: Sequence[Memory]) -> None:
-        """Marks what is not marked. Marks that wait for the end of their period stay."""
+        """Marks what is not marked, once all periods are over: all begin and end together, since the mark of a page
+        that several processes map is everybody's."""
         wanted = {each.who: each for each in memories}
         for held in (self._marked, self._before, self._counts, self._problems, self._spent_s, self._costs):
             for who in [each for each in held if each not in wanted]:
                 del held[who]
         due = [each for who, each in wanted.items() if not self._holds(who, each.image)]
+        if len(due) < len(wanted):
+            return  # who is new waits for the others
         if due:
             madvise.empty_batches()
         for memory in due:
@@ -120,10 +130,9 @@ class PageIdleCounter:
 
     def read(self) -> Mapping[Identity, Count]:
         """Ends the periods that are over."""
-        lasts_s = self._lasts_s()
-        for who, marked in list(self._marked.items()):
-            if self._now_s() - marked.at_s < lasts_s:
-                continue
+        begun_s = min((each.at_s for each in self._marked.values()), default=math.inf)
+        over = self._now_s() - begun_s >= self._lasts_s()
+        for who, marked in list(self._marked.items()) if over else ():
             del self._marked[who]
             try:
                 with self._charged(who):
@@ -148,7 +157,7 @@ class PageIdleCounter:
             return whole_s
         blocks = sum(pages for _, pages in self._costs.values()) // PAGES_OF_BLOCK
         spent_s = sum(spent_s for spent_s, _ in self._costs.values())
-        return least_s(spent_s, blocks, self._share, whole_s)
+        return least_s(spent_s, blocks, self._share, whole_s, self._longest_s)
 
     @contextlib.contextmanager
     def _charged(self, who: Identity) -> Iterator[None]:

@@ -85,7 +85,7 @@ def decide(
     hidden = unseen(seen, state)
     bloat_bytes = (float(bloat.sum()) + (hidden.bloat_pages if hidden else 0)) * PAGE_BYTES
     it = judge(seen, memory, targets, policy, now_s, scarce)
-    spare.admit(it, policy, bloat_bytes / PAGE_BYTES)
+    spare.admit(it, policy, bloat_bytes / PAGE_BYTES, seen.host.free_large_pages)
     budgeted = places = budget.large_pages(policy, blocks, len(hidden.address) if hidden else 0)
     if places is not None and hidden is not None:
         places = max(0, places - hidden.places)
@@ -138,8 +138,9 @@ def _beginning(now_s: float) -> State:
 def _wanted(
     it: Judgement, seen: Observation, policy: Policy, places: int | None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(blocks that each target would have large if there were no budget, what of the budget is its own)."""
-    mask = seen.blocks.large | it.may
+    """(blocks that each target would have large if there were no budget, what of the budget is its own). What is only
+    filled where there is memory to spare is no reason to take another's place."""
+    mask = (seen.blocks.large | it.may) & ~it.spare
     mask[it.cold] = False
     mask[it.counted] = mask[it.pending] = True
     wanted = np.array([np.count_nonzero(mask[rows]) for rows in rows_of(seen)], np.int64)

@@ -7,7 +7,8 @@ Used by `decide`. The worth of a block that may become large, in accessed pages:
 and more by `prefer` where the guest in it maps it large, too. What a block that is large is worth is its estimate, more
 by the same, times 1 + `margin`: it has been filled, and one that takes its place has to be better by that much, as far
 as a block can be: one of 512 pages takes the place of any that has less. So of two blocks with constant counts none
-takes the other's place twice.
+takes the other's place twice. Where it was filled and is not hot (`high`), `fill` is taken off all the same: who is
+filled because there is memory to spare does not keep its place against who pays.
 
 A block with accessed pages enough for the policy's `spare` but not for `high`, or whose worth is not above nothing, may
 become large as far as there is memory to spare for filling (`spare`). Where a large page must be made by compaction it
@@ -39,7 +40,7 @@ class Judgement:
     score: NDArray[np.float32]
     fill: NDArray[np.float32]  # pages that mapping it large would fill
     may: Mask  # it is small, and may become large
-    spare: Mask  # of these, what only may as far as there is memory to spare
+    spare: Mask  # it only may, or is large and may stay, as far as there is memory to spare
     could_fill: float  # pages that mapping all blocks large would fill, of those that are small
     stays: Mask  # it is large, and stays unless others are better
     cold: Rows  # large, and to be demoted
@@ -125,7 +126,9 @@ def _judge(blocks: Blocks, memory: Memory, terms: _Terms) -> Judgement:
     settled = memory.changed_s <= now_s - policy.residence_s
     present = select(blocks.populated >= 0, blocks.populated.astype(np.float32), estimate)
     fill = np.maximum(PAGES - present, np.float32(0))
-    worth = estimate - np.float32(policy.fill) * fill
+    # Of what is not hot, what was filled before counts as if it still were to be filled.
+    taken = select(memory.base >= 0, PAGES - memory.base.astype(np.float32), fill)
+    worth = estimate - np.float32(policy.fill) * select(hot, fill, taken)
     if terms.none_free:
         worth -= np.float32(policy.compaction)
     more = (blocks.guest_large == 1) * np.float32(policy.prefer)
@@ -158,6 +161,7 @@ def _judge(blocks: Blocks, memory: Memory, terms: _Terms) -> Judgement:
     stays = held & ~chilly
     reached = np.fmin(estimate * np.float32(1 + policy.margin), np.float32(PAGES - 1))
     kept = np.maximum(reached, estimate + np.float32(0.5)) * (more + np.float32(1))
+    kept -= select(~hot & (memory.base >= 0), np.float32(policy.fill) * taken, np.zeros_like(taken))
     score = select(may, worth, select(stays, kept, np.full(len(kept), np.nan, np.float32)))
     counted, pending, failed = _recounts(blocks, memory, recounting & free, terms)
     counted = counted[:0] if terms.scarce else counted
@@ -167,8 +171,8 @@ def _judge(blocks: Blocks, memory: Memory, terms: _Terms) -> Judgement:
         score=score,
         fill=fill,
         may=may,
-        spare=may & spare,
-        could_fill=_sum(fill, small & blocks.eligible & (blocks.populated >= 0)),
+        spare=(may & spare) | (large & ~hot & (memory.base >= 0)),
+        could_fill=_sum(fill, small & blocks.eligible & (blocks.populated >= 0) & ~terms.only[blocks.target]),
         stays=stays,
         cold=np.flatnonzero(held & chilly),
         counted=counted,

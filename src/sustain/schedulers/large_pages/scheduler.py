@@ -5,7 +5,9 @@ that only looks notes what it changes for that (DAMON) in a journal of its own (
 says so with each observation: what is there and what is mapped large is known all the same.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ from sustain.schedulers.loop import Tick, no_beat
 from sustain.schedulers.measure import Measure
 
 _LEAST_WAIT_S = 1.0
+_COUNT_AGAIN_S = 60.0  # what could not be counted by is tried again
+_FRESH = 0.75  # of the age from which counts are not acted upon: no counting period is longer
 
 
 class LargePages:
@@ -61,8 +65,11 @@ class LargePages:
         self._root = root
         notes: tuple[str, ...] = ()
         found = counts
+        self._clock = clock
+        self._count = partial(_counter, config, clock, changes or journal, root)
         if found is None:
-            found, notes = _counter(config, clock, changes or journal, root)
+            found, notes = self._count()
+        self._again_s = math.inf if found is not None else self._now_s() + _COUNT_AGAIN_S
         self._sensor = Sensor(config.targets, found, clock, notes=notes, root=root)
         self._actuator = (
             Actuator(journal, self._sensor.image, keep=config.keep, root=root)
@@ -71,6 +78,11 @@ class LargePages:
         )
 
     def sense(self) -> Observation:
+        if self._now_s() >= self._again_s:  # whoever counted by the host's marks may have ended
+            found, notes = self._count()
+            self._again_s = math.inf if found is not None else self._now_s() + _COUNT_AGAIN_S
+            if found is not None:
+                self._sensor.count_by(found, notes)
         return self._sensor.read()
 
     def decide(
@@ -90,6 +102,9 @@ class LargePages:
     def alarms(self) -> Iterator[Alarm]:
         """None: what is scarce shows at the next look, and a demotion gives little back at once."""
         return iter(())
+
+    def _now_s(self) -> float:
+        return self._clock.boottime_ns() / 1e9
 
     def restore(self, beat: Callable[[], None] = no_beat) -> Report:
         undone: tuple[Undone, ...] = ()
@@ -152,7 +167,8 @@ def _counter(
     if changes is None:
         return None, ("nothing is counted: there is no journal to note it in",)
     try:
-        found, why = counter(config.counting, config.count_period_s, clock, changes, root)
+        longest_s = _FRESH * config.policy.fresh_s
+        found, why = counter(config.counting, config.count_period_s, clock, changes, root, longest_s)
     except HostError as error:
         return None, (f"nothing is counted: {error}" + (f" ({error.hint})" if error.hint else ""),)
     return found, (why,) if why else ()

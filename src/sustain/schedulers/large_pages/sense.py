@@ -122,6 +122,10 @@ class Sensor:
         self._guests = Guests()
         self._stalls: deque[tuple[float, int]] = deque()  # (when, microseconds until then)
 
+    def count_by(self, counter: Counter, notes: Sequence[str]) -> None:
+        """From now on; nothing has counted before."""
+        self._counter, self._notes = counter, tuple(notes)
+
     def image(self, who: Identity) -> int | None:
         """Which program that process had when it was looked at last; None: it was not."""
         known = self._known.get(who)

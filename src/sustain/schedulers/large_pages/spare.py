@@ -17,16 +17,20 @@ from sustain.schedulers.large_pages.plan import Finding
 from sustain.schedulers.large_pages.policy import Policy
 
 
-def admit(it: Judgement, policy: Policy, bloat_pages: float) -> None:
+def admit(it: Judgement, policy: Policy, bloat_pages: float, free: int | None) -> None:
     """Of the spare blocks those that there is memory for stay candidates, the best first. `bloat_pages`: filled and
-    not accessed now."""
-    rows = np.flatnonzero(it.spare)
+    not accessed now; `free`: large pages of the host (None: unknown), since none is made for them by compaction."""
+    rows = np.flatnonzero(it.spare & it.may)
     fill = it.fill[rows]
     left = policy.spare_share * (it.could_fill + bloat_pages) - bloat_pages
-    if not len(rows) or float(fill.sum(dtype=np.float64)) <= left:
+    most = len(rows) if free is None else free
+    if len(rows) <= most and float(fill.sum(dtype=np.float64)) <= left:
         return
     order = in_order(it.score[rows], len(rows))
-    refused = rows[order[np.cumsum(fill[order], dtype=np.float64) > max(0.0, left)]]
+    fits = np.cumsum(fill[order], dtype=np.float64) <= max(0.0, left)
+    fits |= fill[order] <= 0  # nothing more is filled for those, whatever their place
+    fits[most:] = False
+    refused = rows[order[~fits]]
     it.may[refused] = False
     it.score[refused] = np.nan
     it.finding[refused] = Finding.BLOAT
