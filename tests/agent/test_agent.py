@@ -20,6 +20,7 @@ from sustain.errors import AgentError, SustainError
 from sustain.schedulers.journal import Journal
 from sustain.testing import FakeClock
 from sustain.testing.scheduler import DialPolicy, DialScheduler
+from tests import threads
 
 
 class Rig:
@@ -105,15 +106,9 @@ def test_a_signal_that_another_thread_gets_ends_it_in_order_too(rig: Rig) -> Non
     agent = rig.start()
     rig.hear("READY=1")
     rig.until_it_has_acted()
-    unblocked = [
-        int(task.name)
-        for task in Path(f"/proc/{agent.pid}/task").iterdir()
-        if int(task.name) != agent.pid
-        and not int((task / "status").read_text().split("SigBlk:")[1].split()[0], 16)
-        & 1 << signal.SIGTERM - 1
-    ]
-    assert unblocked, "the server's thread is there before"
-    assert ctypes.CDLL(None).tgkill(agent.pid, unblocked[0], signal.SIGTERM) == 0
+    others = threads.unblocked(agent.pid, signal.SIGTERM)
+    assert others, "the server's thread is there before"
+    assert ctypes.CDLL(None).tgkill(agent.pid, others[0], signal.SIGTERM) == 0
     _, said = agent.communicate(timeout=30)
     assert (agent.returncode, rig.values()) == (0, {"a": 9, "b": 2}), said
 

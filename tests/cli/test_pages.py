@@ -31,6 +31,7 @@ from sustain.schedulers.large_pages.model import BLOCK_BYTES, Observation
 from sustain.schedulers.large_pages.ours import Span
 from sustain.schedulers.loop import Loop
 from sustain.schedulers.recording import Recorder, Recording, read_header
+from tests import threads
 from tests.cli.conftest import Ran
 from tests.schedulers.large_pages.touching import Toucher, touching
 
@@ -254,17 +255,11 @@ def test_a_signal_that_another_thread_gets_ends_a_recording_in_order(config: Pat
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < end
             time.sleep(0.05)
-        unblocked = [
-            int(task.name)
-            for task in Path(f"/proc/{process.pid}/task").iterdir()
-            if int(task.name) != process.pid
-            and not int((task / "status").read_text().split("SigBlk:")[1].split()[0], 16)
-            & 1 << signal.SIGTERM - 1
-        ]
-        if not unblocked:
+        others = threads.unblocked(process.pid, signal.SIGTERM)
+        if not others:
             process.kill()
             pytest.skip("NumPy has no threads of its own here")
-        assert ctypes.CDLL(None).tgkill(process.pid, unblocked[0], signal.SIGTERM) == 0
+        assert ctypes.CDLL(None).tgkill(process.pid, others[0], signal.SIGTERM) == 0
         out, said = process.communicate(timeout=60)
     assert process.returncode == 0, said
     assert json.loads(out)["observations"] >= 1

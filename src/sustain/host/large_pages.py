@@ -16,7 +16,7 @@ from sustain.errors import HostError
 from sustain.host import files
 
 SETTING = "/sys/kernel/mm/transparent_hugepage/enabled"  # always, madvise or never
-MAX_PTES_NONE = "khugepaged/max_ptes_none"
+MAX_PTES_NONE = "/sys/kernel/mm/transparent_hugepage/khugepaged/max_ptes_none"
 _FOLDER = "sys/kernel/mm/transparent_hugepage"
 _SPLIT = "sys/kernel/debug/split_huge_pages"
 _ORDER = 9  # 2 MiB in pages of 4 KiB
@@ -45,7 +45,7 @@ def settings(root: Path = Path("/")) -> Settings:
     enabled, defrag, shmem = (
         _chosen(files.text(folder / name)) for name in ("enabled", "defrag", "shmem_enabled")
     )
-    most = files.number(folder / MAX_PTES_NONE)
+    most = files.number(root / MAX_PTES_NONE.lstrip("/"))
     return Settings(enabled, defrag, shmem, None if number is None else number != 0, most)
 
 

@@ -207,6 +207,10 @@ def test_only_as_many_are_filled_to_spare_as_large_pages_are_free() -> None:
     for _ in range(8):
         planned = world.step(ours)
         spare.append(sum(each.address <= 9 * BLOCK_BYTES for each in planned))
+        if len(spare) == 2:
+            assert ours.last is not None
+            assert ours.last.count(Finding.RATE) == 6  # their turn comes
+            assert not ours.last.count(Finding.BLOAT)
     assert world.large.all()
     assert max(spare) == 3
 

@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 _REFILLS = (
     "khugepaged fills again what balloons take, in blocks of which anything is left: to stop that, "
-    "echo 0 > /sys/kernel/mm/transparent_hugepage/khugepaged/max_ptes_none"
+    f"echo 0 > {large_pages.MAX_PTES_NONE}"
 )
 _AT_ONCE = 32  # guests that are let go at the same time; one that hangs takes its time limit
 

@@ -13,8 +13,8 @@ Used by the scheduler's loop, by `sustain pages plan`, by replays and by simulat
    before what is mapped large.
 
 Blocks that are unknown, stale or not settled, or whose target could not be looked at (`unseen`), stay as they are and
-keep their places. Rejected: address order, as
-khugepaged has it; and doing everything that the counts say at once, which stalls the host and follows noise.
+keep their places. Rejected: address order, as khugepaged has it; and doing everything that the counts say at once,
+which stalls the host and follows noise.
 """
 
 from collections.abc import Sequence

@@ -29,8 +29,9 @@ def admit(it: Judgement, policy: Policy, bloat_pages: float, free: int | None) -
     order = in_order(it.score[rows], len(rows))
     fits = np.cumsum(fill[order], dtype=np.float64) <= max(0.0, left)
     fits |= fill[order] <= 0  # nothing more is filled for those, whatever their place
+    it.finding[rows[order[~fits]]] = Finding.BLOAT
+    it.finding[rows[order[most:][fits[most:]]]] = Finding.RATE
     fits[most:] = False
     refused = rows[order[~fits]]
     it.may[refused] = False
     it.score[refused] = np.nan
-    it.finding[refused] = Finding.BLOAT
