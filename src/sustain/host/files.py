@@ -5,6 +5,7 @@ the kernel's word for it, and what to do.
 """
 
 import errno
+from collections.abc import Iterable
 from pathlib import Path
 
 from sustain.errors import HostError
@@ -73,3 +74,14 @@ def cpus(content: str | None) -> frozenset[int]:
         if first.isdecimal():
             found.update(range(int(first), int(last or first) + 1))
     return frozenset(found)
+
+
+def cpu_list(numbers: Iterable[int]) -> str:
+    """The same, to be written: "" for none."""
+    parts: list[list[int]] = []
+    for each in sorted(set(numbers)):
+        if parts and parts[-1][1] == each - 1:
+            parts[-1][1] = each
+        else:
+            parts.append([each, each])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
