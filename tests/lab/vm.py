@@ -113,6 +113,10 @@ class Guest:
     disk: Path | None = None
     memory_mib: int = 1024
     environment: dict[str, str] = field(default_factory=dict)
+    processors: str = "2"  # QEMU's -smp
+    # With one thread for all processors the emulator is slower, and safe with more than two of them.
+    one_thread: bool = False
+    devices: tuple[str, ...] = ()  # further options of QEMU
     _process: subprocess.Popen[bytes] | None = None
     _started: float = 0.0
     _boots: int = 0
@@ -243,8 +247,19 @@ class Guest:
                 "rootflags=version=9p2000.L,trans=virtio,access=any",
             ]
         return [
-            *("qemu-system-x86_64", "-machine", machine, "-accel", "tcg,thread=multi", "-cpu", "max"),
-            *("-smp", "2", "-m", memory, "-no-reboot", "-nodefaults", "-no-user-config", "-net", "none"),
+            *("qemu-system-x86_64", "-machine", machine, "-cpu", "max"),
+            *("-accel", f"tcg,thread={'single' if self.one_thread else 'multi'}"),
+            *(
+                "-smp",
+                self.processors,
+                "-m",
+                memory,
+                "-no-reboot",
+                "-nodefaults",
+                "-no-user-config",
+                "-net",
+                "none",
+            ),
             *("-vga", "none", "-display", "none", "-serial", "stdio"),
             *("-fsdev", f"local,id=root,path=/,readonly=on,{shared}"),
             *("-device", "virtio-9p-pci,fsdev=root,mount_tag=/dev/root"),
@@ -252,6 +267,6 @@ class Guest:
             *("-device", "virtio-9p-pci,fsdev=cached,mount_tag=cached"),
             *("-fsdev", f"local,id=share,path={self.share},{shared}"),
             *("-device", "virtio-9p-pci,fsdev=share,mount_tag=lab"),
-            *("-device", "virtio-rng-pci", *extra),
+            *("-device", "virtio-rng-pci", *extra, *self.devices),
             *("-kernel", str(self.kernel.image), "-append", " ".join(words)),
         ]
