@@ -12,6 +12,7 @@ import struct
 from pathlib import Path
 from typing import NamedTuple
 
+from sustain.errors import HostError
 from sustain.host import files
 
 
@@ -140,6 +141,17 @@ def identify(pid: int, root: str = "/") -> Identity | None:
 
 def alive(who: Identity, root: str = "/") -> bool:
     return who.pid > 0 and start_ticks(who.pid, root) == who.start_ticks
+
+
+def commands(pid: int, root: Path = Path("/")) -> set[str]:
+    """What a process may be called: its command's name as `ps -o comm` shows it, and its program's file name. None of
+    them when it has gone, is another user's, or is a thread of the kernel."""
+    folder = root / "proc" / str(pid)
+    try:
+        names = {(files.text(folder / "comm") or "").strip(), os.path.basename(os.readlink(folder / "exe"))}
+    except (OSError, HostError):
+        return set()
+    return names - {""}
 
 
 def kill(who: Identity, signum: int = signal.SIGKILL, *, group: bool = False) -> bool:

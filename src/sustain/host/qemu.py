@@ -7,6 +7,7 @@ else manages gets its sockets as descriptors (libvirt does): such a one is found
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -30,10 +31,10 @@ class Found:
     managed: bool = False  # by libvirt, which holds its sockets
 
 
-def discover(root: Path = Path("/")) -> list[Found]:
-    """All that run now and may be looked at, in the order of their pids."""
+def discover(root: Path = Path("/"), pids: Iterable[int] | None = None) -> list[Found]:
+    """All that run now and may be looked at, in the order of their pids; of `pids` only, where given."""
     found = []
-    for pid in all_pids(root):
+    for pid in all_pids(root) if pids is None else pids:
         who = identify(pid, str(root))
         try:
             words = (root / "proc" / str(pid) / "cmdline").read_bytes().decode(errors="replace").split("\0")

@@ -3,22 +3,18 @@
 Used by `sense`, anew at each reading, since processes come and go; `Wanted` is a part of the configuration file.
 """
 
-import errno
 import os
-import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
-from sustain.errors import ConfigError, HostError, SustainError
-from sustain.host import cgroup, files, maps, processes, qemu
+from sustain.errors import ConfigError, SustainError
+from sustain.host import cgroup, maps, pid_file, processes, qemu
 from sustain.host.processes import Identity, identify
 
 ANY = "*"  # guest: all of them
-_DIGITS = 10  # of a process's number
-_ABOUT_FILE = "pid_file names a file that the program writes when it has started"
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -111,10 +107,10 @@ def _matches(wanted: Wanted, root: Path) -> Iterator[Found]:
     if wanted.pid is not None:
         yield from _named(wanted, wanted.pid, root)
     elif wanted.pid_file is not None:
-        yield from _named(wanted, _number(Path(wanted.pid_file), root), root)
+        yield from _named(wanted, pid_file.read(Path(wanted.pid_file), root), root)
     elif wanted.command is not None:
         for pid in maps.all_pids(root):
-            if wanted.command in _commands(pid, root):
+            if wanted.command in processes.commands(pid, root):
                 yield from _named(wanted, pid, root)
     elif wanted.cgroup is not None:
         for pid in cgroup.members(wanted.cgroup, root):
@@ -123,46 +119,11 @@ def _matches(wanted: Wanted, root: Path) -> Iterator[Found]:
         yield from _guests(wanted, root)
 
 
-def _number(path: Path, root: Path) -> int:
-    """In a file with a process's number. Raises HostError when there is none, or it may not be read. A pipe or a device
-    in its place is not waited for."""
-    if root != Path("/"):
-        path = root / path.relative_to(path.anchor)
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-    except OSError as error:
-        raise files.refused(path, error, _ABOUT_FILE if error.errno == errno.ENOENT else "") from None
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise HostError(
-                f"{path}: is no regular file", hint="pid_file names a file with the process's number"
-            )
-        words = os.read(descriptor, 4096).split()
-    except OSError as error:
-        raise files.refused(path, error) from None
-    finally:
-        os.close(descriptor)
-    digits = words[0] if words else b""
-    if not digits.isdigit() or len(digits) > _DIGITS:
-        raise HostError(f"{path}: holds no process's number", hint=_ABOUT_FILE)
-    return int(digits)
-
-
 def _named(wanted: Wanted, pid: int, root: Path) -> Iterator[Found]:
     who = identify(pid, str(root))
     if who is not None:
         name = wanted.name if wanted.command is None and wanted.cgroup is None else f"{wanted.name}.{pid}"
         yield Found(name, wanted.name, who)
-
-
-def _commands(pid: int, root: Path) -> set[str]:
-    """What a process may be called."""
-    folder = root / "proc" / str(pid)
-    try:
-        names = {(files.text(folder / "comm") or "").strip(), os.path.basename(os.readlink(folder / "exe"))}
-    except (OSError, SustainError):
-        return set()  # it has gone, is another user's, or is a thread of the kernel
-    return names - {""}
 
 
 def _guests(wanted: Wanted, root: Path) -> Iterator[Found]:
