@@ -1,0 +1,201 @@
+"""Which way a decision goes on: packages are woken, a transaction makes its next step, or one begins. Pure.
+
+Used by `decide`. Only one thing at a time: what is short of room comes first, and ends a trial that is under way.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from sustain.schedulers.packages import trial as trials
+from sustain.schedulers.packages.classify import Class
+from sustain.schedulers.packages.model import Purpose, Verdict
+from sustain.schedulers.packages.placing import Moves, Wanted, moves, wanted
+from sustain.schedulers.packages.rates import Rates
+from sustain.schedulers.packages.situation import Situation
+from sustain.schedulers.packages.state import PackageMemory, Trial
+from sustain.schedulers.packages.worth import Worth, memory_fits, nodes_of, unit_of
+
+_INTRUDED = 5.0  # times the load of a parked package, from which it is none any more; also averages to wait
+_INTRUDED_LEAST = 0.1  # processors
+_AGAIN = 0.01  # of the time that a verdict holds: a trial that is due does not wait for its last second
+_WORDS = {
+    "off": "first it is measured as it is",
+    "pack": "groups move away from it",
+    "settle": "it settles",
+    "on": "what that saves is measured",
+    "unpack": "groups may use it again, to compare",
+}
+
+
+@dataclass(frozen=True)
+class Course:
+    """What is wanted from now on."""
+
+    parked: tuple[int, ...]  # packages that are to be empty
+    trial: Trial | None
+    purpose: Purpose  # of what is moved
+    why: str
+    packages: dict[int, PackageMemory]
+    short_since_s: float  # that there has been too little room on what is awake
+    verdicts: tuple[Verdict, ...]
+    judged: tuple[Verdict, ...] = ()  # of them, new ones
+
+    def without(self, package: int) -> tuple[int, ...]:
+        return tuple(each for each in self.parked if each != package)
+
+    def resting(self, package: int, until_s: float, why: str) -> dict[int, PackageMemory]:
+        """That package is let alone for a while."""
+        memory = replace(self.packages[package], rest_until_s=until_s, rest_why=why, worth_since_s=math.inf)
+        return self.packages | {package: memory}
+
+
+def course(at: Situation, worths: dict[int, Worth]) -> Course:
+    """Wake, go on with what is under way, or begin something; the first that applies."""
+    at_s, policy = at.seen.now_s, at.policy
+    trial = at.before.trial if at.before is not None else None
+    if trial is not None and trial.package not in at.rooms:
+        trial = None  # its processors went offline
+    packages = {number: _dwell(each, worths.get(number), at_s) for number, each in at.memory.items()}
+    base = Course(at.parked, trial, "pack", "", packages, math.inf, at.verdicts)
+    if at.between is None:
+        return base
+    short = _short(at, at.between)
+    if short:
+        since_s = min(at.before.short_since_s if at.before is not None else math.inf, at_s)
+        base = replace(base, short_since_s=since_s)
+        if at.parked and at_s - since_s >= policy.spread_after_s:
+            return _wake(base, at.parked[-1], f"woken: {short}", at)
+    intruded = _intruded(at, trial)
+    if intruded is not None:
+        load = at.memory[intruded].load or 0.0
+        why = f"woken: {load:.2f} processors of it are used by what is not ours to move, so it does not rest"
+        return _wake(base, intruded, why, at)
+    if trial is not None:
+        return _go_on(base, trial, at)
+    return _begin(base, at, worths, bool(short))
+
+
+def to_move(at: Situation, way: Course) -> tuple[Wanted, Moves]:
+    """Where groups are to be, and what is to be written for that."""
+    awake = [each for each in at.rooms if each not in way.parked]
+    want = wanted(at.seen, at.now, at.sets, at.rooms, awake, at.policy)
+    nodes = None
+    if way.parked and memory_fits(at.seen, at.now, list(way.parked), awake):
+        nodes = nodes_of(at.seen, awake) or None
+    return want, moves(at.seen, at.now, want, nodes, way.purpose, way.why, at.policy)
+
+
+def _dwell(memory: PackageMemory, found: Worth | None, at_s: float) -> PackageMemory:
+    good = found is not None and not found.blocked
+    since_s = min(memory.worth_since_s, at_s) if good else math.inf
+    return memory if since_s == memory.worth_since_s else replace(memory, worth_since_s=since_s)
+
+
+def _short(at: Situation, between: Rates) -> str:
+    """How it shows that what is awake has too little room; "": it has enough, as far as is known."""
+    if all(each in between.busy for each in at.awake):
+        use, capacity = sum(between.busy[each] for each in at.awake), at.capacity(at.awake)
+        if use >= at.policy.high * capacity:
+            return f"{use:.1f} of {capacity:.1f} processors that are awake are in use"
+    if between.pressure is not None and between.pressure >= at.policy.pressure_limit:
+        return f"tasks waited for a processor in {between.pressure:.0%} of the time"
+    return ""
+
+
+def _intruded(at: Situation, trial: Trial | None) -> int | None:
+    """A package that we keep empty and that works all the same, for as long as averages need."""
+    for number in at.parked:
+        mine = at.memory[number]
+        if mine.load is None or mine.kind is Class.PARKED or (trial is not None and trial.package == number):
+            continue
+        busy = mine.load > max(_INTRUDED * at.policy.parked_load * at.rooms[number].capacity, _INTRUDED_LEAST)
+        if busy and at.seen.now_s - mine.parked_since_s >= _INTRUDED * at.policy.average_s:
+            return number
+    return None
+
+
+def _wake(base: Course, package: int, why: str, at: Situation) -> Course:
+    """Put it back to use, and let it alone for a while. A trial ends there."""
+    parked = base.without(package)
+    if base.trial is not None:
+        parked = tuple(each for each in parked if each != base.trial.package)
+    return replace(
+        base,
+        parked=parked,
+        trial=None,
+        purpose="spread",
+        why=f"package {package} is {why}",
+        packages=base.resting(package, at.seen.now_s + at.policy.rest_s, f"it was {why}"),
+        short_since_s=math.inf,
+    )
+
+
+def _go_on(base: Course, trial: Trial, at: Situation) -> Course:
+    """One step of what is under way."""
+    package = trial.package
+    pending = to_move(at, base)[1].pending
+    assert at.between is not None
+    load = sum(at.between.busy.values()) if at.between.busy else None
+    held = trials.advance(trial, at.seen, load, pending, _moving_s(at, package), at.policy)
+    if held.trial is not None:
+        parks = trials.parks(held.trial)
+        why = f"package {package} is emptied, to see what that saves: {_WORDS[held.trial.steps[0]]}"
+        return replace(
+            base,
+            trial=held.trial,
+            parked=(*base.without(package), *((package,) if parks else ())),
+            purpose="pack" if parks else "measure",
+            why=why,
+        )
+    judged = (held.verdict,) if held.verdict is not None else ()
+    base = replace(base, trial=None, verdicts=base.verdicts + judged, judged=judged)
+    if held.ending == "kept":
+        why = f"package {package} stays empty" + (f": {held.why}" if held.why else "")
+        return replace(base, parked=(*base.without(package), package), why=why)
+    return replace(
+        base,
+        parked=base.without(package),
+        purpose="revert",
+        why=f"package {package} is used again: {held.why}",
+        packages=base.resting(package, at.seen.now_s + at.policy.rest_s, f"its trial was undone: {held.why}"),
+    )
+
+
+def _begin(base: Course, at: Situation, worths: dict[int, Worth], short: bool) -> Course:
+    """Something new, when it is time: measuring a parked package anew, or emptying another one."""
+    at_s = at.seen.now_s
+    if base.parked:
+        base = replace(base, why=f"{len(base.parked)} of {len(at.rooms)} packages are kept empty")
+    if short:
+        return base
+    for number in base.parked:
+        verdict = next((each for each in reversed(base.verdicts) if each.package == number), None)
+        due = verdict is not None and at_s - verdict.at_s > at.policy.verdict_fresh_s * (1 - _AGAIN)
+        if due and (unit := unit_of(number, at)):
+            again = trials.again(number, unit, at_s)
+            return replace(base, trial=again, why=f"what package {number} saves is measured anew")
+    ready = [
+        each
+        for number, each in worths.items()
+        if not each.blocked and at_s - base.packages[number].worth_since_s >= at.policy.pack_after_s
+    ]
+    if not ready:
+        return base
+    best = max(ready, key=lambda each: (each.score, -each.package))
+    trial = trials.begin(best.package, best.unit, best.known, at_s, at.policy)
+    parked = base.parked + ((best.package,) if trials.parks(trial) else ())
+    why = f"package {best.package} is emptied: {'; '.join(best.reasons)}"
+    return replace(base, trial=trial, parked=parked, why=why)
+
+
+def _moving_s(at: Situation, package: int) -> float:
+    """That the memory on its nodes may take to move, twice over."""
+    seen = at.seen
+    nodes = nodes_of(seen, [package])
+    if not nodes or at.policy.memory_bytes_per_s <= 0 or not len(seen.groups):
+        return 0.0
+    table = seen.groups.memory_bytes.reshape(len(seen.groups), -1)
+    columns = [index for index, node in enumerate(seen.nodes) if node.number in nodes]
+    return 2 * float(np.nan_to_num(table[:, columns]).sum()) / at.policy.memory_bytes_per_s

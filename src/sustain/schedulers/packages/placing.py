@@ -1,0 +1,245 @@
+"""Which groups may be moved, and which settings are to be written for a wanted set of awake packages. Pure.
+
+Used by `decide`. The model: a group that we place may run on all packages that are awake, and the kernel balances it
+among them, as it did among all before. So one parked package is one set of processors for everybody, and what is woken
+is a wider one. Groups that are to be apart get one package each. A group that somebody else has limited is left alone,
+also when it was ours before; and so is one with real-time threads or threads that are bound one by one.
+
+Rejected: a package of its own for each group. It would move more, more often, and take from the kernel what it does
+better every millisecond than we do every ten seconds.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sustain.schedulers.packages.capacity import Room
+from sustain.schedulers.packages.model import (
+    MIXED,
+    Action,
+    Effect,
+    Interrupts,
+    Observation,
+    Place,
+    Purpose,
+    Release,
+)
+from sustain.schedulers.packages.plan import GroupPlan
+from sustain.schedulers.packages.policy import Policy
+from sustain.schedulers.packages.state import NOT_PLACED, GroupMemory
+
+Set = tuple[int, ...]
+_NAMES = 5  # in a line for people
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What each group may use now, and whether it is ours to move."""
+
+    free: NDArray[np.bool_]  # all processors that are online
+    movable: NDArray[np.bool_]
+    packages: tuple[frozenset[int], ...]  # of each place
+    left: tuple[GroupPlan, ...]  # those that are not moved, by reason
+    memory: GroupMemory  # with those that somebody else has set since
+
+
+def standing(seen: Observation, memory: GroupMemory, sets: tuple[Set, ...]) -> Standing:
+    """Of every group, as it is seen now."""
+    groups, online = seen.groups, set(seen.cpus.number.tolist())
+    package_of = dict(zip(seen.cpus.number.tolist(), seen.cpus.package.tolist(), strict=True))
+    packages = tuple(frozenset(package_of[cpu] for cpu in place if cpu in online) for place in seen.places)
+    whole = np.array([online <= set(place) for place in seen.places] + [False], np.bool_)
+    free = whole[groups.place]  # MIXED is the last of them
+    ours = memory.placed != NOT_PLACED
+    at_ours = at(seen, memory, sets) | (groups.place == MIXED)
+    changed = ours & ~at_ours
+    if changed.any():
+        memory = replace(
+            memory,
+            placed=np.where(changed, np.int32(NOT_PLACED), memory.placed),
+            hands_off=memory.hands_off | changed,
+        )
+        ours = ours & ~changed
+    limited = ~free & ~ours
+    reasons = (
+        ("the operator says so (movable = false)", ~memory.movable),
+        ("somebody else has set where they run, or they cannot be placed", memory.hands_off),
+        ("they have real-time threads", groups.realtime > 0),
+        ("whether they have real-time threads is unknown", groups.realtime < 0),
+        ("threads of theirs are bound to processors one by one", (groups.pinned > 0) & ~ours),
+        ("somebody else limits them to some processors", limited),
+    )
+    movable = np.ones(len(groups), np.bool_)
+    left = []
+    for why, rows in reasons:
+        those = np.flatnonzero(rows & movable)
+        movable &= ~rows
+        if len(those):
+            names = tuple(groups.name[row] for row in those[:_NAMES].tolist())
+            left.append(GroupPlan(why=why, count=len(those), names=names))
+    return Standing(free, movable, packages, tuple(left), memory)
+
+
+def at(seen: Observation, memory: GroupMemory, sets: tuple[Set, ...]) -> NDArray[np.bool_]:
+    """Which groups are where we put them, as far as that is online."""
+    online = set(seen.cpus.number.tolist())
+    now = {frozenset(place) & online: index for index, place in enumerate(seen.places)}
+    place_of = np.array([now.get(frozenset(each) & online, -2) for each in sets] + [-2], np.int32)
+    found: NDArray[np.bool_] = place_of[memory.placed] == seen.groups.place  # NOT_PLACED is the last of them
+    return found
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Where movable groups are to be: the set of each, by index; NOT_PLACED: as they were before."""
+
+    sets: tuple[Set, ...]
+    of: NDArray[np.int32]
+
+
+def wanted(
+    seen: Observation,
+    now: Standing,
+    sets: tuple[Set, ...],
+    rooms: dict[int, Room],
+    awake: list[int],
+    policy: Policy,
+) -> Wanted:
+    """With these packages awake. Sets that were used before keep their index."""
+    memory, found = now.memory, list(sets)
+    of = np.full(len(seen.groups), NOT_PLACED, np.int32)
+    if len(awake) == len(rooms):
+        return Wanted(tuple(found), of)
+    of[now.movable] = _index(found, _cpus(rooms, awake))
+    for rows in apart(seen, now, policy).values():
+        load = dict.fromkeys(awake, 0.0)
+        order = sorted(rows, key=lambda row: -np.nan_to_num(memory.mean[row]))
+        for row in order:
+            home = min(load, key=lambda package: (load[package], package))
+            del load[home]  # each has its own
+            of[row] = _index(found, rooms[home].cpus)
+            if not load:
+                break
+    return Wanted(tuple(found), of)
+
+
+def apart(seen: Observation, now: Standing, policy: Policy) -> dict[str, list[int]]:
+    """Movable groups that are not to be on one package, by their word."""
+    found: dict[str, list[int]] = {}
+    if policy.default.apart or any(each.apart for each in policy.groups.values()):
+        for row in np.flatnonzero(now.movable).tolist():
+            word = policy.of(seen.groups.name[row]).apart
+            if word:
+                found.setdefault(word, []).append(row)
+    return found
+
+
+@dataclass(frozen=True)
+class Moves:
+    """What is to be written now, and how much more there is."""
+
+    actions: tuple[Action, ...]
+    pending: int  # groups that are not where they are to be, these among them
+
+
+def moves(
+    seen: Observation,
+    now: Standing,
+    want: Wanted,
+    nodes: tuple[int, ...] | None,
+    purpose: Purpose,
+    why: str,
+    policy: Policy,
+) -> Moves:
+    """At most `most_moves`; by priority, the highest first when there is too little room, else last. `nodes`: where
+    memory is to be, None: it stays."""
+    memory, groups = now.memory, seen.groups
+    ours = memory.placed != NOT_PLACED
+    there = at(seen, memory, want.sets) & (memory.placed == want.of)
+    back = ours & (want.of == NOT_PLACED)
+    forth = now.movable & (want.of != NOT_PLACED) & ~there
+    if nodes is not None and policy.memory_bytes_per_s > 0:
+        forth |= now.movable & (want.of != NOT_PLACED) & memory.follow & ~memory.followed
+    rows = np.flatnonzero(back | forth)
+    if not len(rows):
+        return Moves((), 0)
+    rank = memory.priority[rows]
+    order = np.argsort(-rank if purpose in ("spread", "revert") else rank, kind="stable")
+    package_of = dict(zip(seen.cpus.number.tolist(), seen.cpus.package.tolist(), strict=True))
+    actions: list[Action] = []
+    for row in rows[order][: policy.most_moves].tolist():
+        about: dict[str, Any] = {
+            "group": groups.name[row],
+            "life": groups.life[row],
+            "kind": groups.kind[row],
+            "purpose": purpose,
+            "reason": why,
+        }
+        if back[row]:
+            actions.append(Release(**about))
+            continue
+        cpus = want.sets[want.of[row]]
+        packages = tuple(sorted({package_of[cpu] for cpu in cpus if cpu in package_of}))
+        actions.append(
+            Place(cpus=cpus, packages=packages, nodes=nodes if memory.follow[row] else None, **about)
+        )
+    return Moves(tuple(actions), len(rows))
+
+
+def interrupts(
+    rooms: dict[int, Room], parked: tuple[int, ...], away: Set, purpose: Purpose, why: str
+) -> Interrupts | None:
+    """What is to be done about devices' interrupts; None: nothing."""
+    now = _cpus(rooms, [each for each in parked if each in rooms])
+    if now == away:
+        return None
+    awake = _cpus(rooms, [each for each in rooms if each not in parked])
+    return Interrupts(away=now, cpus=awake, purpose=purpose, reason=why)
+
+
+def heard(
+    memory: GroupMemory, effects: tuple[Effect, ...], sets: tuple[Set, ...]
+) -> tuple[GroupMemory, tuple[Set, ...]]:
+    """With what came of the actions of the plan before."""
+    if not effects:
+        return memory, sets
+    rows = {key: at for at, key in enumerate(zip(memory.names, memory.lives, strict=True))}
+    placed, hands_off = memory.placed.copy(), memory.hands_off.copy()
+    followed, aligned = memory.followed.copy(), memory.aligned.copy()
+    found = list(sets)
+    for effect in effects:
+        action = effect.action
+        if isinstance(action, Interrupts):
+            continue
+        row = rows.get((action.group, action.life))
+        if row is None or effect.outcome == "gone":
+            continue
+        if isinstance(action, Place):
+            if effect.outcome in ("done", "again later"):
+                index = _index(found, action.cpus)
+                followed[row] = effect.done and action.nodes is not None
+                placed[row] = index
+            else:
+                placed[row], hands_off[row] = NOT_PLACED, True
+        elif isinstance(action, Release):
+            if effect.outcome in ("done", "changed"):
+                placed[row], followed[row] = NOT_PLACED, False
+                hands_off[row] |= effect.outcome == "changed"
+        else:
+            aligned[row] = effect.outcome != "again later" and action.slack_s is not None
+    return (
+        replace(memory, placed=placed, hands_off=hands_off, followed=followed, aligned=aligned),
+        tuple(found),
+    )
+
+
+def _index(sets: list[Set], one: Set) -> int:
+    if one not in sets:
+        sets.append(one)
+    return sets.index(one)
+
+
+def _cpus(rooms: dict[int, Room], packages: list[int]) -> Set:
+    return tuple(sorted(cpu for package in packages for cpu in rooms[package].cpus))
