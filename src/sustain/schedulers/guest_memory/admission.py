@@ -8,6 +8,7 @@ hold above their working sets without saying that they may want it back; the ris
 
 import numpy as np
 
+from sustain.schedulers.guest_memory.columns import zero
 from sustain.schedulers.guest_memory.decide import steps
 from sustain.schedulers.guest_memory.entitlement import fill
 from sustain.schedulers.guest_memory.model import Observation, Policy
@@ -65,7 +66,7 @@ def _takes(it: Situation, policy: Policy, size_bytes: float, shares: float) -> C
     held = it.held_bytes
     least = np.append(np.minimum(it.gentle_bytes, held), 0.0)
     most = np.append(held, size_bytes)
-    working = np.append(np.nan_to_num(it.use.working_set_bytes, nan=0.0), size_bytes)
+    working = np.append(zero(it.use.working_set_bytes), size_bytes)
     capacity = float(held.sum()) + it.available_bytes - it.goal_bytes
     # It needs its size to start at all: its shares decide from whom it comes, and whether it could be kept.
     least[-1] = size_bytes
@@ -103,7 +104,7 @@ def _sources(
 
 def _risk(it: Situation, size_bytes: float) -> tuple[str, ...]:
     found = []
-    held, needs = it.held_bytes, np.nan_to_num(it.use.needs_bytes, nan=0.0)
+    held, needs = it.held_bytes, zero(it.use.needs_bytes)
     capacity = float(held.sum()) + it.available_bytes - it.goal_bytes
     used = float(np.where(it.ready, needs, held).sum()) + size_bytes
     if used > capacity:

@@ -5,6 +5,7 @@ Used by `decide` and what it is made of. Units and names are those of `model.Fig
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import msgspec
 import numpy as np
@@ -14,12 +15,15 @@ from sustain.schedulers.guest_memory.plan import MECHANISMS, Column, Mask
 
 _FIELDS = tuple(Figures.__struct_fields__)
 
+Key = tuple[str, str]  # a guest's name and its life
+
 
 @dataclass(frozen=True)
 class Table:
     """All guests of one observation, with what the policy says of each."""
 
     guests: Sequence[Guest]
+    keys: tuple[Key, ...]
     figures: dict[str, Column]
     can: tuple[Mask, ...]  # by MECHANISMS: possible now, and allowed
     is_cgroup: Mask
@@ -33,20 +37,23 @@ class Table:
 
     def known(self, name: str) -> Column:
         """The same, with nothing where it is unknown: for what may only be taken when it is known to be there."""
-        return np.nan_to_num(self.figures[name], nan=0.0)
+        return zero(self.figures[name])
+
+
+def zero(column: Column) -> Column:
+    """Nothing where it is unknown."""
+    return np.where(np.isnan(column), 0.0, column)
 
 
 def table(observation: Observation, policy: Policy) -> Table:
     """The columns of an observation."""
     guests = observation.guests
-    told = zip(*(msgspec.structs.astuple(each.figures) for each in guests), strict=True)
-    figures = {name: _column(values) for name, values in zip(_FIELDS, told, strict=bool(guests))}
-    if not guests:
-        figures = dict.fromkeys(_FIELDS, np.zeros(0))
+    figures = _figures(guests)
     shares, reservations, limits = _policies(guests, policy)
     size = figures["size_bytes"]
     return Table(
         guests=guests,
+        keys=tuple([(each.name, each.life) for each in guests]),
         figures=figures,
         can=_can(guests, policy),
         is_cgroup=np.array([each.kind == "cgroup" for each in guests], dtype=bool),
@@ -57,12 +64,12 @@ def table(observation: Observation, policy: Policy) -> Table:
     )
 
 
-def _column(values: Sequence[float | None]) -> Column:
-    """NaN for None; fastest where there is none, or nothing else."""
-    unknown = values.count(None)
-    if unknown == len(values):
-        return np.full(len(values), np.nan)
-    return np.array(values, np.float64) if unknown else np.fromiter(values, np.float64, len(values))
+def _figures(guests: Sequence[Guest]) -> dict[str, Column]:
+    """By name; NaN for None, as `fromiter` makes it. Row by row, since tuples that live only for a moment stay near."""
+    rows = map(msgspec.structs.astuple, [each.figures for each in guests])
+    flat = np.fromiter(chain.from_iterable(rows), np.float64, len(guests) * len(_FIELDS))
+    columns = flat.reshape(len(guests), len(_FIELDS)).T.copy()
+    return dict(zip(_FIELDS, columns, strict=True))
 
 
 def _policies(guests: Sequence[Guest], policy: Policy) -> tuple[Column, Column, Column]:
@@ -81,13 +88,13 @@ def _policies(guests: Sequence[Guest], policy: Policy) -> tuple[Column, Column, 
 
 def _can(guests: Sequence[Guest], policy: Policy) -> tuple[Mask, ...]:
     """Few combinations are different: each is looked at once."""
-    kinds: dict[object, int] = {}
     default, own = policy.default.mechanisms, policy.guests
     if own:
         keys = [(guest.can, own.get(guest.name, policy.default).mechanisms) for guest in guests]
     else:
         keys = [(guest.can, default) for guest in guests]
-    rows = np.fromiter((kinds.setdefault(key, len(kinds)) for key in keys), dtype=np.intp, count=len(keys))
-    table = [[each in can and each in allowed for each in MECHANISMS] for can, allowed in dict.fromkeys(keys)]
+    kinds = {key: index for index, key in enumerate(dict.fromkeys(keys))}
+    rows = np.array([kinds[key] for key in keys], dtype=np.intp)
+    table = [[each in can and each in allowed for each in MECHANISMS] for can, allowed in kinds]
     masks = np.array(table, dtype=bool).reshape(len(table), len(MECHANISMS))[rows]
     return tuple(np.ascontiguousarray(column) for column in masks.T)

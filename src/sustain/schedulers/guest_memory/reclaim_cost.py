@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sustain.schedulers.guest_memory.columns import Table
+from sustain.schedulers.guest_memory.columns import Table, zero
 from sustain.schedulers.guest_memory.plan import Column, Mask
 
 PAGE_BYTES = 4096
@@ -71,19 +71,17 @@ def balloon(of: Table) -> Layers:
     swap = of.known("swap_free_bytes")
     cold, hot = of.known("inactive_anonymous_bytes"), of.known("active_anonymous_bytes")
     with np.errstate(divide="ignore", invalid="ignore"):
-        double = np.nan_to_num(np.clip(of.known("host_swapped_bytes") / cold, 0, 1), nan=0.0)
+        double = zero(np.clip(of.known("host_swapped_bytes") / cold, 0, 1))
     cold_out = np.minimum(cold, swap)
     # Where the two kinds of buffers are not told apart, what the guest itself calls available counts as in use.
     told = np.maximum(of["available_bytes"] - of["free_bytes"], 0)
-    hot_buffer = np.where(
-        np.isnan(of["active_buffer_bytes"]), np.nan_to_num(told, nan=0.0), of["active_buffer_bytes"]
-    )
+    hot_buffer = np.where(np.isnan(of["active_buffer_bytes"]), zero(told), of["active_buffer_bytes"])
     return Layers(
         (
             spare_free(of),
             np.maximum(of.known("inactive_buffer_bytes") - of.known("dirty_bytes"), 0),
             cold_out,
-            np.nan_to_num(hot_buffer, nan=0.0),
+            zero(hot_buffer),
             np.minimum(hot, swap - cold_out),
         ),
         (_FREE, _COLD_BUFFER, _COLD_ANONYMOUS + double * READ_S, _HOT_BUFFER, _HOT_ANONYMOUS),
@@ -98,7 +96,7 @@ def pageout(of: Table) -> Layers:
     hot = of.known("active_anonymous_bytes")
     cold = np.maximum(np.minimum(cold, of.known("resident_bytes")) - of.known("host_swapped_bytes"), 0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        struck = np.nan_to_num(hot / (hot + of.known("inactive_anonymous_bytes")), nan=0.0)
+        struck = zero(hot / (hot + of.known("inactive_anonymous_bytes")))
     blind = WRITE_S + (struck * AGAIN_HOT + (1 - struck) * AGAIN_COLD) * READ_S
     return Layers((cold,), (np.where(of.sampled, blind, _COLD_ANONYMOUS),), 1)
 

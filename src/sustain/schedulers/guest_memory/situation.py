@@ -11,12 +11,14 @@ Used by `decide` and `admission`. What may be taken from a guest depends on for 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
+from operator import ne
 
 import numpy as np
 
 from sustain.schedulers.guest_memory import backoff, reclaim_cost, working_set
 from sustain.schedulers.guest_memory.backoff import Experience
-from sustain.schedulers.guest_memory.columns import Table, table
+from sustain.schedulers.guest_memory.columns import Key, Table, table, zero
 from sustain.schedulers.guest_memory.entitlement import fill
 from sustain.schedulers.guest_memory.host_state import bounds, next_state
 from sustain.schedulers.guest_memory.model import Bounds, Effect, Observation, Policy
@@ -26,8 +28,6 @@ from sustain.schedulers.guest_memory.working_set import Use
 
 _RESERVE = 0.25  # of the goal
 _PUNCTUAL = 0.1  # of a step
-
-Key = tuple[str, str]  # a guest's name and its life
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,8 @@ def situation(
         rise = waiting
     # One look that comes early and sees no waiting does not say that a guest has enough.
     waited = use.calm_s < policy.rise_s
-    used = np.nan_to_num(np.where(waited, use.working_set_bytes, use.active_bytes), nan=0.0)
-    limits = np.where(ready, np.nan_to_num(of.reservation_bytes), held), np.where(ready, of.most_bytes, held)
+    used = zero(np.where(waited, use.working_set_bytes, use.active_bytes))
+    limits = np.where(ready, zero(of.reservation_bytes), held), np.where(ready, of.most_bytes, held)
     share = np.full(len(held), np.nan)
     if not reasons:
         total = float(held.sum()) + available
@@ -195,8 +195,7 @@ def _aligned(of: Table, state: State | None) -> tuple[dict[str, Column], tuple[s
     """(the state's columns in the order of this observation's guests, NaN, or 0, for those that are new; their boots).
     Counters of another boot are as good as unknown."""
     count = len(of.guests)
-    keys = tuple((guest.name, guest.life) for guest in of.guests)
-    boots = tuple(guest.boot for guest in of.guests)
+    keys, boots = of.keys, tuple([guest.boot for guest in of.guests])
     empty = dict.fromkeys(working_set.REMEMBERED, np.nan) | dict.fromkeys((*backoff.REMEMBERED, "spent"), 0.0)
     if state is None:
         return {name: np.full(count, value) for name, value in empty.items()}, boots
@@ -219,7 +218,7 @@ def _rows(keys: Sequence[Key], before: Sequence[Key]) -> list[int]:
     """Where each of these was before; one behind the last for those that were not. Most are where they were."""
     index = list(range(len(keys)))
     both = min(len(keys), len(before))
-    moved = [row for row in range(both) if keys[row] != before[row]]
+    moved = list(compress(range(both), map(ne, keys, before)))
     rows = {before[row]: row for row in (*moved, *range(both, len(before)))}
     for row in (*moved, *range(both, len(keys))):
         index[row] = rows.get(keys[row], len(before))
@@ -237,5 +236,5 @@ def _rise(
     rise = np.where(use.pressed, np.maximum(at_once, lacks), lacks)
     can = ready & of.can[BALLOON]
     room = np.maximum(np.where(can, of.most_bytes, 0) - np.where(can, ceiling, 0), 0)
-    found: Column = np.nan_to_num(np.where(can, np.minimum(rise, room), 0), nan=0.0)
+    found: Column = zero(np.where(can, np.minimum(rise, room), 0))
     return found

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sustain.schedulers.guest_memory import reclaim_cost
-from sustain.schedulers.guest_memory.columns import Table
+from sustain.schedulers.guest_memory.columns import Table, zero
 from sustain.schedulers.guest_memory.model import Host
 from sustain.schedulers.guest_memory.plan import Column, Mask
 from sustain.schedulers.guest_memory.reclaim_cost import Layers
@@ -78,10 +78,8 @@ def ways(
     held = of.known("resident_bytes")
     can = tuple(a & b & ready for a, b in zip(of.can, usable, strict=True))
     layers = (reclaim_cost.balloon(of), reclaim_cost.pageout(of), reclaim_cost.reclaim(of, swap))
-    room = np.maximum(np.nan_to_num(held - kept_bytes, nan=0.0), 0)
-    deflated = np.minimum(
-        layers[BALLOON].amount(deep=deep), np.nan_to_num(ceiling_bytes - kept_bytes, nan=0.0)
-    )
+    room = np.maximum(zero(held - kept_bytes), 0)
+    deflated = np.minimum(layers[BALLOON].amount(deep=deep), zero(ceiling_bytes - kept_bytes))
     by_balloon = np.where(can[BALLOON], np.maximum(deflated - untouched, 0), 0.0)
     free_first = reclaim_cost.spare_free(of) - untouched >= least_bytes
     # Blind to it: nothing of a machine that has, or may have, free memory.

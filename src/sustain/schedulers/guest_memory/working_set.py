@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sustain.schedulers.guest_memory.columns import Table
+from sustain.schedulers.guest_memory.columns import Table, zero
 from sustain.schedulers.guest_memory.model import Policy
 from sustain.schedulers.guest_memory.plan import Column, Mask
 
@@ -83,12 +83,12 @@ def use(of: Table, before: dict[str, Column], now_s: float, elapsed_s: float, po
         guest_in = np.where(news, grown["swap_in_bytes"] / told_s, before["swap_in"])
         host_grown = _grown(of["host_swap_in_bytes"] - before["host_swap_in_bytes"], elapsed_s > 0)
         host_in = host_grown / elapsed_s if elapsed_s > 0 else np.full(len(at), np.nan)
-    swap_in = np.where(np.isnan(guest_in) & np.isnan(host_in), np.nan, _zero(guest_in) + _zero(host_in))
+    swap_in = np.where(np.isnan(guest_in) & np.isnan(host_in), np.nan, zero(guest_in) + zero(host_in))
     waits = stall > policy.stall_limit
     reads = swap_in > _READ_BACK_SHARE_PER_S * of["size_bytes"]
     refaults = np.where(news, grown["refault_bytes"] / told_s, before["refaults"])
     shrunk = of["balloon_bytes"] < of.most_bytes - policy.least_change_bytes
-    usual = _zero(before["usual_refaults"])
+    usual = zero(before["usual_refaults"])
     learned_s = np.where(refaults > usual, policy.rise_s, policy.fall_s)
     learns = ~shrunk & news & ~np.isnan(refaults)
     usual = np.where(learns, usual + (refaults - usual) * -np.expm1(-elapsed_s / learned_s), usual)
@@ -104,9 +104,9 @@ def use(of: Table, before: dict[str, Column], now_s: float, elapsed_s: float, po
     moved = old + (now - old) * -np.expm1(-elapsed_s / time_s)
     moved = np.where(pressed, np.fmax(moved, now), moved)
     estimate = np.where(np.isnan(old), now, np.where(fresh & ~np.isnan(now), moved, old))
-    risen = _zero(before["risen_bytes"]) * np.exp(-_zero(np.where(news, told_s, 0)) / policy.rise_s)
-    risen = np.maximum(risen + np.where(news & fresh, _zero(active - before["active_bytes"]), 0), 0)
-    surge = np.fmax(_zero(before["surge_bytes"]) * np.exp(-elapsed_s / policy.fall_s), risen)
+    risen = zero(before["risen_bytes"]) * np.exp(-zero(np.where(news, told_s, 0)) / policy.rise_s)
+    risen = np.maximum(risen + np.where(news & fresh, zero(active - before["active_bytes"]), 0), 0)
+    surge = np.fmax(zero(before["surge_bytes"]) * np.exp(-elapsed_s / policy.fall_s), risen)
     room = np.fmin(surge, GIVEN_AT_ONCE * policy.step * of["size_bytes"])
     return Use(
         active_bytes=active,
@@ -120,7 +120,7 @@ def use(of: Table, before: dict[str, Column], now_s: float, elapsed_s: float, po
         refaults=refaults,
         usual_refaults=usual,
         rereads=fresh & rereads,
-        came_back_bytes=_zero(grown["swap_in_bytes"]) + _zero(grown["refault_bytes"]) + _zero(host_grown),
+        came_back_bytes=zero(grown["swap_in_bytes"]) + zero(grown["refault_bytes"]) + zero(host_grown),
         pressed=pressed,
         calm_s=np.where(pressed, 0.0, before["calm_s"] + elapsed_s),
         fresh=fresh,
@@ -129,7 +129,3 @@ def use(of: Table, before: dict[str, Column], now_s: float, elapsed_s: float, po
 
 def _grown(change: Column, news: Mask | bool) -> Column:
     return np.where((change >= 0) & news, change, np.nan)
-
-
-def _zero(column: Column) -> Column:
-    return np.nan_to_num(column, nan=0.0)
