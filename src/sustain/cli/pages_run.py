@@ -5,24 +5,20 @@ done, and again while everything is still mapped as it was last, so what is put 
 """
 
 import argparse
-import contextlib
-import math
 import shlex
-import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterable, Iterator
 from typing import Any
 
+from sustain.cli import _foreground
+from sustain.cli._foreground import Mask, unblocked
 from sustain.cli.agent import tell
 from sustain.cli.output import emit, fields, or_unknown
-from sustain.errors import ConfigError, SustainError
+from sustain.errors import ConfigError
 from sustain.units import format_size
 
 _METRIC_S = 600.0
-_STOP_S = 60.0
-_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LOOK_EVERY_S = 1.0  # whether it goes on
 
 
@@ -35,45 +31,15 @@ def run(args: argparse.Namespace, config: Any) -> int:
     clock = SystemClock()
     (scheduler,) = schedulers(config, clock)
     loop: Any = Loop(scheduler, clock, act=not args.dry_run, tell=tell)
-    ended: list[str] = []  # why it ended by itself
+    after: float | None = None
 
-    def work() -> None:
-        try:
-            loop.run()
-        except Exception as error:  # noqa: BLE001 - said below, and the run ends with it
-            ended.append(f"{type(error).__name__}: {error}")
-
-    thread = threading.Thread(target=work, name=scheduler.name, daemon=True)
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP)
-    # Threads from before, as numpy's, do not block them, and get one while this thread is not waiting.
-    stop = threading.Event()
-    handlers = {number: signal.signal(number, lambda *_: stop.set()) for number in _STOP}
-    try:
-        thread.start()
-        _wait(thread, args.span, stop)
-        after = None
-        if args.metric is not None and thread.is_alive():
-            with _unblocked(mask) as interrupted:
+    def last(mask: Mask) -> None:
+        nonlocal after
+        if args.metric is not None:
+            with unblocked(mask) as interrupted:
                 after = metric(args.metric, interrupted)
-        tick = loop.good
-    finally:
-        loop.stop()
-        thread.join(_STOP_S)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    if thread.is_alive():
-        raise SustainError(
-            "what was mapped is still being put back",
-            hint=f"`sustain agent restore --config {args.config}` goes on with it",
-        )
-    if ended:
-        raise SustainError(
-            f"{scheduler.name} ended: {ended[0]}",
-            hint=f"`sustain agent restore --config {args.config}` puts back what it may have left",
-        )
-    if tick is None:
-        raise SustainError(loop.failure or "nothing was seen", hint="give it more time: --for")
+
+    tick = _foreground.run(loop, args.config, args.span, last)
     data = {
         "ticks": loop.counts.ticks,
         "actions": loop.counts.actions,
@@ -84,30 +50,6 @@ def run(args: argparse.Namespace, config: Any) -> int:
     }
     emit(args, data, lambda: _text(data))
     return 1 if loop.left else 0
-
-
-def _wait(thread: threading.Thread, span_s: float | None, stop: threading.Event) -> None:
-    """Until a signal (they are blocked), for a time, or until the thread has ended by itself."""
-    end_s = math.inf if span_s is None else time.monotonic() + span_s
-    while thread.is_alive() and not stop.is_set():
-        left_s = end_s - time.monotonic()
-        if left_s <= 0 or signal.sigtimedwait(_STOP, min(left_s, _LOOK_EVERY_S)) is not None:
-            return
-
-
-@contextlib.contextmanager
-def _unblocked(mask: Iterable[int]) -> Iterator[threading.Event]:
-    """With signals as they were before they were blocked, so that a command which is run has them, too; whether one of
-    those came that end a run. That is no exception, which would leave a command behind that has just been started."""
-    interrupted = threading.Event()
-    before = {number: signal.signal(number, lambda *_: interrupted.set()) for number in _STOP}
-    blocked = signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    try:
-        yield interrupted
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def metric(command: str, interrupted: threading.Event | None = None) -> float:
