@@ -1,7 +1,7 @@
 """A real cgroup, for tests and for benchmarks that have none of pytest."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from sustain.errors import HostError
@@ -26,9 +26,9 @@ def made_cgroup(what: str) -> Iterator[Cgroup | None]:
             group.directory.rmdir()
 
 
-def clear() -> None:
+def clear(parents: Iterable[Path] = _PARENTS) -> None:
     """End what runs in the cgroups of processes that were killed, and remove them."""
-    for parent in _PARENTS:
+    for parent in parents:
         for directory in parent.glob("sustain-*-*"):
             if marks.dead(directory.name.rpartition("-")[2]):
                 _remove(directory)

@@ -11,14 +11,13 @@ when they need more. (`memory.force_empty` was rejected: it takes everything.)
 import errno
 import math
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from sustain.errors import HostError
-from sustain.host import files, pressure
+from sustain.host import files, hierarchies, pressure
 from sustain.host.pressure import Pressure
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -80,7 +79,10 @@ class Cgroup:
     def open(cls, path: str | Path, root: Path = Path("/")) -> Self:
         """By its path as in /proc/PID/cgroup ("/machine.slice/vm.scope"), or by its directory. Raises HostError."""
         relative = str(path).lstrip("/")
-        for directory in (root / relative, *(each / relative for each in _mounts(root))):
+        for directory in (
+            root / relative,
+            *(each.mount / relative for each in hierarchies.of("memory", root)),
+        ):
             for version, name in ((2, "memory.current"), (1, "memory.usage_in_bytes")):
                 try:
                     if (directory / name).exists():
@@ -314,19 +316,6 @@ def _limit(text: str) -> float:
     if value == "max" or not value.isdecimal() or int(value) >= _UNLIMITED_BYTES:
         return math.inf
     return int(value)
-
-
-def _mounts(root: Path) -> list[Path]:
-    """Where hierarchies with a memory controller are mounted: version 2, then 1."""
-    second, first = [], []
-    for line in (files.text(root / "proc/self/mounts") or "").splitlines():
-        _, place, kind, options, *_ = line.split()
-        place = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), place)
-        if kind == "cgroup2":
-            second.append(root / place.lstrip("/"))
-        elif kind == "cgroup" and "memory" in options.split(","):
-            first.append(root / place.lstrip("/"))
-    return second + first
 
 
 def _hint(error: HostError) -> str:
