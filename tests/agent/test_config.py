@@ -6,9 +6,20 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from sustain.agent.config import AgentConfig, GuestMemorySection, address, load, parse
+from sustain.agent.config import (
+    AgentConfig,
+    GuestMemorySection,
+    PackagesSection,
+    _key,
+    _unit,
+    address,
+    load,
+    parse,
+)
 from sustain.errors import ConfigError
 from sustain.schedulers.large_pages.model import Target
+from sustain.schedulers.packages.config import PackagesConfig
+from sustain.schedulers.packages.policy import Policy
 
 WHOLE = """
 [agent]
@@ -204,3 +215,95 @@ def test_what_cannot_be_meant_of_large_pages_is_named(before: str, after: str, s
     assert before in PAGES
     with pytest.raises(ConfigError, match=re.escape(said)):
         parse(PAGES.replace(before, after))
+
+
+PACKAGES = """
+[packages]
+period = "20s"
+findings = "/var/lib/sustain/findings.json"
+metric_timeout = "2s"
+libvirt = "qemu:///system"
+
+[packages.metrics]
+requests = "/usr/local/bin/requests --rate"
+
+[[packages.groups]]
+name = "vms"
+guest = "*"
+
+[[packages.groups]]
+name = "batch"
+cgroup = "batch.slice/*"
+
+[packages.policy]
+pack_after = "5min"
+memory_per_s = "64MiB"
+least_saving_w = 5
+trial = "unknown"
+smt = "use"
+interrupts = true
+
+[packages.policy.default]
+slack = "50ms"
+
+[packages.policy.groups."vms.db"]
+movable = false
+priority = 2
+apart = "db"
+memory = false
+"""
+
+
+def test_packages_and_everything_of_them() -> None:
+    section = parse(PACKAGES).packages
+    assert section is not None
+    whole, policy = section.whole, section.policy
+    assert (section.period_s, whole.metric_timeout_s, whole.libvirt) == (20, 2, "qemu:///system")
+    assert whole.metrics == {"requests": "/usr/local/bin/requests --rate"}
+    assert whole.findings == "/var/lib/sustain/findings.json"
+    assert [(each.name, each.guest, each.cgroup) for each in whole.groups] == [
+        ("vms", "*", None),
+        ("batch", None, "batch.slice/*"),
+    ]
+    assert (policy.pack_after_s, policy.memory_bytes_per_s, policy.least_saving_w) == (300, 64 << 20, 5)
+    assert (policy.trial, policy.smt, policy.interrupts) == ("unknown", "use", True)
+    db = policy.of("vms.db")
+    assert (db.movable, db.priority, db.apart, db.memory, db.slack_s) == (False, 2, "db", False, None)
+    assert policy.of("vms.web").slack_s == 0.05
+
+
+def test_every_key_of_packages_can_be_said() -> None:
+    section = PackagesSection()
+    assert set(PackagesConfig.__struct_fields__) <= set(section.__struct_fields__)
+    units = {"average": "_s", "pack_after": "_s", "memory_per_s": "_bytes", "least_saving_w": "", "high": ""}
+    fields = {_key(field): field for field in Policy.__struct_fields__}
+    assert {key: _unit(fields[key]) for key in units} == units
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ('name = "batch"', 'name = "batch"\npid = 3', "exactly one way"),
+        ('name = "vms"', 'name = "batch"', "there twice"),
+        ('pack_after = "5min"', 'pack_after = "5s"', "packages: policy.pack_after cannot be 5"),
+        ('memory_per_s = "64MiB"', "memory_per_s = -1", "packages.policy.memory_per_s -1 is negative"),
+        (
+            'memory_per_s = "64MiB"',
+            'memory_bytes_per_s = "1MiB"',
+            "packages.policy.memory_bytes_per_s: no such",
+        ),
+        ('trial = "unknown"', 'trial = "always"', "packages.policy.trial"),
+        ('slack = "50ms"', 'slack = "0s"', "packages: policy.default.slack must be a time"),
+        ('groups."vms.db"', "groups.web", "policy.groups.web: no group is called that"),
+        ("priority = 2", 'priority = "high"', "packages.policy.groups.vms.db.priority"),
+        ("priority = 2", "prioroty = 2", "packages.policy.groups.vms.db.prioroty: no such key"),
+        ("/usr/local/bin/requests --rate", "'open", "packages: metrics.requests"),
+        ('metric_timeout = "2s"', 'metric_timeout = "0s"', "packages: metric_timeout"),
+        ('period = "20s"', 'period = "0.5s"', "packages.period: less than a second"),
+        ("findings =", "finding =", "packages.finding: no such key"),
+    ],
+)
+def test_what_cannot_be_meant_of_packages_is_named(before: str, after: str, said: str) -> None:
+    assert before in PACKAGES
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        parse(PACKAGES.replace(before, after))

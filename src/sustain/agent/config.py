@@ -28,11 +28,16 @@ from sustain.schedulers.large_pages.config import LargePagesConfig
 from sustain.schedulers.large_pages.counting import Ways
 from sustain.schedulers.large_pages.find import Wanted
 from sustain.schedulers.large_pages.policy import Policy as LargePagesPolicy
+from sustain.schedulers.packages import config as packages
+from sustain.schedulers.packages.config import PackagesConfig
+from sustain.schedulers.packages.find import Wanted as WantedGroup
+from sustain.schedulers.packages.policy import Policy as PackagesPolicy
 from sustain.units import parse_duration, parse_size
 
 T = TypeVar("T", bound=msgspec.Struct)
 
 DEFAULT_PATH = "/etc/sustain/agent.toml"
+_RATE = "_bytes_per_s"  # `memory_per_s = "256MiB"` in the file
 
 
 class AgentSection(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,12 +94,31 @@ class LargePagesSection(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+class PackagesSection(msgspec.Struct, frozen=True, kw_only=True):
+    """Power-aware placement."""
+
+    period_s: float = 10.0
+    groups: tuple[WantedGroup, ...] = ()
+    metrics: dict[str, str] = {}
+    metric_timeout_s: float = 5.0
+    libvirt: str | None = None
+    findings: str = ""
+    policy: PackagesPolicy = PackagesPolicy()
+
+    @property
+    def whole(self) -> PackagesConfig:
+        """What the scheduler wants to know."""
+        fields = {name: getattr(self, name) for name in PackagesConfig.__struct_fields__}
+        return PackagesConfig(**fields)
+
+
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The whole file. A scheduler whose section is not there does not run."""
 
     agent: AgentSection = AgentSection()
     guest_memory: GuestMemorySection | None = None
     large_pages: LargePagesSection | None = None
+    packages: PackagesSection | None = None
 
 
 def load(path: str | os.PathLike[str]) -> AgentConfig:
@@ -142,7 +166,7 @@ def address(listen: str) -> tuple[str, int] | str | None:
 
 
 def _check(config: AgentConfig, where: str) -> None:
-    memory, pages = config.guest_memory, config.large_pages
+    memory, pages, placement = config.guest_memory, config.large_pages, config.packages
     try:
         address(config.agent.listen)
         if memory is not None:
@@ -151,11 +175,13 @@ def _check(config: AgentConfig, where: str) -> None:
             host_state.check(memory.policy)
         if pages is not None:
             large_pages.check(pages.whole)
+        if placement is not None:
+            packages.check(placement.whole)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}", hint=error.hint) from None
     if config.agent.hung_after_s <= 0:
         raise ConfigError(f"{where}: agent.hung_after: must be a time", hint="2m is usual")
-    for name, section in (("guest_memory", memory), ("large_pages", pages)):
+    for name, section in (("guest_memory", memory), ("large_pages", pages), ("packages", placement)):
         if section is not None and section.period_s < 1:
             raise ConfigError(f"{where}: {name}.period: less than a second", hint="10s is a good period")
     if memory is not None and not memory.discover:
@@ -200,7 +226,7 @@ def _struct(kind: type[T], value: Any, where: str, path: str) -> T:
         if key not in fields:
             raise _unknown(where, below, "key", key, list(fields))
         field = fields[key]
-        found[field.name] = _value(field.type, each, where, below, field.name.removeprefix(key))
+        found[field.name] = _value(field.type, each, where, below, _unit(field.name))
     for key, field in fields.items():
         if field.required and field.name not in found:
             raise ConfigError(
@@ -210,7 +236,14 @@ def _struct(kind: type[T], value: Any, where: str, path: str) -> T:
 
 
 def _key(field: str) -> str:
+    if field.endswith(_RATE):
+        return field.removesuffix(_RATE) + "_per_s"
     return field.removesuffix("_bytes").removesuffix("_s")
+
+
+def _unit(field: str) -> str:
+    """In which `_value` reads it: a size, a time or a bare number."""
+    return "_bytes" if field.endswith(_RATE) else field.removeprefix(_key(field))
 
 
 def _unknown(where: str, path: str, what: str, name: str, known: list[str]) -> ConfigError:

@@ -1,7 +1,7 @@
 """What the operator wants of power-aware placement. Pure.
 
 Used by `decide`; a part of the agent's configuration file. A field's unit is last in its name and is left out in the
-file: `pack_after_s` is `pack_after = "10min"` there.
+file: `pack_after_s` is `pack_after = "10min"` there, `memory_bytes_per_s` is `memory_per_s = "256MiB"`.
 """
 
 import math
@@ -120,7 +120,13 @@ def check(policy: Policy) -> None:
         ("parked_read_s", policy.parked_read_s >= 1, "a time; 20s is usual"),
     ):
         if not fine:
-            raise ConfigError(f"policy: {what} cannot be {getattr(policy, what)}", hint=hint)
+            raise ConfigError(f"packages: policy.{_key(what)} cannot be {getattr(policy, what)}", hint=hint)
     for name, one in {"": policy.default, **policy.groups}.items():
         if one.slack_s is not None and not 0 < one.slack_s < math.inf:
-            raise ConfigError(f"policy of group {name!r}: slack must be a time", hint="50ms, say")
+            where = f"groups.{name}" if name else "default"
+            raise ConfigError(f"packages: policy.{where}.slack must be a time", hint="50ms, say")
+
+
+def _key(field: str) -> str:
+    """As it is called in the file."""
+    return "memory_per_s" if field == "memory_bytes_per_s" else field.removesuffix("_s")
