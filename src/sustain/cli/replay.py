@@ -1,7 +1,7 @@
 """Runs a scheduler over a recording of its observations, and prints what it would have done and why.
 
-The guests or processes of a recording do not react: what one plan asks for, the next observation does not show. With
---config the policy of that file, otherwise the one that the recording was made with."""
+The guests, processes or groups of a recording do not react: what one plan asks for, the next observation does not
+show. With --config the policy of that file, otherwise the one that the recording was made with."""
 
 import argparse
 import json
@@ -18,7 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", help="made by `sustain record`")
     parser.add_argument("--config", metavar="FILE", help="the policy to try (the recording's own)")
     parser.add_argument(
-        "--guest", help="say of this guest or target, at each observation, where its figures come from"
+        "--guest",
+        help="say of this guest, target, package or group, at each observation, where its figures come from",
     )
     add_json(parser)
 
@@ -29,10 +30,15 @@ def run(args: argparse.Namespace) -> int:
     from sustain.schedulers.guest_memory.model import Observation, Policy
     from sustain.schedulers.recording import Recording, read_header
 
-    if read_header(args.file).scheduler == "large-pages":
+    scheduler = read_header(args.file).scheduler
+    if scheduler == "large-pages":
         from sustain.cli import _replay_pages
 
         return _replay_pages.run(args)
+    if scheduler == "packages":
+        from sustain.cli import _replay_packages
+
+        return _replay_packages.run(args)
     recording = Recording(args.file, Observation, "guest-memory")
     policy = policy_of(args, recording.header, "guest_memory", Policy)
     state, begun_s, sums = None, None, dict[str, float]()

@@ -38,6 +38,13 @@ _STEPS = {
 }
 
 
+def of_name(plan: Plan, name: str, state: State, policy: Policy) -> str:
+    """The package of that number, or the group of that name. Raises UnknownTarget."""
+    if name.isdecimal() and name not in plan.seen.groups.name:
+        return of_package(plan, int(name), policy)
+    return of_group(plan, name, state, policy)
+
+
 def of_package(plan: Plan, number: int, policy: Policy) -> str:
     """One package, line by line. Raises UnknownTarget."""
     one = next((each for each in plan.packages if each.number == number), None)
