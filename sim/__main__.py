@@ -1,15 +1,19 @@
-"""`python -m sim failover`: run seeds; a seed that fails prints its story."""
+"""`python -m sim failover`: run seeds; a seed that fails prints its story. `python -m sim packages`: power-aware
+placement on a simulated host (`--help` tells more)."""
 
 import argparse
 import sys
 
 from sim.failover import VARIANTS, run_seed
 from sim.failover.broken import CORRECT
+from sim.packages.command import main as packages
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["packages"]:
+        return packages(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m sim", description=__doc__)
-    parser.add_argument("what", choices=("failover",))
+    parser.add_argument("what", choices=("failover", "packages"))
     parser.add_argument("--seeds", type=int, default=300, metavar="N", help="how many (300)")
     parser.add_argument("--first", type=int, default=0, metavar="SEED", help="the first one (0)")
     parser.add_argument("--variant", default="correct", help="'correct', 'all', or a broken one by name")
