@@ -67,6 +67,32 @@ def parents(pid: int, root: str = "/") -> set[int]:
         found.add(pid)
 
 
+def descendants(pid: int, root: str = "/") -> list[Identity]:
+    """All processes below `pid`, each after the one that started it. Those whose parent has ended are not below it any
+    more."""
+    children: dict[int, list[int]] = {}
+    for folder in Path(root, "proc").iterdir():
+        if folder.name.isdecimal() and (above := _parent(folder)) is not None:
+            children.setdefault(above, []).append(int(folder.name))
+    found: list[Identity] = []
+    left = [pid]
+    while left:
+        for child in children.get(left.pop(), ()):
+            who = identify(child, root)
+            if who is not None:
+                found.append(who)
+                left.append(child)
+    return found
+
+
+def _parent(folder: Path) -> int | None:
+    try:
+        text = (folder / "stat").read_text(encoding="utf-8", errors="replace")
+        return int(text.rpartition(")")[2].split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
 def child_faults(pid: int, root: str = "/") -> int | None:
     """Page faults of the children that `pid` has waited for (field 11): it grows when one has come and gone."""
     try:

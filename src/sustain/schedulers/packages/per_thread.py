@@ -1,0 +1,344 @@
+"""One setting of all threads of a process, changed and put back: where they may run, how late their timers may be.
+
+Used by `act` and `undo`. The model: most threads of a process have the same value. The journal has one entry for it,
+and one for each thread that has a value of its own, which whoever set it meant: such a thread is moved only within
+that. A thread that is started has the value of the one that started it, so a list of threads is stale at once: it is
+read again until a whole pass has found nothing to write. When it is put back, a thread that was started meanwhile gets
+what the one that started it had before; so do children that were started meanwhile and are still below the process.
+
+Entries of threads with their own values are noted before the process's, and put back after it: so that at no moment
+one of them is taken for one of the others.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from sustain.errors import HostError
+from sustain.host import processes
+from sustain.host.affinity import Written
+from sustain.host.processes import Identity
+from sustain.host.threads import TICKS_PER_S
+from sustain.schedulers.journal import Entry, Journal, Value
+from sustain.schedulers.loop import no_beat
+from sustain.schedulers.packages.came import Back, Came, words
+
+T = TypeVar("T")
+MOST_PASSES = 200  # of which each but the last has found threads that were just started
+
+
+class Setting(Protocol[T]):
+    """One of a thread's settings. Reading and writing raise HostError."""
+
+    kind: str  # of a process's entry; with OWN of a thread's
+
+    def all(self, process: Identity) -> dict[Identity, T] | None:
+        """Of each thread that can be changed; None: the process has gone."""
+
+    def write(self, thread: Identity, value: T, expected: T) -> Written: ...
+
+    def objection(self, prior: T, wanted: T) -> str:
+        """Why a process that has `prior` may not get `wanted`; "": it may."""
+
+    def within(self, own: T, wanted: T) -> T:
+        """What a thread gets that has a value of its own."""
+
+    def serves(self, process: Identity, now: T, wanted: T) -> bool:
+        """Whether `now` is as good as `wanted`."""
+
+    def is_ours(self, process: Identity, now: T, value: T) -> bool:
+        """Whether `now` is what `value` looks like when the kernel has taken it."""
+
+    def free(self, process: Identity, value: T) -> bool:
+        """Whether it is what a process has for which nobody has set anything."""
+
+    def back(self, prior: T, *, free: bool) -> T:
+        """What to write so that it is as it was."""
+
+    def width(self, value: T) -> int:
+        """How little it restricts."""
+
+    def encode(self, value: T) -> Value: ...
+
+    def decode(self, value: Value) -> T: ...
+
+
+OWN = "-own"
+
+
+@dataclass(frozen=True, slots=True)
+class Of:
+    """Whose it is: the group's name and life, and one of its processes."""
+
+    group: str
+    life: str
+    process: Identity
+
+    def key(self, kind: str) -> str:
+        return f"{kind}:{self.process.pid}:{self.process.start_ticks}"
+
+    def target(self) -> dict[str, Value]:
+        return {
+            "group": self.group,
+            "life": self.life,
+            "pid": self.process.pid,
+            "started": self.process.start_ticks,
+        }
+
+
+class Notes(Generic[T]):
+    """What the journal holds of one process and setting."""
+
+    def __init__(self, setting: Setting[T], process: Identity, entries: tuple[Entry, ...]) -> None:
+        self._setting = setting
+        self.common: Entry | None = None
+        self.own: dict[Identity, Entry] = {}
+        for entry in entries:
+            if entry.kind == setting.kind and process_of(entry) == process:
+                self.common = entry
+            elif entry.kind == setting.kind + OWN and process_of(entry) == process:
+                self.own[thread_of(entry)] = entry
+
+    def sets(self, entry: Entry) -> list[T]:
+        return [self._setting.decode(each) for each in entry.sets]
+
+    def prior(self, entry: Entry) -> T:
+        return self._setting.decode(entry.prior)
+
+
+def change(
+    of: Of, setting: Setting[T], wanted: T, journal: Journal, goes_on: Callable[[], bool] = lambda: True
+) -> Came:
+    """Give `wanted` to all threads of a process. Raises JournalError: then no more is done."""
+    return _Change(of, setting, wanted, journal).carry_out(goes_on)
+
+
+class _Change(Generic[T]):
+    def __init__(self, of: Of, setting: Setting[T], wanted: T, journal: Journal) -> None:
+        self._of = of
+        self._setting = setting
+        self._wanted = wanted
+        self._journal = journal
+        self._written = 0
+        self._again = False  # whether this pass has found something to do
+        self._stay: dict[Identity, str] = {}
+        self._refused: dict[Identity, str] = {}
+
+    def carry_out(self, goes_on: Callable[[], bool]) -> Came:
+        now = self._setting.all(self._of.process)
+        if not now:
+            return Came("gone", f"process {self._of.process.pid} has ended")
+        notes = self._read()
+        if notes.common is None:
+            prior = self._common(now)
+        else:
+            prior = notes.prior(notes.common)
+            if not any(self._known(notes, each, prior) for each in now.values()):
+                return Came("changed", "somebody else has set all of its threads since")
+        if why := self._setting.objection(prior, self._wanted):
+            return Came("refused", why)
+        if notes.common is None and not any(self._differs(each, prior) for each in now.values()):
+            return Came("done")
+        self._note(notes, now, prior)
+        for _ in range(MOST_PASSES):
+            notes, self._again = self._read(), False
+            for number, (thread, value) in enumerate(now.items()):
+                if number and not goes_on():
+                    return Came("again later", f"threads that are left: {len(now) - number}", self._written)
+                self._one(notes, thread, value)
+            if not self._again:
+                return self._end()
+            now = self._setting.all(self._of.process) or {}
+        return Came("again later", "it starts threads faster than they can be dealt with here", self._written)
+
+    def _end(self) -> Came:
+        details = []
+        if self._stay:
+            which = ", ".join(f"{thread.pid} ({why})" for thread, why in list(self._stay.items())[:3])
+            details.append(f"threads that have their own setting stay within it: {len(self._stay)}: {which}")
+        if self._refused:
+            which = "; ".join(list(self._refused.values())[:3])
+            details.append(f"threads that could not be set: {len(self._refused)}: {which}")
+        return Came("refused" if self._refused else "done", "; ".join(details), self._written)
+
+    def _read(self) -> Notes[T]:
+        return Notes(self._setting, self._of.process, self._journal.entries())
+
+    def _common(self, now: Mapping[Identity, T]) -> T:
+        """What most threads have; of as many, what restricts least."""
+        count = Counter(now.values())
+        return max(count, key=lambda each: (count[each], self._setting.width(each)))
+
+    def _known(self, notes: Notes[T], value: T, prior: T) -> bool:
+        """Whether a thread has what most had, or what we gave them."""
+        return value == prior or any(
+            self._setting.is_ours(self._of.process, value, each)
+            for each in (notes.sets(notes.common) if notes.common is not None else ())
+        )
+
+    def _differs(self, value: T, prior: T) -> bool:
+        """Whether a thread that has that before anything was set is to be given something else."""
+        to = self._wanted if value == prior else self._setting.within(value, self._wanted)
+        return value != to
+
+    def _note(self, notes: Notes[T], now: Mapping[Identity, T], prior: T) -> None:
+        """Threads that have their own first."""
+        for thread, value in now.items():
+            if thread not in notes.own and not self._known(notes, value, prior):
+                self._note_own(thread, value, self._setting.within(value, self._wanted))
+        held = notes.common
+        target = self._of.target() if held is None else held.target
+        if held is None:
+            target["free"] = int(self._setting.free(self._of.process, prior))
+            target["since"] = int(time.clock_gettime(time.CLOCK_BOOTTIME) * TICKS_PER_S)
+        key = self._of.key(self._setting.kind)
+        encode = self._setting.encode
+        self._journal.note(key, self._setting.kind, target, encode(prior), encode(self._wanted))
+
+    def _note_own(self, thread: Identity, prior: T, new: T) -> None:
+        kind, encode = self._setting.kind + OWN, self._setting.encode
+        key = f"{self._of.key(kind)}:{thread.pid}:{thread.start_ticks}"
+        target = {**self._of.target(), "thread": thread.pid, "thread_started": thread.start_ticks}
+        self._journal.note(key, kind, target, encode(prior), encode(new))
+
+    def _one(self, notes: Notes[T], thread: Identity, now: T) -> None:
+        setting = self._setting
+        if thread in self._refused:
+            return
+        own, wanted = notes.own.get(thread), self._wanted
+        assert notes.common is not None
+        if own is not None:
+            prior = notes.prior(own)
+            if now != prior and now not in notes.sets(own):
+                self._stay[thread] = "set by somebody else since"
+                return
+            wanted = setting.within(prior, self._wanted)
+        elif now != wanted and not self._known(notes, now, notes.prior(notes.common)):
+            wanted = setting.within(now, self._wanted)
+            self._note_own(thread, now, wanted)
+        if wanted != self._wanted:
+            self._stay[thread] = str(setting.encode(wanted))
+        if setting.serves(self._of.process, now, wanted):
+            return
+        if own is not None and notes.sets(own)[0] != wanted:
+            self._note_own(thread, notes.prior(own), wanted)
+        try:
+            came = setting.write(thread, wanted, now)
+        except HostError as error:
+            self._refused[thread] = words(error)
+            return
+        self._written += came is Written.DONE
+        self._again |= came in (Written.DONE, Written.CHANGED)
+
+
+def process_of(entry: Entry) -> Identity:
+    return Identity(int(entry.target["pid"]), int(entry.target["started"]))
+
+
+def thread_of(entry: Entry) -> Identity:
+    return Identity(int(entry.target["thread"]), int(entry.target["thread_started"]))
+
+
+def put_back(
+    setting: Setting[T], entry: Entry, entries: tuple[Entry, ...], beat: Callable[[], None] = no_beat
+) -> Back:
+    """A process's entry: all its threads but those that have one of their own (`entries`: all of the journal). Raises
+    HostError when some could not be put back."""
+    return _PutBack(setting, entry, entries).carry_out(beat)
+
+
+class _PutBack(Generic[T]):
+    def __init__(self, setting: Setting[T], entry: Entry, entries: tuple[Entry, ...]) -> None:
+        self._setting = setting
+        self._process = process_of(entry)
+        self._notes = Notes(setting, self._process, entries)
+        self._sets = self._notes.sets(entry)
+        self._prior = self._notes.prior(entry)
+        self._back = setting.back(self._prior, free=bool(entry.target["free"]))
+        self._since = int(entry.target["since"])
+        self._others = {process_of(each) for each in entries if each.kind == setting.kind}
+        self._written = 0
+        self._again = False
+        self._refused: dict[Identity, str] = {}
+
+    def carry_out(self, beat: Callable[[], None]) -> Back:
+        for _ in range(MOST_PASSES):
+            now = self._setting.all(self._process)
+            if now is None:
+                return Back("gone")
+            self._again, others = False, 0
+            for thread, value in now.items():
+                beat()
+                if thread not in self._notes.own and thread not in self._refused:
+                    others += not self._one(thread, value)
+            self._children(beat)
+            if not self._again:
+                return self._end(others, len(now))
+        raise HostError(
+            f"process {self._process.pid} starts threads faster than they can be put back",
+            hint="stop it, or try again",
+        )
+
+    def _children(self, beat: Callable[[], None]) -> None:
+        """Who was started since has it from us. Children that are set otherwise, or were there before, are not ours."""
+        for child in processes.descendants(self._process.pid):
+            if child in self._others or child.start_ticks < self._since:
+                continue
+            for thread, value in (self._setting.all(child) or {}).items():
+                beat()
+                if thread not in self._refused and value != self._prior:
+                    self._one(thread, value)
+
+    def _one(self, thread: Identity, value: T) -> bool:
+        """False: somebody else has set it."""
+        if value == self._prior:
+            return True
+        was = self._was(value)
+        if was is None:
+            return False
+        try:
+            came = self._setting.write(thread, self._back if was == self._prior else was, value)
+        except HostError as error:
+            self._refused[thread] = words(error)
+        else:
+            self._written += came is Written.DONE
+            self._again |= came in (Written.DONE, Written.CHANGED)
+        return True
+
+    def _was(self, value: T) -> T | None:
+        """What a thread that has that had before us; None: it is not from us."""
+        if any(self._setting.is_ours(self._process, value, each) for each in self._sets):
+            return self._prior
+        for own in self._notes.own.values():  # it was started by such a one
+            if value in self._notes.sets(own):
+                return self._notes.prior(own)
+        return None
+
+    def _end(self, others: int, of: int) -> Back:
+        if self._refused:
+            raise HostError(
+                f"process {self._process.pid}: {len(self._refused)} threads are not as they were: "
+                f"{next(iter(self._refused.values()))}",
+                hint="it is tried again the next time something is put back",
+            )
+        if not others:
+            return Back("restored", "", self._written)
+        detail = f"threads that somebody else has set since are left alone: {others}"
+        return Back("changed" if others == of else "restored", detail, self._written)
+
+
+def put_back_own(setting: Setting[T], entry: Entry) -> Back:
+    """The entry of a thread that had its own. Raises HostError."""
+    process, thread = process_of(entry), thread_of(entry)
+    now = (setting.all(process) or {}).get(thread)
+    if now is None:
+        return Back("gone")
+    prior = setting.decode(entry.prior)
+    if now == prior:
+        return Back("restored")
+    if not any(setting.is_ours(process, now, setting.decode(each)) for each in entry.sets):
+        return Back("changed", f"thread {thread.pid} was set by somebody else since")
+    came = setting.write(thread, prior, now)
+    return Back("gone" if came is Written.GONE else "restored", "", int(came is Written.DONE))
