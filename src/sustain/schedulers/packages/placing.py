@@ -217,11 +217,13 @@ def heard(
         if row is None or effect.outcome == "gone":
             continue
         if isinstance(action, Place):
-            if effect.outcome in ("done", "again later"):
+            # Of one that is to be done again later some may be done: threads, or all but its memory.
+            begun = effect.outcome == "again later" and (effect.written or effect.moved_bytes is not None)
+            if effect.done or begun:
                 index = _index(found, action.cpus)
                 followed[row] = effect.done and action.nodes is not None
                 placed[row] = index
-            else:
+            elif effect.outcome != "again later":
                 placed[row], hands_off[row] = NOT_PLACED, True
         elif isinstance(action, Release):
             if effect.outcome in ("done", "changed"):
