@@ -1,6 +1,7 @@
-"""Pressure stall information (PSI): time that tasks waited for memory, of the host, a cgroup or (`parse`) a guest.
+"""Pressure stall information (PSI): time that tasks waited for memory or processors, of the host, a cgroup or (`parse`)
+a guest.
 
-Documentation/accounting/psi.rst. Used by the guest memory scheduler. Only the totals are taken: an average over the
+Documentation/accounting/psi.rst. Used by the schedulers. Only the totals are taken: an average over the
 kernel's windows says less than two totals and the time between them. A `Trigger` wakes whoever polls it, when tasks
 have stalled for that long within the window; the kernel counts, nobody asks in vain.
 """
@@ -41,9 +42,9 @@ def of_host(root: Path = Path("/")) -> Pressure:
     return read(file_of_host(root))
 
 
-def file_of_host(root: Path = Path("/")) -> Path:
-    """Where that is read, and triggers are set."""
-    return root / "proc/pressure/memory"
+def file_of_host(root: Path = Path("/"), resource: str = "memory") -> Path:
+    """Where that is read, and triggers are set; of "memory", "cpu" or "io"."""
+    return root / "proc/pressure" / resource
 
 
 def read(path: Path) -> Pressure:
