@@ -17,7 +17,7 @@ from tests.lab.vm import TOP
 done = subprocess.run(
     [sys.executable, "-m", "pytest", "-p", "pytest_timeout", "-p", "no:cacheprovider", "-q", "-rs",
      "--basetemp=/dev/shm/tests", "-k", "not lists_of_processors",  # of no kernel, and long under emulation
-     *(f"tests/host/test_{name}.py" for name in ("threads", "affinity", "cpuset"))],
+     *(f"tests/host/test_{name}.py" for name in ("threads", "affinity", "cpuset", "numa_memory", "move_pages"))],
     env={**__import__("os").environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
 )
 answer(done.returncode)

@@ -115,6 +115,15 @@ def covers(pid: int, start: int, end: int, root: Path = Path("/")) -> bool:
     return any(its_start <= start and end <= its_end for its_start, its_end, *_ in _lines(text))
 
 
+def areas(pid: int, root: Path = Path("/")) -> tuple[tuple[int, int], ...] | None:
+    """All that process `pid` has mapped, in the order of addresses: from, to; None: gone, or it cannot be looked at."""
+    try:
+        text = (root / "proc" / str(pid) / "maps").read_bytes()
+    except OSError:
+        return None
+    return tuple((start, end) for start, end, *_ in _lines(text))
+
+
 def mappers(key: bytes, pids: Iterable[int] | None = None, root: Path = Path("/")) -> Mappers:
     """The processes that map the file: of all, or of `pids`."""
     found: list[Mapper] = []
