@@ -4,7 +4,7 @@ For tests of whatever reads the host with `root`: topology, idle states, time of
 counters, registers, cgroups. A tree is small, so none is committed.
 
     host = hosts.intel(tmp_path, packages=2)          # or bare, registers_only, epyc, virtual
-    reader = package_idle.open(..., root=host.root, perf=host.perf, clock=host.clock)
+    idle = package_idle.Packages(topology.read(tmp_path), tmp_path, kernel=host.perf, clock=host.clock)
     host.advance(2.0, busy={0: 0.5}, residency={1: {"pc2": 0.9}}, watts={0: 60.0, 1: 40.0})
     host.take_offline(3)
 
@@ -16,7 +16,8 @@ nanoseconds). Nothing here models power or idleness: what is told to pass passes
 import errno
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+import struct
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,6 +33,7 @@ _TSC = 0x10
 _CSTATE_EVENTS = {"c2": 0, "c3": 1, "c6": 2, "c7": 3, "c8": 4, "c9": 5, "c10": 6}
 _POWER_EVENTS = {"cores": 1, "pkg": 2, "ram": 3, "gpu": 4, "psys": 5}
 _MSR_BYTES = 8
+_HSMP = struct.Struct("<IHHIIIIIIIIHxx")  # struct hsmp_message
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +222,26 @@ class Host:
         with (self.root / f"dev/cpu/{cpu}/msr").open("r+b") as file:
             os.pwrite(file.fileno(), value.to_bytes(_MSR_BYTES, "little"), _place(number))
 
+    def hsmp(
+        self, power_w: Mapping[int, float], c0_percent: Mapping[int, int]
+    ) -> Callable[[int, int, bytearray], int]:
+        """/dev/hsmp, that tells this of sockets: what to have in the place of `fcntl.ioctl`."""
+        self.write("dev/hsmp", "")
+        known = {0x04: {each: round(value * 1000) for each, value in power_w.items()}, 0x11: c0_percent}
+
+        def ioctl(descriptor: int, request: int, message: bytearray) -> int:
+            assert (len(message), request) == (44, 0xC02CF800), "HSMP_IOCTL_CMD of the kernel's header"
+            os.fstat(descriptor)
+            number, arguments, words, *_, socket = _HSMP.unpack(message)
+            if number not in known or (arguments, words) != (0, 1):
+                raise OSError(errno.ENOMSG, os.strerror(errno.ENOMSG))
+            if socket not in known[number]:
+                raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+            _HSMP.pack_into(message, 0, number, arguments, words, known[number][socket], *(0,) * 7, socket)
+            return 0
+
+        return ioctl
+
     # What happens
 
     def advance(
@@ -323,16 +345,19 @@ class Host:
         for cpu in self.cpus:
             if cpu not in self.gone:
                 self.set_register(cpu, _TSC, self.tsc)
-                for state, count in self.residency.get(self.package_of(cpu), {}).items():
-                    self.set_register(cpu, _REGISTERS[state], count)
+                counts = self.residency.get(self.package_of(cpu), {})
+                for state, number in _REGISTERS.items():
+                    self.set_register(cpu, number, counts.get(state, 0))
 
 
 class Perf:
-    """Performance counters of a made host (`perf_events.Kernel`). `refused`: the errno of every opening."""
+    """Performance counters of a made host (`perf_events.Kernel`). `refused`, `unreadable`: the errno of
+    every opening, and reading."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
         self.refused: int | None = None
+        self.unreadable: int | None = None
         self.grouped = True  # whether counters of different sources can be
         self.reads = 0
         self._last = 1000
@@ -364,6 +389,8 @@ class Perf:
 
     def read(self, descriptor: int, count: int) -> Reading:
         self.reads += 1
+        if self.unreadable is not None:
+            raise OSError(self.unreadable, os.strerror(self.unreadable))
         members = {each: said for each, said in self._opened.items() if said[3] == descriptor}
         assert len(members) == count, "a group is read as a whole"
         if any(cpu in self._host.gone for _, _, cpu, _ in members.values()):
@@ -398,6 +425,8 @@ class Perf:
 
 def registers_pread(descriptor: int, size: int, offset: int) -> bytes:
     """In the place of `os.pread` for the registers of a made host, whose file keeps each by itself."""
+    if not os.fstat(descriptor).st_nlink:  # it was taken offline
+        raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
     return os.pread(descriptor, size, _place(offset))
 
 
