@@ -90,6 +90,17 @@ def read(pid: int, root: Path = Path("/")) -> tuple[Thread, ...] | None:
     return tuple(threads) or None
 
 
+def numbers(pid: int, root: Path = Path("/")) -> list[int]:
+    """The numbers of a process's threads; none when it has gone. Raises HostError."""
+    folder = root / "proc" / str(pid) / "task"
+    try:
+        return [int(name) for name in os.listdir(folder) if name.isdecimal()]
+    except OSError as error:
+        if error.errno in _GONE:
+            return []
+        raise files.refused(folder, error) from None
+
+
 def one(tid: int, root: Path = Path("/")) -> Thread | None:
     """One thread, by its number; None: there is none. Raises HostError."""
     # Beside processes, /proc has threads under their numbers too, though it does not list them. What is read there of

@@ -65,12 +65,22 @@ class Topology:
 def read(root: Path = Path("/")) -> Topology:
     """As it is now. Raises HostError when it cannot be read."""
     folder = root / "sys/devices/system"
-    nodes = tuple(sorted(_nodes(folder / "node"), key=lambda each: each.number))
-    node_of = {cpu: each.number for each in nodes for cpu in each.cpus}
-    online = files.cpus(files.text(folder / "cpu/online"))
-    if not online:
+    its_nodes = nodes(root)
+    node_of = {cpu: each.number for each in its_nodes for cpu in each.cpus}
+    cpus = files.cpus(online(root))
+    if not cpus:
         raise HostError(f"{folder}/cpu/online: no processor", hint="is /sys mounted?")
-    return Topology(tuple(_cpu(folder / "cpu", each, node_of.get(each)) for each in sorted(online)), nodes)
+    return Topology(tuple(_cpu(folder / "cpu", each, node_of.get(each)) for each in sorted(cpus)), its_nodes)
+
+
+def online(root: Path = Path("/")) -> str:
+    """The processors that are online, as the kernel writes them; "" where it does not say. Raises HostError."""
+    return (files.text(root / "sys/devices/system/cpu/online") or "").strip()
+
+
+def nodes(root: Path = Path("/")) -> tuple[Node, ...]:
+    """The nodes alone, as they are now. Raises HostError."""
+    return tuple(sorted(_nodes(root / "sys/devices/system/node"), key=lambda each: each.number))
 
 
 def _cpu(folder: Path, number: int, node: int | None) -> Cpu:

@@ -53,6 +53,7 @@ class Found:
     life: str  # of a cgroup its inode, of a process and a guest "pid:start"
     who: Identity | None = None  # the process; of a guest QEMU's
     cgroup: Named | None = None  # the cgroup that it is, or of a guest the one that it has for itself
+    guest: str = ""  # of a guest its UUID, or the name that it has for itself
 
     @property
     def by_cgroup(self) -> bool:
@@ -213,7 +214,8 @@ class Finder:
         for each in qemu.discover(self._root, pids):
             if wanted.guest in (ANY, each.name, each.uuid):
                 name = f"{wanted.name}.{each.name}" if wanted.guest == ANY else wanted.name
-                yield Found(name, wanted.name, "guest", _life(each.who), each.who, self._scope(each.who))
+                scope, its_own = self._scope(each.who), each.uuid or each.name
+                yield Found(name, wanted.name, "guest", _life(each.who), each.who, scope, its_own)
 
     def _scope(self, who: Identity) -> Named | None:
         """The cgroup that libvirt made for a guest alone, with what it put below; None: it is in no such."""
