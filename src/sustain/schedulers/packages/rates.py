@@ -52,7 +52,7 @@ def rates(before: Look, seen: Observation) -> Rates | None:
     passed_s = seen.now_s - before.now_s
     if passed_s < _LEAST_S:
         return None
-    busy, awake = _use(before.cpus, seen.cpus, passed_s)
+    busy, awake = use_between(before.cpus, seen.cpus, passed_s)
     residency: dict[int, dict[str, float]] = {}
     power_w: dict[int, float] = {}
     read_for_s: dict[int, tuple[float, float]] = {}
@@ -99,7 +99,8 @@ def power_between(first: Package, second: Package) -> float | None:
     return spent_j / passed_s if passed_s >= _LEAST_S and spent_j > 0 else None
 
 
-def _use(before: Cpus, now: Cpus, passed_s: float) -> tuple[dict[int, float], dict[int, float]]:
+def use_between(before: Cpus, now: Cpus, passed_s: float) -> tuple[dict[int, float], dict[int, float]]:
+    """By package: processors in use, and the share of time that the busiest one worked; without those unknown."""
     was = _rows(before.number, now.number)
     worked_s = now.busy_s - np.append(before.busy_s, np.nan)[was]
     rested_s = now.idle_s - np.append(before.idle_s, np.nan)[was]

@@ -15,7 +15,7 @@ from typing import Literal
 
 from sustain.schedulers.packages.model import Observation, Package, Verdict
 from sustain.schedulers.packages.policy import Policy
-from sustain.schedulers.packages.rates import Look, power_between, rates, residency_between
+from sustain.schedulers.packages.rates import Look, power_between, residency_between, use_between
 from sustain.schedulers.packages.saving import Sample, estimate, of_metric
 from sustain.schedulers.packages.state import Trial, independent_share
 from sustain.schedulers.packages.worth import words_of
@@ -104,8 +104,8 @@ def sampled(trial: Trial, seen: Observation, load: float | None) -> Trial:
     values = _values(opened, seen, trial.unit)
     if values is None:
         return trial
-    between = rates(opened, seen)
-    use = load if between is None or not between.busy else sum(between.busy.values())
+    busy, _ = use_between(opened.cpus, seen.cpus, seen.now_s - opened.now_s)
+    use = sum(busy.values()) if busy else load
     sample = Sample(
         at_s=seen.now_s,
         parked=trial.steps[0] == "on",

@@ -12,13 +12,14 @@ import numpy as np
 
 from sustain.schedulers.packages.capacity import fits, slowdown
 from sustain.schedulers.packages.classify import Class
-from sustain.schedulers.packages.model import Finding, Node, Observation, Verdict
+from sustain.schedulers.packages.model import Finding, Observation, Verdict
 from sustain.schedulers.packages.placing import Standing, apart
 from sustain.schedulers.packages.policy import Policy
 from sustain.schedulers.packages.situation import Situation
 from sustain.schedulers.packages.state import PackageMemory, independent_share
 
 _REACHED = 0.9  # share of time in independent states when parked, where no test has told it
+_FILL = 0.9  # of what is free on the other nodes, that memory may take
 _BOUND = 0.01  # processors: a bound group that uses less does not keep a package awake
 WATTS = "watts"  # the state of findings that were made by the step in watts alone
 _SHALLOW = ("pc0", "pc1")
@@ -231,9 +232,9 @@ def _remote(number: int, now: Standing, seen: Observation, rest: list[int], poli
     follows = movable & now.memory.follow if policy.memory_bytes_per_s > 0 else np.zeros_like(movable)
     moves = float(there[follows].sum())
     stays = float(there[movable & ~follows].sum())
-    room = sum(_free(each) for each in seen.nodes if each.number in nodes_of(seen, rest))
+    room = _free(seen, rest)
     reasons: tuple[str, ...] = ()
-    if moves > 0.9 * room:
+    if moves > _FILL * room:
         stays, moves = stays + moves, 0.0
         reasons = ("its memory stays: the other nodes have no room for it",)
     elif moves > 0:
@@ -248,7 +249,7 @@ def nodes_of(seen: Observation, packages: list[int]) -> tuple[int, ...]:
     if len(seen.nodes) < 2 or (node < 0).any():
         return ()
     mine = np.isin(package, packages)
-    return tuple(each for each in np.unique(node[mine]).tolist() if not (node[~mine] == each).any())
+    return tuple(sorted(set(node[mine].tolist()) - set(node[~mine].tolist())))
 
 
 def memory_fits(seen: Observation, now: Standing, from_packages: list[int], to_packages: list[int]) -> bool:
@@ -260,10 +261,10 @@ def memory_fits(seen: Observation, now: Standing, from_packages: list[int], to_p
     columns = [at for at, node in enumerate(seen.nodes) if node.number in nodes]
     rows = now.movable & now.memory.follow
     moves = float(np.nan_to_num(table[rows][:, columns]).sum())
-    return moves <= 0.9 * sum(
-        _free(each) for each in seen.nodes if each.number in nodes_of(seen, to_packages)
-    )
+    return moves <= _FILL * _free(seen, to_packages)
 
 
-def _free(node: Node) -> float:
-    return node.free_bytes or 0.0
+def _free(seen: Observation, packages: list[int]) -> float:
+    """Of their nodes, bytes."""
+    nodes = nodes_of(seen, packages)
+    return sum(each.free_bytes or 0.0 for each in seen.nodes if each.number in nodes)
