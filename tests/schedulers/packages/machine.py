@@ -90,10 +90,15 @@ class Machine:
     def use(self) -> np.ndarray:
         """Of each package, processors in use."""
         found = np.array([self.outside.get(each, 0.0) for each in range(self.packages)])
+        online = self.online
+        whole = np.bincount([cpu // self.cores for cpu in online], minlength=self.packages) / len(online)
         for group in self.groups.values():
-            cpus = [cpu for cpu in group.cpus or self.online if cpu in self.online]
-            for cpu in cpus:
-                found[cpu // self.cores] += group.use / len(cpus)
+            if group.cpus is None:
+                found += group.use * whole
+                continue
+            packages = [cpu // self.cores for cpu in group.cpus if cpu not in self.offline]
+            for package in packages:
+                found[package] += group.use / len(packages)
         return np.minimum(found, self.cores)
 
     def residency(self, use: np.ndarray) -> np.ndarray:
@@ -109,7 +114,7 @@ class Machine:
         use = self.use()
         shares = self.residency(use)
         for package in range(self.packages):
-            rows = [cpu for cpu in self.cpus_of(package) if cpu in self.online]
+            rows = [cpu for cpu in self.cpus_of(package) if cpu not in self.offline]
             self.busy_s[rows] += seconds * use[package] / max(1, len(rows))
             self.idle_s[rows] += seconds * (1 - use[package] / max(1, len(rows)))
             self.pc6_s[package] += seconds * shares[package]
@@ -136,7 +141,7 @@ class Machine:
         places: list[tuple[int, ...]] = []
         place = []
         for group in self.groups.values():
-            where = tuple(sorted(group.cpus or self.online))
+            where = tuple(sorted(group.cpus)) if group.cpus else self.online
             if where not in places:
                 places.append(where)
             place.append(places.index(where))

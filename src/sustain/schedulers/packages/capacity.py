@@ -7,7 +7,7 @@ The expected slowdown is the sum of what is known of it; what is not known is na
 - frequency: the fewer cores work, the faster each may run; taken as a straight line from one core's most to the base
   frequency with all of them;
 - waiting: work that finds all cores busy waits, by Sakasegawa's formula for many servers (Annals of the Institute of
-  Statistical Mathematics 29A, 1977): ρ^√(2(c+1)) / (c (1−ρ)) of its own length;
+  Statistical Mathematics 29A, 1977): ρ^(√(2(c+1)) − 1) / (c (1−ρ)) of its own length;
 - threads of one core: as far as demand is more than there are cores;
 - memory on a node from which work is moved away, as far as it does not follow.
 """
@@ -91,7 +91,7 @@ def waiting(demand: float, servers: float) -> float:
     if servers <= 0 or demand <= 0:
         return 0.0
     use = min(demand / servers, 0.999)
-    return float(use ** math.sqrt(2 * (servers + 1)) / (servers * (1 - use)))
+    return float(use ** (math.sqrt(2 * (servers + 1)) - 1) / (servers * (1 - use)))
 
 
 def slowdown(

@@ -57,11 +57,13 @@ def course(at: Situation, worths: dict[int, Worth]) -> Course:
     trial = at.before.trial if at.before is not None else None
     if trial is not None and trial.package not in at.rooms:
         trial = None  # its processors went offline
-    packages = {number: _dwell(each, worths.get(number), at_s) for number, each in at.memory.items()}
-    base = Course(at.parked, trial, "pack", "", packages, math.inf, at.verdicts)
+    base = Course(at.parked, trial, "pack", "", at.memory, math.inf, at.verdicts)
     if at.between is None:
         return base
     short = _short(at, at.between)
+    worthy = {} if short else worths
+    packages = {number: _dwell(each, worthy.get(number), at_s) for number, each in at.memory.items()}
+    base = replace(base, packages=packages)
     if short:
         since_s = min(at.before.short_since_s if at.before is not None else math.inf, at_s)
         base = replace(base, short_since_s=since_s)
@@ -117,17 +119,19 @@ def _intruded(at: Situation, trial: Trial | None) -> int | None:
 
 
 def _wake(base: Course, package: int, why: str, at: Situation) -> Course:
-    """Put it back to use, and let it alone for a while. A trial ends there."""
+    """Put it back to use, and let it alone for a while; no other one is emptied at once in its place. A trial ends
+    there."""
     parked = base.without(package)
     if base.trial is not None:
         parked = tuple(each for each in parked if each != base.trial.package)
+    packages = base.resting(package, at.seen.now_s + at.policy.rest_s, f"it was {why}")
     return replace(
         base,
         parked=parked,
         trial=None,
         purpose="spread",
         why=f"package {package} is {why}",
-        packages=base.resting(package, at.seen.now_s + at.policy.rest_s, f"it was {why}"),
+        packages={number: replace(each, worth_since_s=math.inf) for number, each in packages.items()},
         short_since_s=math.inf,
     )
 

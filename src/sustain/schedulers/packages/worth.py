@@ -65,6 +65,7 @@ def worth(number: int, at: Situation) -> Worth:
         _bound(number, at.now, seen),
         mine.rest_why if mine.rest_until_s > seen.now_s else "",
         _refuted(verdict),
+        _rests(number, at, expected_w),
         _room(rest, at),
         _apart(at, rest),
     ):
@@ -185,6 +186,14 @@ def _bound(number: int, now: Standing, seen: Observation) -> str:
     names = ", ".join(seen.groups.name[row] for row in rows[:3].tolist())
     more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
     return f"{names}{more} may run only there, and we do not move what is set so"
+
+
+def _rests(number: int, at: Situation, expected_w: float | None) -> str:
+    """Whether it is in independent states so long already that emptying it could bring little."""
+    share = independent_share(number, dict(at.memory[number].residency), at.seen.findings)
+    if share is None or expected_w is not None or _REACHED - share >= at.policy.least_residency:
+        return ""
+    return f"it is in independent states for {share:.0%} of the time already"
 
 
 def _room(rest: list[int], at: Situation) -> str:
