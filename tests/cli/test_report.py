@@ -329,7 +329,8 @@ def test_doctor(sus: Callable[..., Ran], tmp_path: Path) -> None:
     ran = sus("doctor", tmp_path, "--lease", f"file://{tmp_path}", "--json")
     assert ran.status == 0
     finding = {"name": str, "state": str, "found": str, "means": str, "enable": str}
-    systems = {"replicated_stores": [finding], "region_evacuation": [finding], "large_pages": [finding]}
+    names = ("replicated_stores", "region_evacuation", "large_pages", "power_aware_placement")
+    systems = {name: [finding] for name in names}
     conforms(ran.json, {"path": str, "ok": bool, "systems": systems})
     findings = {each["name"]: each for each in ran.json["systems"]["replicated_stores"]}
     assert findings["kernel"]["found"].startswith("Linux")

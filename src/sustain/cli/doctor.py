@@ -1,6 +1,6 @@
-"""What this host offers to replicated stores, to region evacuation and to large pages, what each finding means, and the
-command that would enable the rest. Fails when something is missing for the first two; large pages are for hosts that
-schedule them.
+"""What this host offers to replicated stores, to region evacuation, to large pages and to power-aware placement, what
+each finding means, and the command that would enable the rest. Fails when something is missing for the first two; the
+others are for hosts that schedule them.
 
 Looks at the kernel, at the medium under PATH (where a store is or would be) and, when asked, at a lease
 directory. It tries things with a temporary file and removes it; nothing is changed.
@@ -68,11 +68,12 @@ def run(args: argparse.Namespace) -> int:
     ]
     if args.lease:
         findings.append(check_lease(args.lease))
+    from sustain.cli.doctor_packages import package_findings
     from sustain.cli.doctor_pages import page_findings
     from sustain.cli.doctor_regions import region_findings
 
     needed = {"replicated_stores": findings, "region_evacuation": region_findings()}
-    systems = needed | {"large_pages": page_findings()}
+    systems = needed | {"large_pages": page_findings(), "power_aware_placement": package_findings()}
     data = {
         "path": str(path),
         "ok": all(finding.state != "missing" for each in needed.values() for finding in each),

@@ -86,6 +86,10 @@ class Packages:
         """Which one is used; "none"."""
         return self._ways.source(package)
 
+    def offers(self, package: int) -> dict[str, HostError | None]:
+        """What each source answers to being opened for this package, best first; None: it can be. Wakes it."""
+        return self._ways.offers(package)
+
     def read(self, packages: Iterable[int] | None = None) -> dict[int, PackageIdle]:
         """Of these of them, all by default. Wakes them. What fails is said in its place."""
         return {package: self._read(package) for package in (self.numbers if packages is None else packages)}

@@ -46,6 +46,18 @@ class Ways(Generic[_Found_co]):
         """Which one is used; "none"."""
         return self._open[package][0] if package in self._open else "none"
 
+    def offers(self, package: int) -> dict[str, HostError | None]:
+        """What each source answers to being opened for this package, from the best one on; None: it can be."""
+        found: dict[str, HostError | None] = {}
+        for name, opened in self._sources.items():
+            try:
+                opened(package).close()
+            except HostError as error:
+                found[name] = error
+            else:
+                found[name] = None
+        return found
+
     def read(self, package: int) -> tuple[str, int, _Found_co]:
         """By which source, when that was opened, and what it says. Raises HostError: not measurable, because …"""
         failed: dict[str, str] = {}
