@@ -10,11 +10,12 @@ from sim.packages import published
 from sim.packages.groups import LOADS, Load, recorded
 from sim.packages.hardware import HOSTS, Host
 from sim.packages.optimum import Optimum
+from sim.packages.ours import Ours
 from sim.packages.policies import POLICIES
 from sim.packages.run import Controller, Outcome, Peer, drive
 from sustain.errors import SustainError
 
-_KNOWN = (*POLICIES, "optimum")
+_KNOWN = ("sustain", *POLICIES, "optimum")
 
 
 def main(argv: list[str]) -> int:
@@ -51,6 +52,8 @@ def main(argv: list[str]) -> int:
 
 def controller(name: str, load: Load, host: Host) -> Controller:
     """A fresh one by its name."""
+    if name == "sustain":
+        return Ours(load, host)
     return Optimum(load, host) if name == "optimum" else Peer(POLICIES[name])
 
 
@@ -61,17 +64,20 @@ def _run(load: Load, host: Host, names: Sequence[str], tick_s: float | None) -> 
         f"(at most {cores.max():.1f}), on {host.name}: {host.packages} x {host.cores} cores, "
         f"{'coordinated' if host.coordinated else 'independent'}{', ' if host.note else ''}{host.note}"
     )
-    print(f"{'':14}{'W':>9}{'saving':>9}{'above':>9}{'slower':>9}{'late':>9}{'moves/h':>9}{'parked':>8}")
+    print(
+        f"{'':14}{'W':>9}{'saving':>9}{'above':>9}{'slower':>9}{'late':>9}{'moves/h':>9}{'parts/h':>9}{'parked':>8}"
+    )
     spread = _one("spread", load, host, tick_s)
     for name in names:
         came = spread if name == "spread" else _one(name, load, host, tick_s)
         print(
             f"{name:14}{came.mean_w:>9.1f}{came.saving(spread):>9.2%}{came.above:>9.2%}{came.slower(spread):>9.2%}"
-            f"{came.late:>9.2%}{came.moves_per_hour:>9.2f}{came.parked:>8.2f}",
+            f"{came.late:>9.2%}{came.moves_per_hour:>9.2f}{came.parts_per_hour:>9.2f}{came.parked:>8.2f}",
             flush=True,
         )
     print(
-        "all of it simulated; saving and slower: beside spread; above: time above 80 % of a package's cores"
+        "all of it simulated; saving and slower: beside spread; above: time above 80 % of a package's cores; moves: of "
+        "groups; parts: the same, each by the share of it that ran elsewhere than before"
     )
     return 0
 

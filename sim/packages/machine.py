@@ -44,6 +44,7 @@ class Interval:
     late: Floats  # of each group, core-seconds of its demand that were not done in the interval
     stood: Floats  # of each group, seconds for which threads of it waited
     waiting: Floats  # of each group, core-seconds that stand over at the end
+    memory: Floats  # groups x packages: share of each group's memory, at the end
     simulated: bool = True
 
     @property
@@ -87,6 +88,7 @@ class Machine:
     backlog: Floats = field(init=False)
     shares: Floats | None = field(init=False, default=None)
     moved: int = field(init=False, default=0)  # groups that were placed elsewhere than before, all in all
+    moved_share: float = field(init=False, default=0.0)  # the same by the share of each that was elsewhere
 
     def __post_init__(self) -> None:
         self.backlog = np.zeros(len(self.threads))
@@ -124,6 +126,7 @@ class Machine:
             late=np.maximum(demand * seconds - done, 0.0),
             stood=np.minimum(self.backlog, self.threads * seconds),
             waiting=self.backlog.copy(),
+            memory=self.memory,
         )
 
     def _place(self, shares: Floats, seconds: float) -> Floats:
@@ -134,6 +137,7 @@ class Machine:
         change = np.clip(shares - self.shares, 0.0, None)
         moved = change.sum(axis=1) > 1e-9
         self.moved += int(moved.sum())
+        self.moved_share += float(change.sum())
         self.shares = shares.copy()
         if self.free_moves:
             self.memory = shares.copy()

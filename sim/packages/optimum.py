@@ -30,6 +30,7 @@ class Optimum:
     load: Load
     host: Host
     headroom: float = OVERLOAD
+    tick_s: float | None = None
     total_w: float = 0.0
     bound_total_w: float = 0.0
     _last: tuple[int, Floats] | None = None

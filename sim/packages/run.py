@@ -25,6 +25,11 @@ HEADROOM = OVERLOAD
 class Controller(Protocol):
     """A policy under test: where groups are to run, from what was seen and what the last interval came to."""
 
+    @property
+    def tick_s(self) -> float | None:
+        """When it wants to look again; None: whenever."""
+        ...
+
     def place(self, seen: Seen, last: Interval | None) -> Floats: ...
 
 
@@ -33,6 +38,7 @@ class Peer:
     """A policy that needs nothing but what was seen."""
 
     policy: Policy
+    tick_s: float | None = None
 
     def place(self, seen: Seen, last: Interval | None) -> Floats:
         return self.policy(seen)
@@ -49,7 +55,8 @@ class Outcome:
     above: float
     slowdown: float
     late: float  # of work, the share that was not done in its interval
-    moves: int
+    moves: int  # of groups
+    moved: float  # the same, each by the share of it that ran elsewhere than before
     parked: float  # packages in PC2 or PC6, mean over time
     awake_w: float  # the most watts of an interval
     wanted: float
@@ -64,6 +71,10 @@ class Outcome:
     @property
     def moves_per_hour(self) -> float:
         return self.moves / (self.seconds / 3600)
+
+    @property
+    def parts_per_hour(self) -> float:
+        return self.moved / (self.seconds / 3600)
 
     def saving(self, beside: "Outcome") -> float:
         """Share of the energy of another run of the same load and host that this one did not need."""
@@ -83,7 +94,7 @@ def drive(
     free_moves: bool = False,
     aligned: float = 0.0,
 ) -> Outcome:
-    """`tick_s`: how often the policy looks; None: once for each point of the load."""
+    """`tick_s`: how often the policy looks, where it does not say so itself; None: once for each point of the load."""
     tally = _Tally(host)
     for last in intervals(
         load, host, controller, tally, tick_s=tick_s, free_moves=free_moves, aligned=aligned
@@ -104,16 +115,18 @@ def intervals(
 ) -> Iterator[Interval]:
     """One for each tick, in order."""
     machine = Machine(host, load.threads, load.memory_bytes, aligned, free_moves)
-    ticks = 1 if tick_s is None else max(1, round(load.step_s / tick_s))
     mean, peak = load.demand.mean(axis=0), load.demand.max(axis=0)
     use, last = load.demand[0], None
     for step, demand in enumerate(load.demand):
-        for _ in range(ticks):
+        left_s = load.step_s
+        while left_s > 1e-9:
             seen = Seen(step, use, machine.shares, host.packages, host.cores, mean, peak)
-            last = machine.step(demand, controller.place(seen, last), load.step_s / ticks)
+            shares = controller.place(seen, last)
+            last = machine.step(demand, shares, min(left_s, controller.tick_s or tick_s or load.step_s))
+            left_s -= last.seconds
             use = last.done / last.seconds
             tally.wanted += float(demand.sum()) * last.seconds
-            tally.moves = machine.moved
+            tally.moves, tally.moved = machine.moved, machine.moved_share
             yield last
 
 
@@ -122,6 +135,7 @@ class _Tally:
     host: Host
     wanted: float = 0.0
     moves: int = 0
+    moved: float = 0.0
     seconds: float = 0.0
     energy_j: float = 0.0
     above_s: float = 0.0
@@ -156,6 +170,7 @@ class _Tally:
             slowdown=(self.busy + self.stood) / done - 1.0,
             late=self.late / max(self.wanted, 1e-12),
             moves=self.moves,
+            moved=self.moved,
             parked=self.parked_s / self.seconds,
             awake_w=self.most_w,
             wanted=self.wanted,
