@@ -44,6 +44,7 @@ QUESTIONS = (
     "large_pages_policies",
     "large_pages_speed",
     "large_pages_counting",
+    "packages_policies",
 )
 
 

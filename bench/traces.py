@@ -1,12 +1,13 @@
 """Recorded demand of guests from a file: our own recordings, CSV, or Parquet as OpenDC has its traces.
 
-Used by `guest_memory_policies`. What a file is, is told by what it begins with, not by its name:
+Used by `guest_memory_policies` and the simulator of packages. What a file is, is told by what it begins with, not by
+its name:
 
 - a recording of `sustain record`: demand is what the guest's memory is used for (active pages and what nobody can take;
   of a guest that tells no more, all that is not free);
 - CSV with the columns `seconds`, `guest`, `demand`, in any unit: each guest is measured by its own highest;
 - Parquet with the same three columns, or OpenDC's `id`, `duration` (ms) and `cpu_usage` (MHz): a row for each piece of
-  time, in order. That is demand for processors; it stands for demand for memory, and whoever shows it must say so.
+  time, in order. That is demand for processors; where it stands for demand for memory, whoever shows it must say so.
 
 All guests begin at once, each with its own first point, whenever that was: nobody knows what a guest would have wanted
 before it was there. In a recording each start of a guest, and each boot of the system in it, is a guest.

@@ -45,6 +45,7 @@ PEERS = {
     "large_pages_policies": {"address order", "random order", "oracle"},
     "large_pages_speed": {"address order", "all small", "all large"},
     "large_pages_counting": set(),
+    "packages_policies": {"static, mean", "static, peak", "irqbalance", "threshold", "optimum"},
 }
 MAY_MISS = {
     "libpmemobj": Path("/usr/include/libpmemobj.h").exists,
