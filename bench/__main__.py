@@ -45,6 +45,7 @@ QUESTIONS = (
     "large_pages_speed",
     "large_pages_counting",
     "packages_policies",
+    "packages_plan",
 )
 
 

@@ -46,6 +46,7 @@ PEERS = {
     "large_pages_speed": {"address order", "all small", "all large"},
     "large_pages_counting": set(),
     "packages_policies": {"static, mean", "static, peak", "irqbalance", "threshold", "optimum"},
+    "packages_plan": set(),
 }
 MAY_MISS = {
     "libpmemobj": Path("/usr/include/libpmemobj.h").exists,
