@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from sustain.agent.config import AgentConfig, GuestMemorySection, LargePagesSection
+from sustain.agent.config import AgentConfig, GuestMemorySection, LargePagesSection, PackagesSection
 from sustain.clock import Clock, SystemClock
 from sustain.errors import ConfigError, JournalBusy, JournalError
 from sustain.schedulers.changes import Changes, Refused
@@ -19,9 +19,14 @@ from sustain.schedulers.guest_memory.scheduler import GuestMemory
 from sustain.schedulers.journal import Journal
 from sustain.schedulers.large_pages.scheduler import LargePages
 from sustain.schedulers.loop import Scheduler
+from sustain.schedulers.packages.act import Actuator
+from sustain.schedulers.packages.reach import Reach
+from sustain.schedulers.packages.scheduler import Packages
+from sustain.schedulers.packages.sense import Sensor
 
 _LOOKING = "looking"
 _LOOKING_AT_PAGES = "looking-at-pages"
+_FINDINGS = "packages-findings.json"  # in the state directory, where the configuration names no file
 AnyScheduler = Scheduler[Any, Any, Any, Any]
 
 
@@ -29,7 +34,7 @@ def schedulers(config: AgentConfig, clock: Clock | None = None) -> list[AnySched
     """All that are enabled, ready to act. Raises ConfigError when none is, JournalBusy when an agent runs already."""
     clock = clock or SystemClock()
     found: list[AnyScheduler] = []
-    if config.large_pages is None:
+    if config.large_pages is None and config.packages is None:
         enabled(config)
     directory = Path(config.agent.state_dir)
     try:
@@ -51,6 +56,8 @@ def schedulers(config: AgentConfig, clock: Clock | None = None) -> list[AnySched
             journal = journal_of(config, LargePages.name)
             left = directory / f"{_LOOKING_AT_PAGES}.journal"
             found.append(LargePages(pages.whole, pages.period_s, clock, journal, left=left))
+        if config.packages is not None:
+            found.append(_packages(config, config.packages, clock, journal_of(config, Packages.name)))
     except BaseException:
         for each in found:
             each.close()
@@ -59,30 +66,36 @@ def schedulers(config: AgentConfig, clock: Clock | None = None) -> list[AnySched
 
 
 def restorers(config: AgentConfig) -> list[Callable[[], AnyScheduler | None]]:
-    """What makes each scheduler that may have left something, one by one: those that are enabled, and the prioritiser
-    also where only its journal says that it ran (`sustain pages run`). When another process has the journal, one that
-    is enabled raises JournalBusy; the other is None: whoever runs it puts back itself."""
-    apart: list[AgentConfig] = []
-    if config.guest_memory is not None:
-        apart.append(msgspec.structs.replace(config, large_pages=None))
-    pages = config.large_pages
-    names = (LargePages.name, _LOOKING_AT_PAGES)
+    """What makes each scheduler that may have left something, one by one: those that are enabled, and the others also
+    where only their journals say that they ran (`sustain pages run`, `sustain packages run`). When another process has
+    the journal, one that is enabled raises JournalBusy; the others are None: whoever runs them puts back itself."""
     directory = Path(config.agent.state_dir)
-    if pages is None and any((directory / f"{name}.journal").exists() for name in names):
+    memory, pages, packages = config.guest_memory, config.large_pages, config.packages
+    if pages is None and any(
+        (directory / f"{name}.journal").exists() for name in (LargePages.name, _LOOKING_AT_PAGES)
+    ):
         pages = LargePagesSection()
+    if packages is None and (directory / f"{Packages.name}.journal").exists():
+        packages = PackagesSection()
+    apart: list[tuple[AgentConfig, bool]] = []  # and whether it is enabled
+    none = msgspec.structs.replace(config, guest_memory=None, large_pages=None, packages=None)
+    if memory is not None:
+        apart.append((msgspec.structs.replace(none, guest_memory=memory), True))
     if pages is not None:  # putting back needs nothing that counts
         pages = msgspec.structs.replace(pages, counting="none")
-        apart.append(msgspec.structs.replace(config, guest_memory=None, large_pages=pages))
+        apart.append((msgspec.structs.replace(none, large_pages=pages), config.large_pages is not None))
+    if packages is not None:
+        apart.append((msgspec.structs.replace(none, packages=packages), config.packages is not None))
 
-    def make(one: AgentConfig) -> AnyScheduler | None:
+    def make(one: AgentConfig, named: bool) -> AnyScheduler | None:
         try:
             return schedulers(one)[0]
         except JournalBusy:
-            if one.guest_memory is None and config.large_pages is None:
+            if not named:
                 return None
             raise
 
-    return [partial(make, each) for each in apart]
+    return [partial(make, *each) for each in apart]
 
 
 def enabled(config: AgentConfig, where: str = "configuration") -> GuestMemorySection:
@@ -131,6 +144,33 @@ def large_pages(config: AgentConfig, clock: Clock | None = None) -> LargePages:
     found = LargePages(section.whole, section.period_s, clock or SystemClock(), None, changes)
     found.restore()  # what one that was killed has left
     return found
+
+
+def packages(config: AgentConfig, clock: Clock | None = None) -> Packages:
+    """Power-aware placement, which can look and decide, and not act. It changes nothing in order to look. Raises
+    ConfigError when it is not enabled."""
+    section = config.packages
+    if section is None:
+        raise ConfigError("no [packages]", hint="add that section, with the groups that may be placed")
+    return _packages(config, section, clock or SystemClock(), None)
+
+
+def _packages(
+    config: AgentConfig, section: PackagesSection, clock: Clock, journal: Journal | None
+) -> Packages:
+    try:
+        sensor = packages_sensor(config, section, clock)
+    except BaseException:
+        if journal is not None:
+            journal.close()
+        raise
+    actuator = None if journal is None else Actuator(journal, Reach(sensor.found))
+    return Packages(section.policy, section.period_s, sensor, actuator, journal)
+
+
+def packages_sensor(config: AgentConfig, section: PackagesSection, clock: Clock) -> Sensor:
+    """What looks for power-aware placement, with what was found out before. Raises ConfigError, HostError."""
+    return Sensor(section.whole, clock, Path(config.agent.state_dir) / _FINDINGS)
 
 
 def journal_of(config: AgentConfig, scheduler: str) -> Journal:

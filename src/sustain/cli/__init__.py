@@ -32,6 +32,7 @@ VERBS = (
     "agent",
     "memory",
     "pages",
+    "packages",
     "record",
     "replay",
     "demo",

@@ -36,7 +36,9 @@ def run(args: argparse.Namespace) -> int:
 
     if args.what == "restore":
         if args.config == DEFAULT_PATH and not os.path.exists(args.config):
-            return _restore(args, AgentConfig())  # `sustain pages run` needs no file
+            return _restore(
+                args, AgentConfig()
+            )  # `sustain pages run` and `sustain packages run` need no file
         return _restore(args, load(args.config))
     config = load(args.config)
     if args.what == "check":
@@ -58,7 +60,7 @@ def tell(line: str) -> None:
 
 
 def _checked(path: str, config: Any) -> dict[str, Any]:
-    memory, pages = config.guest_memory, config.large_pages
+    memory, pages, packages = config.guest_memory, config.large_pages, config.packages
     found: list[dict[str, Any]] = []
     if memory is not None:
         guests = [guest.name for guest in memory.guests]
@@ -73,6 +75,9 @@ def _checked(path: str, config: Any) -> dict[str, Any]:
     if pages is not None:
         targets = [target.name for target in pages.targets]
         found.append({"name": "large-pages", "period_s": pages.period_s, "targets": targets})
+    if packages is not None:
+        groups = [group.name for group in packages.groups]
+        found.append({"name": "packages", "period_s": packages.period_s, "groups": groups})
     return {
         "config": path,
         "listen": config.agent.listen or None,
@@ -88,10 +93,9 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("state", found["state_dir"]),
     ]
     for each in found["schedulers"]:
-        names = each.get("targets", each.get("guests"))
-        who = ", ".join(names + (["those that are found"] if each.get("discover") else []))
-        nobody = "no targets" if "targets" in each else "no guests"
-        lines.append((each["name"], f"every {each['period_s']:g} s: {who or nobody}"))
+        what = next(word for word in ("guests", "targets", "groups") if word in each)
+        who = ", ".join(each[what] + (["those that are found"] if each.get("discover") else []))
+        lines.append((each["name"], f"every {each['period_s']:g} s: {who or f'no {what}'}"))
     return lines if found["schedulers"] else [*lines, ("schedulers", "none is enabled")]
 
 

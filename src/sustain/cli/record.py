@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--scheduler",
-        choices=("guest-memory", "large-pages"),
+        choices=("guest-memory", "large-pages", "packages"),
         help="whose observations (guest-memory, or the one that is enabled)",
     )
     add_json(parser)
@@ -93,12 +93,18 @@ def _stopped(stop: threading.Event, limit_s: float) -> bool:
 
 def _scheduler(args: argparse.Namespace, config: Any, clock: Any) -> tuple[Any, Any]:
     """The section and the scheduler that is to look."""
-    from sustain.agent.build import enabled, guest_memory, large_pages
+    from sustain.agent.build import enabled, guest_memory, large_pages, packages
 
-    pages = config.large_pages is not None and config.guest_memory is None
-    if args.scheduler == "large-pages" or (args.scheduler is None and pages):
-        return config.large_pages, large_pages(config, clock)
-    return enabled(config, args.config), guest_memory(config, clock)
+    sections = {
+        "guest-memory": (config.guest_memory, guest_memory),
+        "large-pages": (config.large_pages, large_pages),
+        "packages": (config.packages, packages),
+    }
+    first = next((name for name, (section, _) in sections.items() if section is not None), "guest-memory")
+    section, make = sections[args.scheduler or first]
+    if section is None and make is guest_memory:
+        enabled(config, args.config)
+    return section, make(config, clock)
 
 
 def _header(name: str, policy: Any, period_s: float) -> Any:

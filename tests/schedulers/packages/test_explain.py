@@ -66,7 +66,7 @@ def test_what_is_not_measurable_is_said_with_the_reason() -> None:
     plan, _ = after(made)
     plan = Plan(**{**vars(plan), "seen": type(seen)(**{**fields, "packages": packages})})
     text = of_package(plan, 0, made.policy)
-    assert "not measurable here: the kernel has no cstate_pkg" in text
+    assert "residency     not measurable here, for the problems below" in text
     assert "nothing is known of what they depend on: `sustain packages test` finds out" in text
     assert "problem       the kernel has no cstate_pkg" in text
 

@@ -14,6 +14,7 @@ from sustain.schedulers.packages.findings import Findings
 from sustain.schedulers.packages.model import Action, Effect, Observation, Release
 from sustain.schedulers.packages.policy import Policy
 from sustain.schedulers.packages.scheduler import Packages
+from sustain.schedulers.packages.sense import Host
 from sustain.testing import FakeClock
 from tests.schedulers.packages.machine import Group, Machine
 
@@ -30,6 +31,7 @@ class Rig:
         groups = {"web": Group(use=0.5), "db": Group(use=1.0)}
         self.machine = Machine(groups=groups, policy=policy, **fields)
         self.clock = FakeClock()
+        self.host = Host("here", "a made-up host", virtual=False)
         self.asked: list[frozenset[int]] = []  # which packages were said to be parked, at each look
         self.findings = Findings(directory / "findings.json" if directory else None, "here", self.clock)
         self.closed: list[str] = []
@@ -208,6 +210,7 @@ def test_it_answers_what_is_asked() -> None:
     tick = packed(rig)
     plan = rig.scheduler.ask("plan", {}, tick)
     assert plan["plan"]["verdict"] == tick.plan.verdict
+    assert plan["host"]["title"] == "a made-up host"
     assert [each["source"] for each in plan["host"]["packages"]] == ["perf", "perf"]
     (parked,) = tick.state.parked
     text = rig.scheduler.ask("explain", {"name": str(parked)}, tick)["text"]

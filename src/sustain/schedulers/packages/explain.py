@@ -19,8 +19,8 @@ from sustain.units import format_duration, format_size
 _SOURCE = {
     "perf": "the kernel's perf counters",
     "msr": "the processor's registers (MSR)",
-    "hsmp": "AMD's HSMP: what it calls active, taken from all time",
-    "cpuidle": "the kernel's cpuidle: all its processors asleep at once is not seen, so this is from below",
+    "hsmp": "AMD's HSMP: time that its cores are not in C0, an estimate",
+    "cpuidle": "the kernel's cpuidle: time that its processors are in their deepest state, an estimate",
     "none": "nothing",
 }
 _POWER = {
@@ -134,7 +134,7 @@ def _residency(one: PackagePlan, seen: Package, at_s: float) -> str:
     if not one.residency:
         if seen.source != "none":
             return f"unknown yet, by {_SOURCE[seen.source]}: it takes two looks"
-        return "not measurable here" + (f": {'; '.join(seen.problems)}" if seen.problems else "")
+        return "not measurable here" + (", for the problems below" if seen.problems else "")
     shares = ", ".join(f"{state} {share:.1%}" for state, share in one.residency.items())
     read = "" if seen.read_s is None else f", read {format_duration(max(0.0, at_s - seen.read_s))} ago"
     return f"{shares} of all time, by {_SOURCE[seen.source]}{read}"

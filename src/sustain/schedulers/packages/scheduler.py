@@ -13,7 +13,7 @@ import msgspec
 from sustain.errors import ConfigError, SustainError
 from sustain.host import pressure
 from sustain.schedulers.alarms import Alarm
-from sustain.schedulers.journal import Report
+from sustain.schedulers.journal import Journal, Report
 from sustain.schedulers.loop import Tick, no_beat
 from sustain.schedulers.measure import Measure
 from sustain.schedulers.packages import explain
@@ -23,6 +23,7 @@ from sustain.schedulers.packages.measures import measures
 from sustain.schedulers.packages.model import Action, Effect, Observation
 from sustain.schedulers.packages.plan import Plan
 from sustain.schedulers.packages.policy import Policy
+from sustain.schedulers.packages.sense import Host
 from sustain.schedulers.packages.state import State
 
 _LEAST_WAIT_S = 1.0
@@ -43,6 +44,7 @@ class Looking(Protocol):
     """What `sense.Sensor` does."""
 
     findings: Findings
+    host: Host
 
     def read(self, parked: Collection[int] = frozenset()) -> Observation: ...
     def close(self) -> None: ...
@@ -67,14 +69,16 @@ class Packages:
         period_s: float,
         sensor: Looking,
         actuator: Acting | None,
+        journal: Journal | None = None,
         root: Path = Path("/"),
     ) -> None:
-        """`actuator`: None, it only looks. Both are closed by `close`."""
+        """`actuator`: None, it only looks. `journal`: the actuator's. All are closed by `close`."""
         self.policy = policy
         self.period_s = period_s
         self.least_wait_s = _LEAST_WAIT_S
         self._sensor = sensor
         self._actuator = actuator
+        self._journal = journal
         self._root = root
         self._found: Plan | None = None  # what it has found is not kept yet
         self._problem = ""  # why the last one's is not
@@ -133,7 +137,8 @@ class Packages:
         assert tick.state is not None
         found: dict[str, Any]
         if question == "plan":
-            found = {"host": _host(tick.observation), "plan": tick.plan.as_dict(), "effects": tick.effects}
+            host = _host(self._sensor.host, tick.observation)
+            found = {"host": host, "plan": tick.plan.as_dict(), "effects": tick.effects}
         elif question == "explain":
             name = words.get("name", "")
             text = explain.of_name(tick.plan, name, tick.state, self.policy)
@@ -149,8 +154,10 @@ class Packages:
         try:
             if self._actuator is not None:
                 self._actuator.close()
-        finally:
             self._sensor.close()
+        finally:
+            if self._journal is not None:
+                self._journal.close()
 
     def _keep(self) -> None:
         """What the last plan has found."""
@@ -165,12 +172,13 @@ class Packages:
             self._problem = f"what was found out is not kept: {error}" + (f" ({hint})" if hint else "")
 
 
-def _host(seen: Observation) -> dict[str, Any]:
-    """Of the host, what a plan does not say: how its packages are measured."""
+def _host(who: Host, seen: Observation) -> dict[str, Any]:
+    """Of the host, what a plan does not say: how its packages are measured, and what former trials came to."""
     return {
-        "host": seen.host,
+        "title": who.title,
         "virtual": seen.virtual,
         "pressure": seen.pressure,
         "nodes": seen.nodes,
         "packages": [{name: getattr(each, name) for name in _READINGS} for each in seen.packages],
+        "verdicts": seen.verdicts,
     }
