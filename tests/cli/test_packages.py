@@ -287,6 +287,12 @@ def test_a_running_agent_is_asked_and_measured(sus: Sus, config: Path, tmp_path:
     assert agent.returncode == 0, error
 
 
+def test_doctor_says_what_this_host_offers(sus: Sus) -> None:
+    found = {each["name"]: each for each in sus("packages", "doctor", "--json").json["findings"]}
+    assert {"packages", "idle states of packages", "energy of packages", "rights"} <= set(found)
+    assert found["packages"]["found"] in sus("packages", "doctor").out
+
+
 # What is said of hosts that this one is not.
 
 

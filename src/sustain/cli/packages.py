@@ -1,5 +1,6 @@
 """Processor packages of this host: how idle each is, what emptying one would save, and which groups run where.
 
+doctor   which sources this host has for residency and watts, and how to enable the rest
 status   each package: class, load, residency, independence, watts, and why it is emptied or not
 plan     what would be done now, or was, with reasons; nothing is moved
 explain  where every figure of a package or a group comes from
@@ -23,6 +24,7 @@ HELP = "show what packages save or could, test their idle states, place groups o
 
 _DEFAULT_CONFIG = "/etc/sustain/agent.toml"
 _VERBS = {
+    "doctor": "which sources there are for residency and watts, and how to enable the rest",
     "status": "what each package is, and why it is emptied or not",
     "plan": "what would be done now, and why",
     "explain": "where every figure of a package or a group comes from",
@@ -41,6 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, said in _VERBS.items():
         verb = verbs.add_parser(name, help=said, description=f"{name}: {said}")
         add_json(verb)
+        if name == "doctor":
+            continue
         add_config(verb)
         if name == "explain":
             verb.add_argument("name", help="a package's number, or a group's name")
@@ -69,6 +73,10 @@ def _add_run(verb: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.what == "doctor":
+        from sustain.cli import doctor_packages
+
+        return doctor_packages.run(args)
     if args.what == "run":
         return _run(args)
     from sustain.cli import packages_text
