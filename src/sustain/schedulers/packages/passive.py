@@ -7,6 +7,7 @@ processor, which makes the proof no weaker: it is never given too early. That a 
 `sustain packages test` finds it out.
 """
 
+from sustain.schedulers.packages.independence import of_package
 from sustain.schedulers.packages.model import Finding, Observation
 from sustain.schedulers.packages.rates import Rates
 
@@ -31,7 +32,9 @@ def passive(between: Rates, seen: Observation) -> tuple[Finding, ...]:
         skew = (abs(length_s - between.passed_s) + max(0.0, ago_s - _APART_S)) / between.passed_s
         bound = 1 - max(others)
         for state, share in shares.items():
-            if state in _SHALLOW or (number, state) in known or share <= bound + _MARGIN + skew:
+            if not of_package(state) or state in _SHALLOW or (number, state) in known:
+                continue
+            if share <= bound + _MARGIN + skew:
                 continue
             found.append(
                 Finding(
