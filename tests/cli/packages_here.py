@@ -46,8 +46,8 @@ def _cpus(number: np.ndarray, now_s: float) -> Cpus:
         die=zero,
         core=zero,
         node=zero - 1,
-        busy_s=np.full(2, 0.05 * now_s),
-        idle_s=np.full(2, 0.95 * now_s),
+        busy_s=np.full(2, 0.005 * now_s),
+        idle_s=np.full(2, 0.995 * now_s),
         asleep_s=np.full(2, np.nan),
     )
 
