@@ -4,6 +4,7 @@ on the machine that runs this suite.
 """
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,3 +69,53 @@ def test_enabling_cpuset_keeps_affinities_on_linux_6_12(kernel: vm.Kernel, tmp_p
 
 def test_enabling_cpuset_resets_affinities_on_linux_6_1(older_kernel: vm.Kernel, tmp_path: Path) -> None:
     assert enabled(older_kernel, tmp_path) == [0, 1, 2, 3]
+
+
+@pytest.fixture(scope="module")
+def seen(kernel: vm.Kernel, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What one boot has shown."""
+    program = "from tests.lab import packages_host_guest\nanswer(packages_host_guest.look())\n"
+    found = two_sockets.run(kernel, tmp_path_factory.mktemp("packages"), program, limit_s=500)
+    assert isinstance(found, dict)
+    return found
+
+
+def test_a_cpuset_moves_busy_threads_and_their_memory_to_another_package(seen: dict[str, Any]) -> None:
+    moves = seen["moves"]
+    assert moves["ran"] == [True, True, True]
+    assert moves["before"]["0"] > 18 << 20
+    assert moves["before"].get("1", 0) < 4 << 20
+    assert moves["after"].get("0", 0) < 4 << 20
+    assert moves["after"]["1"] > 18 << 20
+    assert moves["whole"]
+
+
+def test_a_list_that_was_empty_is_put_back_as_all_that_there_is(seen: dict[str, Any]) -> None:
+    """This kernel empties no list of a cgroup that has threads."""
+    assert seen["moves"]["own"] == []
+    assert seen["moves"]["put back"] == [[0, 1, 2, 3], [0, 1], [0, 1, 2, 3]]
+
+
+def test_a_processor_that_goes_offline_and_comes_back(seen: dict[str, Any]) -> None:
+    before, without, again = (seen["hotplug"][each] for each in ("before", "without", "again"))
+    assert before["packages"] == again["packages"] == [[0, 1], [2, 3]]
+    assert without["packages"] == [[0, 1], [2]]
+    assert before["affinities"] == [[2, 3], [3], [2, 3], [3]]
+    # Where something is left, it is kept or cut; where nothing is, the thread may run anywhere.
+    assert without["affinities"] == [[2, 3], [0, 1, 2, 3], [2], [0, 1, 2]]
+    # In a cpuset all comes back; outside one, what was lost is not given back.
+    assert again["affinities"] == [[2, 3], [0, 1, 2, 3], [2, 3], [3]]
+    assert before["groups"] == again["groups"] == [[[2, 3], [2, 3]], [[3], [3]]]
+    assert without["groups"] == [[[2, 3], [2]], [[3], [0, 1, 2]]]
+    assert all(each.startswith("EINVAL: none of them is online") for each in seen["hotplug"]["refused"])
+
+
+def test_interrupts_come_to_another_package_but_for_those_that_the_kernel_places(
+    seen: dict[str, Any],
+) -> None:
+    found = seen["interrupts"]
+    assert found["on"] == [[0], [2]]
+    assert found["back"]
+    assert found["managed"] == [[0], [1], [2], [3]]  # one queue of the disk for each processor
+    assert "places it itself" in found["refused"]
+    assert found["kernel"] in ("EIO", "EPERM")

@@ -142,6 +142,6 @@ def _name(number: int, root: Path) -> str:
 def _managed(irq: Irq) -> ManagedInterrupt:
     return ManagedInterrupt(
         f"interrupt {irq.number} ({irq.name}): the kernel places it itself",
-        hint="it follows the processors that its device's queues are for; leave it out",
+        hint="as those of devices with a queue for each processor; leave it out",
         errno=errno.EPERM,
     )
