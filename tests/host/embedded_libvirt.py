@@ -50,7 +50,8 @@ class Changes:
         self.noted.pop(key, None)
 
 
-def main(emulator: str, folder: str) -> None:
+def driver(folder: str) -> tuple[str, Any]:
+    """The URI of libvirt's QEMU driver in this process, and the connection that keeps it: its domains end with that."""
     libvirt.virEventRegisterDefaultImpl()
 
     def loop() -> None:
@@ -62,8 +63,11 @@ def main(emulator: str, folder: str) -> None:
     # Otherwise its output goes to virtlogd, a daemon.
     (Path(folder) / "etc").mkdir(mode=0o700)
     (Path(folder) / "etc/qemu.conf").write_text('stdio_handler = "file"\n')
-    # The first connection keeps the driver; its domains end with it.
-    connection = libvirt.open(uri)
+    return uri, libvirt.open(uri)
+
+
+def main(emulator: str, folder: str) -> None:
+    uri, connection = driver(folder)
     domain = connection.createXML(DOMAIN.format(emulator=emulator))
     try:
         guest = GuestConfig(name="small", kind="libvirt", uri=uri)

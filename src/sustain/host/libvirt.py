@@ -81,7 +81,7 @@ class Domain:
 
         library = _library()
         try:
-            return self._call(ask)
+            return self.call(ask)
         except HostError as error:
             if isinstance(error.__cause__, library.libvirtError) and (
                 error.__cause__.get_error_code() == library.VIR_ERR_NO_DOMAIN
@@ -91,11 +91,11 @@ class Domain:
 
     def identity(self) -> str:
         """Its UUID."""
-        return str(self._call(lambda domain: domain.UUIDString()))
+        return str(self.call(lambda domain: domain.UUIDString()))
 
     def size_bytes(self) -> int:
         """The most that it can have now."""
-        return int(self._call(lambda domain: domain.maxMemory())) * _KIB
+        return int(self.call(lambda domain: domain.maxMemory())) * _KIB
 
     def balloon_bytes(self) -> int | None:
         """What its balloon leaves it; None: it does not say."""
@@ -105,7 +105,7 @@ class Domain:
     def set_balloon(self, to_bytes: int) -> None:
         """Of the running domain; what its definition says stays."""
         flag = _library().VIR_DOMAIN_AFFECT_LIVE
-        self._call(lambda domain: domain.setMemoryFlags(to_bytes // _KIB, flag))
+        self.call(lambda domain: domain.setMemoryFlags(to_bytes // _KIB, flag))
 
     def statistics(self) -> Statistics:
         """What its balloon's driver said last."""
@@ -127,7 +127,7 @@ class Domain:
 
     def period(self) -> int | None:
         """Seconds between two statistics of the running domain; 0: they are off; None: it has no balloon."""
-        text = self._call(lambda domain: domain.XMLDesc(0))
+        text = self.call(lambda domain: domain.XMLDesc(0))
         try:
             balloon = ElementTree.fromstring(text).find("devices/memballoon")
             if balloon is None or balloon.get("model") == "none":
@@ -143,7 +143,7 @@ class Domain:
     def set_period(self, period_s: int) -> None:
         """Seconds between two statistics of the running domain; 0: none."""
         flag = _library().VIR_DOMAIN_AFFECT_LIVE
-        self._call(lambda domain: domain.setMemoryStatsPeriod(period_s, flag))
+        self.call(lambda domain: domain.setMemoryStatsPeriod(period_s, flag))
 
     def ask(self, command: str, **arguments: Any) -> Any:
         """A command for its guest agent, and the answer (`guest_agent.Asking`)."""
@@ -175,7 +175,7 @@ class Domain:
         import libvirt_qemu
 
         request = _request(command, arguments)
-        text = self._call(lambda domain: libvirt_qemu.qemuMonitorCommand(domain, request, 0))
+        text = self.call(lambda domain: libvirt_qemu.qemuMonitorCommand(domain, request, 0))
         try:
             answer = json.loads(text)
             if "error" in answer:
@@ -188,9 +188,10 @@ class Domain:
             ) from None
 
     def _stats(self) -> dict[str, int]:
-        return dict(self._call(lambda domain: domain.memoryStats()))
+        return dict(self.call(lambda domain: domain.memoryStats()))
 
-    def _call(self, work: Callable[[Any], T]) -> T:
+    def call(self, work: Callable[[Any], T]) -> T:
+        """What `work` returns of the library's own domain, for the other surfaces of libvirt."""
         library = _library()
         try:
             return self._caller.call(lambda: work(self._find()), self._timeout_s)

@@ -7,15 +7,17 @@ else manages gets its sockets as descriptors (libvirt does): such a one is found
 
 import json
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from sustain.host import processes
+from sustain.host import processes, threads
 from sustain.host.maps import all_pids
 from sustain.host.processes import Identity, identify
 
+_VCPU = re.compile(r"CPU (\d+)/(?:KVM|TCG)")
 _AGENT_PORT = "org.qemu.guest_agent.0"
 
 
@@ -29,6 +31,13 @@ class Found:
     qmp: str | None
     guest_agent: str | None
     managed: bool = False  # by libvirt, which holds its sockets
+
+
+def vcpus(pid: int, root: Path = Path("/")) -> dict[int, Identity]:
+    """The threads of a QEMU process's virtual processors, by number, as `-name …,debug-threads=on` names them, which
+    libvirt asks for; none where it is not on, or one thread emulates them all."""
+    found = threads.read(pid, root) or ()
+    return {int(match[1]): each.who for each in found if (match := _VCPU.fullmatch(each.name))}
 
 
 def discover(root: Path = Path("/"), pids: Iterable[int] | None = None) -> list[Found]:
