@@ -16,9 +16,11 @@ import pytest
 from sustain.agent.http import get
 from sustain.cli import packages_text
 from sustain.clock import SystemClock
+from sustain.host import firmware, topology
 from sustain.schedulers.loop import Tick
+from sustain.schedulers.packages import active
 from sustain.schedulers.packages.findings import Findings
-from sustain.schedulers.packages.model import Observation
+from sustain.schedulers.packages.model import Finding, Observation
 from sustain.schedulers.packages.plan import Plan
 from sustain.schedulers.packages.policy import Policy
 from sustain.schedulers.packages.scheduler import Packages
@@ -357,6 +359,52 @@ class _Eyes:
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+# The active test.
+
+
+def test_a_test_that_could_say_nothing_is_refused(sus: Sus, config: Path) -> None:
+    known = topology.read()
+    if len(known.packages) > 1 and not firmware.identify().virtual:
+        pytest.skip("this host could be tested")
+    sus("packages", "test", "--config", config).failed_with("this host")
+    sus("packages", "test", "--config", config, "--repeats", "0").failed_with("too short", status=2)
+
+
+def test_what_a_test_finds_is_told_and_kept(
+    sus: Sus, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host is made up; how it is tested is in tests/schedulers/packages."""
+    finding = Finding(
+        package=1,
+        state="pc6",
+        independence="coordinated",
+        how="active test",
+        detail="in it for 0.1% while another package worked, 93.0% with all idle",
+        parked_w=1.2,
+        parked_error_w=0.4,
+    )
+    asked: dict[str, Any] = {}
+
+    def run(host: object, **words: Any) -> active.Tested:
+        asked.update(words)
+        return active.Tested((finding,), (active.Window(seconds=2.0),) * 3, 1)
+
+    monkeypatch.setattr(active, "run", run)
+    ran = sus("packages", "test", "--config", config, "--window", "2s", "--repeats", "3", "--json")
+    assert ran.status == 0, ran.err
+    assert (asked["window_s"], asked["repeats"]) == (2, 3)
+    assert ran.json["findings"][0]["independence"] == "coordinated"
+    file = tmp_path / "state" / "packages-findings.json"
+    assert ran.json["kept"] == str(file)
+    assert "in it for 0.1%" in file.read_text()
+    text = sus("packages", "test", "--config", config).out
+    assert "coordinated  1.2 ± 0.4 W" in text
+    assert "1 of them made again" in text
+    # Who looks next knows it.
+    ran = sus("packages", "status", "--config", config, "--interval", "100ms", "--json")
+    assert [each["state"] for each in ran.json["plan"]["findings"]] == ["pc6"]
 
 
 def here(*words: str) -> "subprocess.Popen[str]":

@@ -4,6 +4,7 @@ doctor   which sources this host has for residency and watts, and how to enable 
 status   each package: class, load, residency, independence, watts, and why it is emptied or not
 plan     what would be done now, or was, with reasons; nothing is moved
 explain  where every figure of a package or a group comes from
+test     find out which idle states are independent of the other packages, by loading and idling them: two minutes
 run      place groups, in the foreground, until Ctrl-C or for a time; then put everything back
 
 Groups are those of the configuration, or what --cgroup, --guest, --command and --pid name. Asks the agent when one runs
@@ -16,6 +17,7 @@ import urllib.parse
 from collections.abc import Mapping
 from typing import Any
 
+from sustain.cli import packages_test
 from sustain.cli.agent import add_config
 from sustain.cli.output import add_json, duration_argument, emit, progress
 from sustain.units import format_duration
@@ -28,6 +30,7 @@ _VERBS = {
     "status": "what each package is, and why it is emptied or not",
     "plan": "what would be done now, and why",
     "explain": "where every figure of a package or a group comes from",
+    "test": "find out which idle states are independent, by loading and idling packages",
     "run": "place groups until Ctrl-C, then put everything back",
 }
 _WAYS = {
@@ -46,6 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if name == "doctor":
             continue
         add_config(verb)
+        if name == "test":
+            packages_test.add_arguments(verb)
+            continue
         if name == "explain":
             verb.add_argument("name", help="a package's number, or a group's name")
         for way, (metavar, help_) in _WAYS.items():
@@ -77,6 +83,8 @@ def run(args: argparse.Namespace) -> int:
         from sustain.cli import doctor_packages
 
         return doctor_packages.run(args)
+    if args.what == "test":
+        return packages_test.run(args, config_of(args))
     if args.what == "run":
         return _run(args)
     from sustain.cli import packages_text
