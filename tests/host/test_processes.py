@@ -2,12 +2,15 @@
 
 import mmap
 import os
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from sustain.errors import HostError
 from sustain.host import processes
+from sustain.host.processes import Identity
 from tests.host.test_meminfo import put
 
 STATUS = "Name:\tqemu\nVmLck:\t4 kB\nVmRSS:\t  100 kB\nRssAnon:\t60 kB\nRssFile:\t30 kB\nRssShmem:\t10 kB\n"
@@ -70,3 +73,29 @@ def test_this_process() -> None:
 def test_major_faults_of_a_process_with_an_odd_name(tmp_path: Path) -> None:
     put(tmp_path, "proc/7/stat", "7 (a) b (c) S 1 7 7 0 -1 4194560 100 0 42 0 1 2 3 4 20 0 1 0 99 0 0\n")
     assert processes.major_faults(7, str(tmp_path)) == 42
+
+
+def test_processes_below_one() -> None:
+    script = "sh -c 'sleep 1000 & echo $!; wait' & echo $!; wait"
+    with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, start_new_session=True) as shell:
+        try:
+            assert shell.stdout is not None
+            numbers = {int(shell.stdout.readline()), int(shell.stdout.readline())}
+            found = processes.descendants(shell.pid)
+            assert {each.pid for each in found} == numbers
+            first, second = found
+            assert processes.parents(second.pid) >= {first.pid, shell.pid}
+            assert processes.descendants(second.pid) == []
+            assert {each.pid for each in processes.descendants(os.getpid())} >= numbers
+        finally:
+            os.killpg(shell.pid, signal.SIGKILL)
+
+
+def test_processes_below_one_as_the_kernel_lists_them(tmp_path: Path) -> None:
+    for pid, children in ((7, "8 9 "), (8, "10 "), (9, ""), (10, "")):
+        put(tmp_path, f"proc/{pid}/task/{pid}/children", children)
+        put(tmp_path, f"proc/{pid}/stat", f"{pid} (x) S {' '.join(['0'] * 18)} {pid * 100} 0")
+    put(tmp_path, "proc/7/task/70/children", "11 ")  # which has ended by now
+    found = processes.descendants(7, str(tmp_path))
+    assert set(found) == {(8, 800), (9, 900), (10, 1000)}
+    assert found.index(Identity(8, 800)) < found.index(Identity(10, 1000))

@@ -69,20 +69,34 @@ def parents(pid: int, root: str = "/") -> set[int]:
 
 def descendants(pid: int, root: str = "/") -> list[Identity]:
     """All processes below `pid`, each after the one that started it. Those whose parent has ended are not below it any
-    more."""
-    children: dict[int, list[int]] = {}
-    for folder in Path(root, "proc").iterdir():
-        if folder.name.isdecimal() and (above := _parent(folder)) is not None:
-            children.setdefault(above, []).append(int(folder.name))
+    more. While others start or end, some may be missing: look again."""
+    proc = Path(root, "proc")
+    # With CONFIG_PROC_CHILDREN the kernel lists them; else all processes are asked for their parent.
+    listed = (proc / str(pid) / "task" / str(pid) / "children").exists()
+    by_parent = {} if listed else _by_parent(proc)
     found: list[Identity] = []
     left = [pid]
     while left:
-        for child in children.get(left.pop(), ()):
+        parent = left.pop()
+        for child in _children(proc / str(parent)) if listed else by_parent.get(parent, ()):
             who = identify(child, root)
             if who is not None:
                 found.append(who)
                 left.append(child)
     return found
+
+
+def _children(folder: Path) -> list[int]:
+    words = [(files.text(task) or "").split() for task in folder.glob("task/*/children")]
+    return [int(word) for each in words for word in each]
+
+
+def _by_parent(proc: Path) -> dict[int, list[int]]:
+    children: dict[int, list[int]] = {}
+    for folder in proc.iterdir():
+        if folder.name.isdecimal() and (above := _parent(folder)) is not None:
+            children.setdefault(above, []).append(int(folder.name))
+    return children
 
 
 def _parent(folder: Path) -> int | None:

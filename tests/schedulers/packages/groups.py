@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sustain.host import affinity, threads
+from sustain.host import affinity, files, threads
 from sustain.host.affinity import Written
 from sustain.host.cpuset import Cpuset
 from sustain.host.processes import Identity, identify
@@ -52,8 +52,8 @@ def align(group: str, slack_s: float | None) -> Align:
     return Align(group=group, life=LIFE, kind="process", slack_s=slack_s, purpose="align", reason="a test")
 
 
-def process(program: Program) -> ProcessHandle:
-    who = identify(program.pid)
+def process(program: Program | int) -> ProcessHandle:
+    who = identify(program if isinstance(program, int) else program.pid)
     assert who is not None
     return ProcessHandle((who,))
 
@@ -91,6 +91,14 @@ def running(*before: str) -> Iterator[Program]:
     with Program(*before) as program:
         wait_until(lambda: len(threads.read(program.pid) or ()) == 1)
         yield program
+
+
+def as_found(cpuset: Cpuset) -> frozenset[int]:
+    """Its own list; all that there could be is none: version 2 empties no list while there are threads."""
+    own = cpuset.own_cpus()
+    assert own is not None
+    possible = files.cpus(files.text(Path("/sys/devices/system/cpu/possible")))
+    return frozenset() if cpuset.version == 2 and own == possible else own
 
 
 def handle(cpuset: Cpuset) -> CgroupHandle:

@@ -15,17 +15,20 @@ from sustain.host.cpuset import Cpuset
 from sustain.host.processes import boot_id
 from sustain.schedulers.journal import read
 from tests.host.cpusets import enter, own_cpuset
-from tests.schedulers.packages.groups import bind, running, slack, where
+from tests.schedulers.packages.groups import as_found, bind, running, slack, where
 from tests.schedulers.packages.killed import IN_TURN, Came, Round
 
 MORE = 25
 
 
 class Host:
-    """`one`, `other`: processors to place groups on."""
+    """`one`, `other`: processors to place groups on; `nodes`: one for each of them, where memory follows."""
 
-    def __init__(self, directory: Path, one: frozenset[int], other: frozenset[int]) -> None:
+    def __init__(
+        self, directory: Path, one: frozenset[int], other: frozenset[int], nodes: tuple[int, ...] = ()
+    ) -> None:
         self._directory = directory
+        self._nodes = list(nodes)
         self._cpus = [sorted(one), sorted(other)]
         self._stack = contextlib.ExitStack()
         self._actor = subprocess.Popen(
@@ -52,7 +55,7 @@ class Host:
         """All that an actuator may change."""
         found: dict[str, object] = {"threads": where(self.web.pid), "slack": slack(self.web.pid)}
         if self.box is not None:
-            found.update(cpuset=self.box.own_cpus(), boxed=where(self._boxed.pid))
+            found.update(cpuset=as_found(self.box), boxed=where(self._boxed.pid))
         return found
 
     def do(
@@ -68,7 +71,16 @@ class Host:
         assert self._actor.stdout is not None
         box = None if self.box is None else (str(self.box.directory), self.box.inode)
         its = Round(
-            what, str(self._directory), self.web.pid, self._cpus, box, line, nth, survey=survey, late=late
+            what=what,
+            directory=str(self._directory),
+            web=self.web.pid,
+            cpus=self._cpus,
+            nodes=self._nodes,
+            box=box,
+            line=line,
+            nth=nth,
+            survey=survey,
+            late=late,
         )
         print(msgspec.json.encode(its).decode(), file=self._actor.stdin, flush=True)
         came = msgspec.json.decode(self._actor.stdout.readline(), type=Came)

@@ -21,15 +21,15 @@ from sustain.host import affinity, cpuset, files, timer_slack
 from sustain.host.processes import identify
 from sustain.schedulers import journal
 from sustain.schedulers.journal import Journal
-from sustain.schedulers.packages import act, cgroups, per_thread, settings, undo
+from sustain.schedulers.packages import act, cgroups, memory, per_thread, settings, undo
 from sustain.schedulers.packages.act import Actuator
 from sustain.schedulers.packages.handles import CgroupHandle, Handle, ProcessHandle
 from sustain.schedulers.packages.model import Action
 from tests.schedulers.packages.groups import Located, align, place, release
 
-_MODULES = (journal, act, cgroups, per_thread, settings, undo, affinity, cpuset, files, timer_slack)
+_MODULES = (journal, act, cgroups, memory, per_thread, settings, undo, affinity, cpuset, files, timer_slack)
 TRACED = tuple(str(module.__file__) for module in _MODULES)
-IN_TURN = tuple(str(module.__file__) for module in (act, cgroups, per_thread, undo))
+IN_TURN = tuple(str(module.__file__) for module in (act, cgroups, memory, per_thread, undo))
 
 
 class Round(msgspec.Struct):
@@ -39,6 +39,7 @@ class Round(msgspec.Struct):
     directory: str
     web: int  # a process
     cpus: list[list[int]]  # two sets to place groups on
+    nodes: list[int] = []  # one for each of them, where memory follows
     box: tuple[str, int] | None = None  # a cgroup: its directory and inode
     line: tuple[str, int] | None = None
     nth: int = 1
@@ -80,8 +81,11 @@ def work(its: Round) -> None:
                 print(f"{each.entry.key}: {each.problem}", file=sys.stderr)
             return
         for actions in _plans(its):
-            for effect in actuator.carry_out(actions):
-                assert effect.outcome == "done", effect
+            left = actions
+            while left:
+                effects = actuator.carry_out(left)
+                assert all(each.done or each.moved_bytes is not None for each in effects), effects
+                left = [each.action for each in effects if not each.done]
 
 
 def _plans(its: Round) -> list[list[Action]]:
@@ -89,7 +93,8 @@ def _plans(its: Round) -> list[list[Action]]:
     one, other = (frozenset(each) for each in its.cpus)
 
     def to(cpus: frozenset[int]) -> list[Action]:
-        return [place("web", cpus)] + ([place("box", cpus, "cgroup")] if its.box else [])
+        nodes = (its.nodes[cpus == other],) if its.nodes else None
+        return [place("web", cpus, nodes=nodes)] + ([place("box", cpus, "cgroup")] if its.box else [])
 
     if its.what == "once":
         return [to(one)]

@@ -26,6 +26,7 @@ from tests.schedulers.packages.groups import (
     SECOND,
     Located,
     align,
+    as_found,
     bind,
     handle,
     place,
@@ -339,14 +340,14 @@ def test_a_cgroup_is_placed_moved_and_released(
         program.start(busy=True)
         enter(cpuset, program.pid)
         located.handles["box"] = handle(cpuset)
-        own, before = cpuset.own_cpus(), where(program.pid)
+        own, before = as_found(cpuset), where(program.pid)
         assert outcomes(actuator.carry_out([place("box", FIRST, "cgroup")])) == [("done", 1)]
         assert set(where(program.pid).values()) == {FIRST} == {cpuset.cpus()}
         assert outcomes(actuator.carry_out([place("box", FIRST, "cgroup")])) == [("done", 0)]
         assert outcomes(actuator.carry_out([place("box", SECOND, "cgroup")])) == [("done", 1)]
         assert set(where(program.pid).values()) == {SECOND}
         assert outcomes(actuator.carry_out([release("box", "cgroup")])) == [("done", 1)]
-        assert (cpuset.own_cpus(), where(program.pid)) == (own, before)
+        assert (as_found(cpuset), where(program.pid)) == (own, before)
         assert journal.entries() == ()
 
 
@@ -431,14 +432,14 @@ def test_everything_is_put_back_at_the_end(
         enter(cpuset, boxed.pid)
         bind(bound, SECOND)
         located.handles.update(web=process(program), box=handle(cpuset))
-        before = (cpuset.own_cpus(), where(program.pid), where(boxed.pid))
+        before = (as_found(cpuset), where(program.pid), where(boxed.pid))
         actuator.carry_out([place("web", FIRST), place("box", FIRST, "cgroup"), align("web", 0.01)])
-        assert (cpuset.own_cpus(), where(program.pid), where(boxed.pid)) != before
+        assert (as_found(cpuset), where(program.pid), where(boxed.pid)) != before
         beats: list[int] = []
         report = actuator.restore(lambda: beats.append(1))
         assert {each.outcome for each in report.undone} == {"restored"}, report
         assert beats
-        assert (cpuset.own_cpus(), where(program.pid), where(boxed.pid)) == before
+        assert (as_found(cpuset), where(program.pid), where(boxed.pid)) == before
         assert journal.entries() == ()
 
 

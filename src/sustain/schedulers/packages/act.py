@@ -13,6 +13,7 @@ Rejected: threads of ours for each group. What is done for one takes millisecond
 pieces over many calls.
 """
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -20,23 +21,30 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import msgspec
+
 from sustain.errors import JournalError, SustainError, unexpected
 from sustain.host.processes import Identity
 from sustain.schedulers.journal import Journal, Report
 from sustain.schedulers.loop import no_beat
-from sustain.schedulers.packages import cgroups, per_thread
+from sustain.schedulers.packages import cgroups, interrupts, per_thread
 from sustain.schedulers.packages.came import Came, back_together, together, words
 from sustain.schedulers.packages.handles import CgroupHandle, Handle, Locate
+from sustain.schedulers.packages.memory import Memory, Pace
 from sustain.schedulers.packages.model import Action, Align, Effect, Interrupts, Place, Release
 from sustain.schedulers.packages.per_thread import Of
 from sustain.schedulers.packages.settings import Affinity, Slack
 from sustain.schedulers.packages.undo import Undoing, of_group
 
 LIMIT_S = 5.0
+MEMORY_LIMIT_S = 2.0
+MEMORY_BYTES_PER_S = float(256 << 20)
 WithoutCpuset = Literal[
     "refuse", "threads"
 ]  # a cgroup that has none: leave it, or bind its threads one by one
 _NS = 1e9
+_TIDY_S = 600.0  # every so often, what has gone is let go of
+_NOTHING = "nothing of it was changed"
 _GONE = Came("gone", "there is no such group any more")
 
 
@@ -49,26 +57,45 @@ class Actuator:
         locate: Locate,
         *,
         without_cpuset: WithoutCpuset = "refuse",
+        memory_bytes_per_s: float = MEMORY_BYTES_PER_S,
+        memory_limit_s: float = MEMORY_LIMIT_S,
         limit_s: float = LIMIT_S,
         root: Path = Path("/"),
     ) -> None:
-        """`limit_s`: about the longest that one call of `carry_out` takes."""
+        """`limit_s`: about the longest that one call of `carry_out` takes, and `memory_limit_s` for memory on top.
+        `memory_bytes_per_s` of 0: memory stays where it is, but for what a predecessor has moved."""
         self._journal = journal
         self._locate = locate
         self._without_cpuset = without_cpuset
         self._limit_s = limit_s
         self._root = root
         self._stop = threading.Event()
+        self._tidy_s = time.monotonic() + _TIDY_S
+        self._memory_limit_s = memory_limit_s
+        self._memory_moves = memory_bytes_per_s > 0
+        self._pace = Pace(memory_bytes_per_s or MEMORY_BYTES_PER_S, self._stop)
+        self._memory = Memory(journal, self._pace, root)
 
     def carry_out(self, actions: Iterable[Action]) -> list[Effect]:
-        """All of them, and what came of each, in the same order. Raises nothing that a group or the host may cause."""
+        """All of them, and what came of each, in the same order; and pieces of memory that are on their way. Raises
+        nothing that a group or the host may cause.
+
+        Of a Place with nodes the memory may take many calls: until it is there, each call with that Place says "again
+        later" and, as `moved_bytes`, how much has come."""
         until_s = time.monotonic() + self._limit_s
-        return [self._effect(action, until_s) for action in actions]
+        effects = [self._effect(action, until_s) for action in actions]
+        with contextlib.suppress(JournalError):  # it stays noted, and is put back another time
+            self._memory.go_on(self._memory_limit_s)
+            if time.monotonic() >= self._tidy_s:
+                self._tidy_s = time.monotonic() + _TIDY_S
+                self._undoing().tidy()
+        return [self._with_memory(effect) for effect in effects]
 
     def restore(self, beat: Callable[[], None] = no_beat) -> Report:
         """Put back all that was changed, here or by a predecessor, and not by somebody else since; `beat` is called at
-        each piece."""
-        return Undoing(self._journal, self._root, beat).all()
+        each piece. What `stop` leaves undone stays in the journal."""
+        self._memory.forget()
+        return Undoing(self._journal, self._pace, self._root, beat).all()
 
     def stop(self) -> None:
         """End what is under way at its next step. Changes stay."""
@@ -102,19 +129,62 @@ class Actuator:
     def _one(self, action: Action, goes_on: Callable[[], bool]) -> Came:
         match action:
             case Interrupts():
-                return Came("refused", "not yet")
+                return self._interrupts(action)
             case Release():
                 return self._release(action)
             case Place():
                 handle = self._locate(action.group, action.life)
-                return _GONE if handle is None else self._place(handle, action, goes_on)
+                if handle is None:
+                    return _GONE
+                came = self._place(handle, action, goes_on)
+                return self._follow(handle, action, came) if came.outcome == "done" else came
             case Align():
                 handle = self._locate(action.group, action.life)
                 return _GONE if handle is None else self._align(handle, action, goes_on)
 
     def _release(self, action: Release) -> Came:
-        backs = Undoing(self._journal, self._root).some(of_group(action.group, action.life))
-        return back_together(backs) if backs else Came("done", "nothing of it was changed")
+        backs = self._undoing().some(of_group(action.group, action.life))
+        self._memory.back(action.group, action.life)
+        return back_together(backs) if backs else Came("done", _NOTHING)
+
+    def _follow(self, handle: Handle, action: Place, came: Came) -> Came:
+        """Have the memory of a group follow that runs where it is to run by now."""
+        if not action.nodes or not self._memory_moves:
+            return came
+        try:
+            self._memory.to(action.group, action.life, self._processes(handle), action.nodes)
+        except JournalError as error:
+            return came._replace(detail=f"its memory stays: {words(error)}")
+        return came
+
+    def _with_memory(self, effect: Effect) -> Effect:
+        """What came of a Place whose memory is to follow."""
+        action = effect.action
+        if not (isinstance(action, Place) and action.nodes and effect.done and self._memory_moves):
+            return effect
+        job = self._memory.job(action.group, action.life)
+        if job is None:
+            return effect
+        details = [effect.detail] if effect.detail else []
+        details += [f"memory that stays: {each}" for each in job.problems]
+        return msgspec.structs.replace(
+            effect,
+            outcome="done" if job.done else "again later",
+            detail="; ".join(details if job.done else [*details, "its memory is on its way"]),
+            moved_bytes=float(job.moved_bytes),
+        )
+
+    def _interrupts(self, action: Interrupts) -> Came:
+        away, cpus = frozenset(action.away), frozenset(action.cpus)
+        if not away:
+            backs = self._undoing().some(lambda entry: entry.kind == interrupts.KIND)
+            return back_together(backs) if backs else Came("done", _NOTHING)
+        if not cpus - away:
+            return Came("refused", "interrupts need at least one processor to come to")
+        return interrupts.move(away, cpus - away, self._journal, self._root)
+
+    def _undoing(self) -> Undoing:
+        return Undoing(self._journal, self._pace, self._root)
 
     # processors
 
@@ -134,7 +204,7 @@ class Actuator:
         fresh = not any(bound(each) for each in self._journal.entries())
         came = self._each(handle, action, partial(self._bind, action, wanted, goes_on), goes_on)
         if came.outcome == "refused" and fresh:  # half of a group on another package helps nobody
-            backs = Undoing(self._journal, self._root).some(bound)
+            backs = self._undoing().some(bound)
             if backs:
                 came = came._replace(detail=f"{came.detail}; what was bound is as before again")
         return came
@@ -149,8 +219,8 @@ class Actuator:
 
     def _align(self, handle: Handle, action: Align, goes_on: Callable[[], bool]) -> Came:
         if action.slack_s is None:
-            backs = Undoing(self._journal, self._root).some(of_group(action.group, action.life, Slack.kind))
-            return back_together(backs) if backs else Came("done", "nothing of it was changed")
+            backs = self._undoing().some(of_group(action.group, action.life, Slack.kind))
+            return back_together(backs) if backs else Came("done", _NOTHING)
         return self._each(handle, action, partial(self._slacken, action, action.slack_s, goes_on), goes_on)
 
     def _slacken(self, action: Align, slack_s: float, goes_on: Callable[[], bool], process: Identity) -> Came:

@@ -73,14 +73,18 @@ class _Placing:
             return Came("gone", "the cgroup has gone")
         held = next((each for each in self._journal.entries() if each.key == self._key), None)
         prior = now if held is None else files.cpus(str(held.prior))
-        if held is not None and now != prior and not _ours(self._cpuset, held, now):
+        if (
+            held is not None
+            and not _is(self._cpuset, now, prior, self._root)
+            and not _ours(self._cpuset, held, now)
+        ):
             return Came(
                 "changed", f"somebody else has set it to {files.cpu_list(now) or 'what is above'} since"
             )
         if prior and not self._wanted <= prior:
             return Came("refused", f"somebody else has set it to processors {files.cpu_list(prior)}")
         if now == self._wanted:
-            return Came("done")
+            return self._there(self._cpuset.cpus())
         if (partition := self._cpuset.partition()) not in (None, "member"):
             return Came("refused", f"it is a partition ({partition}), whose processors are taken from others")
         return self._write(now, prior, first=held is None)
@@ -98,33 +102,45 @@ class _Placing:
             if error.errno in (errno.ENOENT, errno.ENODEV):
                 return Came("gone", str(error))
             return Came("refused", f"{error} ({error.hint})" if error.hint else str(error))
-        if effective is None:
-            return Came("gone", "the cgroup went meanwhile")
-        if not effective <= self._wanted:
+        came = self._there(effective)
+        if came.outcome == "refused":
             self._cpuset.set_cpus(now)
             if first:
                 self._forget(bound)
-            above = files.cpu_list(effective)
-            return Came(
-                "refused", f"the cgroup above has only processors {above}, all others there are taken"
-            )
-        details = (
-            []
-            if effective == self._wanted
-            else [f"only {files.cpu_list(effective)} of them are online there"]
-        )
-        details += self._keep(bound, effective)
+        if came.outcome != "done":
+            return came
+        details = [came.detail] if came.detail else []
+        details += self._keep(bound, effective or frozenset())
         return Came("done", "; ".join(details), 1)
 
+    def _there(self, effective: Cpus | None) -> Came:
+        """Whether what is in effect is what was set."""
+        if effective is None:
+            return Came("gone", "the cgroup went meanwhile")
+        if not effective <= self._wanted:
+            cpus = files.cpu_list(effective)
+            return Came(
+                "refused", f"none of these processors is online and in the cgroup above: it runs on {cpus}"
+            )
+        if effective == self._wanted:
+            return Came("done")
+        return Came("done", f"only {files.cpu_list(effective)} of them are online and in the cgroup above")
+
     def _bound(self) -> dict[Identity, Cpus]:
-        """Threads that may not run on all that their cpuset has, and were not so noted before."""
+        """What threads were bound to before we came that may not run on all that their cpuset has."""
         setting = Affinity(self._root)
-        return {
+        now = {
             thread: cpus
             for process in members(self._cpuset.directory, self._root)
             for thread, cpus in (setting.all(process) or {}).items()
             if not setting.free(process, cpus)
         }
+        held = {
+            _thread(each): files.cpus(str(each.prior))
+            for each in self._journal.entries()
+            if each.kind == THREAD and each.target["inode"] == self._cpuset.inode
+        }
+        return now | held
 
     def _keep(self, bound: dict[Identity, Cpus], effective: Cpus) -> list[str]:
         """Let bound threads keep to what they were bound to, as far as they can."""
@@ -145,11 +161,9 @@ class _Placing:
 
     def _note_thread(self, thread: Identity, cpus: Cpus) -> None:
         key = f"{THREAD}:{thread.pid}:{thread.start_ticks}"
-        held = next((each for each in self._journal.entries() if each.key == key), None)
-        prior = files.cpus(str(held.prior)) if held is not None else cpus
         target = {**self._target, "thread": thread.pid, "thread_started": thread.start_ticks}
-        new = files.cpu_list(prior & self._wanted or self._wanted)
-        self._journal.note(key, THREAD, target, files.cpu_list(prior), new)
+        new = files.cpu_list(cpus & self._wanted or self._wanted)
+        self._journal.note(key, THREAD, target, files.cpu_list(cpus), new)
 
     def _forget(self, bound: dict[Identity, Cpus]) -> None:
         """Nothing was changed."""
@@ -177,7 +191,7 @@ def put_back(entry: Entry, root: Path = Path("/")) -> Back:
     if cpuset is None or now is None:
         return Back("gone")
     prior = files.cpus(str(entry.prior))
-    if now == prior:
+    if _is(cpuset, now, prior, root):
         return Back("restored")
     if not _ours(cpuset, entry, now):
         return Back("changed", f"somebody else has set it to {files.cpu_list(now) or 'what is above'} since")
@@ -192,7 +206,7 @@ def put_back(entry: Entry, root: Path = Path("/")) -> Back:
 
 def put_back_thread(entry: Entry, root: Path = Path("/")) -> Back:
     """A thread's that was bound, after its cgroup's: where the kernel has not given back what it was bound to."""
-    thread = Identity(int(entry.target["thread"]), int(entry.target["thread_started"]))
+    thread = _thread(entry)
     now = affinity.read(thread, root)
     if now is None:
         return Back("gone")
@@ -206,6 +220,19 @@ def put_back_thread(entry: Entry, root: Path = Path("/")) -> Back:
         return Back("changed", f"thread {thread.pid} was set by somebody else since, or is elsewhere")
     came = affinity.write(thread, prior, now).written
     return Back("gone" if came is Written.GONE else "restored", "", int(came is Written.DONE))
+
+
+def _thread(entry: Entry) -> Identity:
+    return Identity(int(entry.target["thread"]), int(entry.target["thread_started"]))
+
+
+def _is(cpuset: Cpuset, now: Cpus, prior: Cpus, root: Path) -> bool:
+    """A list of version 2 that was empty can only be emptied while there are no threads; then it is given all
+    processors that there could be, which is the same in effect."""
+    if now == prior:
+        return True
+    possible = files.cpus(files.text(root / "sys/devices/system/cpu/possible"))
+    return cpuset.version == 2 and not prior and now == possible
 
 
 def _ours(cpuset: Cpuset, entry: Entry, now: Cpus) -> bool:

@@ -2,7 +2,7 @@
 
 Used by `act`: for one group when it is released, for all when the scheduler ends, and for what a predecessor has left
 that was killed. In stages, since what a thread had for itself can only be put back inside of what its process or cgroup
-has.
+has; memory, which takes long, comes last.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from sustain.errors import JournalError, SustainError
+from sustain.host import processes, threads
 from sustain.schedulers.journal import Entry, Journal, Outcome, Report, Undo, Undone
 from sustain.schedulers.loop import no_beat
-from sustain.schedulers.packages import cgroups, per_thread
+from sustain.schedulers.packages import cgroups, interrupts, memory, per_thread
 from sustain.schedulers.packages.came import Back, words
+from sustain.schedulers.packages.memory import Pace
 from sustain.schedulers.packages.per_thread import OWN, Setting
 from sustain.schedulers.packages.settings import Affinity, Slack
 
@@ -25,8 +27,12 @@ PutBack = Callable[[Entry], Back]  # raises HostError: it is not put back, and t
 class Undoing:
     """Of what one journal holds."""
 
-    def __init__(self, journal: Journal, root: Path = Path("/"), beat: Callable[[], None] = no_beat) -> None:
+    def __init__(
+        self, journal: Journal, pace: Pace, root: Path = Path("/"), beat: Callable[[], None] = no_beat
+    ) -> None:
+        """`pace`: of memory that goes back."""
         self._journal = journal
+        self._pace = pace
         self._root = root
         self._beat = beat
 
@@ -35,6 +41,7 @@ class Undoing:
         return (
             {
                 cgroups.KIND: partial(cgroups.put_back, root=self._root),
+                interrupts.KIND: partial(interrupts.put_back, root=self._root),
                 Affinity.kind: lambda entry: self._process(Affinity(self._root), entry),
                 Slack.kind: lambda entry: self._process(Slack(self._root), entry),
             },
@@ -43,6 +50,7 @@ class Undoing:
                 Affinity.kind + OWN: lambda entry: per_thread.put_back_own(Affinity(self._root), entry),
                 Slack.kind + OWN: lambda entry: per_thread.put_back_own(Slack(self._root), entry),
             },
+            {memory.KIND: partial(memory.put_back, pace=self._pace, root=self._root, beat=self._beat)},
         )
 
     def all(self) -> Report:
@@ -59,13 +67,35 @@ class Undoing:
         return Report(tuple(undone))
 
     def some(self, which: Callable[[Entry], bool]) -> list[Back]:
-        """Those entries, and what came of each. A "failed" one stays in the journal."""
+        """Those entries, but memory's, which takes its time; and what came of each. A "failed" one stays in the
+        journal."""
         backs: list[Back] = []
-        for stage in self.stages():
+        for stage in self.stages()[:-1]:
             for entry in self._journal.entries():
                 if entry.kind in stage and which(entry):
                     backs.append(self._one(stage[entry.kind], entry))
         return backs
+
+    def tidy(self) -> None:
+        """Let go of notes of what has gone, of which there is nothing to put back. Raises JournalError."""
+        for entry in self._journal.entries():
+            if self._gone(entry):
+                self._journal.forget(entry.key, entry)
+
+    def _gone(self, entry: Entry) -> bool:
+        target = entry.target
+        try:
+            if "thread" in target:
+                thread = threads.one(int(target["thread"]), self._root)
+                return thread is None or thread.who != per_thread.thread_of(entry)
+            if "pid" in target:
+                return not processes.alive(per_thread.process_of(entry), str(self._root))
+            if "inode" in target:
+                directory = Path(str(target["directory"]))
+                return cgroups.find(directory, int(target["inode"]), self._root) is None
+        except SustainError:  # not to be known now
+            return False
+        return False
 
     def _one(self, put_back: PutBack, entry: Entry) -> Back:
         try:
