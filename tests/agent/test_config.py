@@ -223,6 +223,7 @@ period = "20s"
 findings = "/var/lib/sustain/findings.json"
 metric_timeout = "2s"
 libvirt = "qemu:///system"
+without_cpuset = "threads"
 
 [packages.metrics]
 requests = "/usr/local/bin/requests --rate"
@@ -259,6 +260,7 @@ def test_packages_and_everything_of_them() -> None:
     assert section is not None
     whole, policy = section.whole, section.policy
     assert (section.period_s, whole.metric_timeout_s, whole.libvirt) == (20, 2, "qemu:///system")
+    assert whole.without_cpuset == "threads"
     assert whole.metrics == {"requests": "/usr/local/bin/requests --rate"}
     assert whole.findings == "/var/lib/sustain/findings.json"
     assert [(each.name, each.guest, each.cgroup) for each in whole.groups] == [

@@ -164,7 +164,9 @@ def _packages(
         if journal is not None:
             journal.close()
         raise
-    actuator = None if journal is None else Actuator(journal, Reach(sensor.found))
+    actuator = None
+    if journal is not None:
+        actuator = Actuator(journal, Reach(sensor.found), without_cpuset=section.without_cpuset)
     return Packages(section.policy, section.period_s, sensor, actuator, journal)
 
 

@@ -14,7 +14,7 @@ import tomllib
 import types
 import typing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -102,6 +102,7 @@ class PackagesSection(msgspec.Struct, frozen=True, kw_only=True):
     metrics: dict[str, str] = {}
     metric_timeout_s: float = 5.0
     libvirt: str | None = None
+    without_cpuset: Literal["refuse", "threads"] = "refuse"
     findings: str = ""
     policy: PackagesPolicy = PackagesPolicy()
 

@@ -4,6 +4,7 @@ Used by the agent's configuration file, of which it is a part, and by the schedu
 """
 
 import shlex
+from typing import Literal
 
 import msgspec
 
@@ -21,6 +22,7 @@ class PackagesConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     metrics: dict[str, str] = {}  # the workloads' own: a command that prints a number; more is better
     metric_timeout_s: float = 5.0  # that such a command may take
     libvirt: str | None = None  # URI of the libvirt that guests are placed by, with their pins; None: past it
+    without_cpuset: Literal["refuse", "threads"] = "refuse"  # a cgroup: leave it, or bind its threads
     findings: str = ""  # file of what was found out about this host; "": packages-findings.json in state_dir
     policy: Policy = Policy()
 
