@@ -101,6 +101,18 @@ def test_intel_with_counters(tmp_path: Path) -> None:
     assert second.problems == ()
 
 
+def test_counters_go_on_when_the_same_processors_are_looked_up_again(tmp_path: Path) -> None:
+    host = hosts.intel(tmp_path)
+    with sensor_of(host) as sensor:
+        for _ in range(8):  # they are looked up every minute
+            seen = sensor.read()
+            assert [each.problems for each in seen.packages] == [(), ()]
+            host.advance(
+                10.0, residency={1: {"pc6": 0.5}}, watts={0: 80.0, 1: 20.0}, dram_watts={0: 5.0, 1: 2.0}
+            )
+    assert seen.packages[1].residency_s["pc6"] == pytest.approx(0.5 * 70)
+
+
 def test_a_parked_package_is_read_rarely_and_others_each_time(tmp_path: Path) -> None:
     host = hosts.intel(tmp_path)
     with sensor_of(host, parked_read_s=20.0) as sensor:

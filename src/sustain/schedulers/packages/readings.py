@@ -63,7 +63,7 @@ class Readings:
         parked_read_s: float = 0.0,
     ) -> tuple[Package, ...]:
         """All packages that have processors online. Raises HostError when it is not even known what host this is."""
-        if topology is not self._topology:
+        if self._topology is None or topology.cpus != self._topology.cpus:
             self._open(topology)
         assert self._idle is not None
         assert self._power is not None
