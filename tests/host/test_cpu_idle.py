@@ -109,8 +109,13 @@ def test_a_host_without(tmp_path: Path) -> None:
 def test_what_is_no_number(tmp_path: Path) -> None:
     host = hosts.intel(tmp_path)
     host.write("sys/devices/system/cpu/cpu0/cpuidle/state1/time", "much\n")
-    with cpu_idle.Times([0], tmp_path) as times, pytest.raises(HostError, match="state1/time: no number"):
-        times.read()
+    with cpu_idle.Times([0, 1], tmp_path) as times:
+        with pytest.raises(HostError, match="cpu0/cpuidle: no number"):
+            times.read()
+        assert times.read([1]) == {1: (0, 0, 0, 0)}
+        host.write("sys/devices/system/cpu/cpu1/cpuidle/state3/time", "more\n")
+        with pytest.raises(HostError, match="cpu1/cpuidle: no number"):  # now that it is open
+            times.read([1])
 
 
 @pytest.mark.skipif(cpu_idle.unavailable() is not None, reason="no processor of this machine has idle states")

@@ -11,6 +11,7 @@ open is kept, and the rest is opened at each reading.
 import errno
 import os
 import resource
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,55 +104,66 @@ class Times:
     def __init__(self, cpus: Iterable[int], root: Path = Path("/")) -> None:
         self._root = root
         self._cpus = tuple(sorted(cpus))
-        self._paths: dict[int, tuple[str, ...]] = {}
-        self._held: dict[str, int] = {}
-        self._most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
+        self._held: dict[int, tuple[int, ...]] = {}  # descriptors by processor
+        self._paths: dict[int, tuple[Path, ...]] = {}  # of those that are opened each time
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._room = sys.maxsize if limit == resource.RLIM_INFINITY else limit // 2
 
     def read(self, cpus: Iterable[int] | None = None) -> dict[int, tuple[int, ...]]:
         """Microseconds since boot by state, in the order of `states`, of these of the processors; those that have no
         states, or are there no more, are left out. Raises HostError."""
         found = {}
         for cpu in self._cpus if cpus is None else cpus:
-            paths = self._paths.get(cpu)
-            if paths is None:
-                paths = tuple(str(each / "time") for each in _folders(cpu, self._root))
-                if not paths:
-                    continue
-                self._paths[cpu] = paths
-            times = [self._time_us(each) for each in paths]
-            if None in times:
+            if (held := self._held.get(cpu)) is None:
+                if times := self._opened(cpu):
+                    found[cpu] = times
+                continue
+            try:
+                found[cpu] = tuple([int(os.pread(fd, _NUMBER_BYTES, 0)) for fd in held])
+            except OSError as error:
+                if error.errno not in _GONE:
+                    raise self._refused(cpu, error) from None
                 self._forget(cpu)  # it was taken out; if it comes back its files are new ones
-            else:
-                found[cpu] = tuple(each for each in times if each is not None)
+            except ValueError:
+                raise HostError(f"{self._root / _CPUS}/cpu{cpu}/cpuidle: no number") from None
         return found
 
-    def _time_us(self, path: str) -> int | None:
-        fd = self._held.get(path)
-        keep = fd is not None or len(self._held) < self._most
+    def _opened(self, cpu: int) -> tuple[int, ...]:
+        """The times of one whose files are not open. They stay open if there is room."""
+        paths = self._paths.get(cpu) or tuple(each / "time" for each in _folders(cpu, self._root))
+        opened: list[int] = []
         try:
-            if fd is None:
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                if keep:
-                    self._held[path] = fd
-            try:
-                return int(os.pread(fd, _NUMBER_BYTES, 0))
-            finally:
-                if not keep:
-                    os.close(fd)
+            for path in paths:
+                opened.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+            times = tuple(int(os.pread(fd, _NUMBER_BYTES, 0)) for fd in opened)
+            if 0 < len(opened) <= self._room:
+                self._room -= len(opened)
+                self._held[cpu] = tuple(opened)
+                opened = []
+            else:
+                self._paths[cpu] = paths
         except OSError as error:
-            if error.errno in _GONE:
-                return None
-            raise files.refused(path, error) from None
+            if error.errno not in _GONE:
+                raise self._refused(cpu, error) from None
+            self._paths.pop(cpu, None)
+            return ()
         except ValueError:
-            raise HostError(f"{path}: no number") from None
+            raise HostError(f"{self._root / _CPUS}/cpu{cpu}/cpuidle: no number") from None
+        finally:
+            for fd in opened:
+                os.close(fd)
+        return times
+
+    def _refused(self, cpu: int, error: OSError) -> HostError:
+        return files.refused(self._root / _CPUS / f"cpu{cpu}/cpuidle", error)
 
     def _forget(self, cpu: int) -> None:
-        for path in self._paths.pop(cpu):
-            if (fd := self._held.pop(path, None)) is not None:
-                os.close(fd)
+        for fd in self._held.pop(cpu):
+            self._room += 1
+            os.close(fd)
 
     def close(self) -> None:
-        for cpu in list(self._paths):
+        for cpu in list(self._held):
             self._forget(cpu)
 
     def __enter__(self) -> Self:
