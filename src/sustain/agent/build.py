@@ -166,7 +166,12 @@ def _packages(
         raise
     actuator = None
     if journal is not None:
-        actuator = Actuator(journal, Reach(sensor.found), without_cpuset=section.without_cpuset)
+        actuator = Actuator(
+            journal,
+            Reach(sensor.found),
+            without_cpuset=section.without_cpuset,
+            memory_bytes_per_s=section.policy.memory_bytes_per_s,
+        )
     return Packages(section.policy, section.period_s, sensor, actuator, journal)
 
 
