@@ -22,11 +22,12 @@ import os
 from pathlib import Path
 
 from sim.packages.command import controller
-from sim.packages.groups import LOADS, Load, recorded
+from sim.packages.groups import LOADS, Load
 from sim.packages.hardware import HOSTS, Host
 from sim.packages.optimum import Optimum
 from sim.packages.policies import OVERLOAD, POLICIES
 from sim.packages.run import Outcome, drive
+from sim.packages.traces import recorded
 
 from bench.harness import Answer
 from sustain.schedulers.packages.policy import Policy

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sim.packages import published
-from sim.packages.groups import LOADS, Load, recorded
+from sim.packages.groups import LOADS, Load
 from sim.packages.hardware import HOSTS, Host
 from sim.packages.optimum import Optimum
 from sim.packages.ours import Ours
 from sim.packages.policies import POLICIES
 from sim.packages.run import Controller, Outcome, Peer, drive
+from sim.packages.traces import recorded
 from sustain.errors import SustainError
 
 _KNOWN = ("sustain", *POLICIES, "optimum")
@@ -25,6 +26,9 @@ def main(argv: list[str]) -> int:
         "--load", choices=tuple(LOADS), default="varying", help="made up, from a seed (varying)"
     )
     parser.add_argument("--trace", type=Path, metavar="PATH", help="recorded demand instead")
+    parser.add_argument(
+        "--step", type=float, default=300.0, metavar="SECONDS", help="of a recorded load (300)"
+    )
     parser.add_argument("--seed", type=int, default=1, help="of what is made up (1)")
     parser.add_argument("--hours", type=float, help="no more than that of the load")
     parser.add_argument("--scale", type=float, default=1.0, help="times the demand (1)")
@@ -41,7 +45,7 @@ def main(argv: list[str]) -> int:
             return _list()
         if args.validate:
             return _validate(args.results)
-        load = recorded(args.trace) if args.trace else LOADS[args.load](args.seed)
+        load = recorded(args.trace, step_s=args.step) if args.trace else LOADS[args.load](args.seed)
         if args.hours:
             load = load.first(args.hours * 3600)
         return _run(load.scaled(args.scale), HOSTS[args.host], args.policy or _KNOWN, args.tick)

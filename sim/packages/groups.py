@@ -1,7 +1,7 @@
-"""Groups of threads and what they want over time: recorded, or made up from a seed.
+"""Groups of threads and what they want over time; and such as are made up from a seed.
 
-Used by `run`, the benchmark and the tests. Demand is in cores: what one core does in a second counts as one. It holds
-from one point to the next.
+Used by `run`, the benchmark and the tests; `traces` reads recorded ones. Demand is in cores: what one core does in a
+second counts as one. It holds from one point to the next.
 
 Made up (`LOADS`): `steady` groups want what they always want, but for noise of a twentieth; `varying` ones go up and
 down by a third around that, each at its own pace of one to six hours, with noise that lasts; `diurnal` ones follow the
@@ -11,7 +11,6 @@ minutes.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -57,28 +56,13 @@ class Load:
         return Load(self.name, self.names, factor * self.demand, threads, self.memory_bytes, self.step_s)
 
 
-def recorded(
-    path: Path, per_core: float = 2600.0, step_s: float = 300.0, seconds: float | None = None
-) -> Load:
-    """What `bench.traces` reads from a file. `per_core` of its unit is a core (OpenDC's is MHz; Bitbrains' hosts ran at
-    2.6 GHz). A group has as many threads as it ever needs, and 4 GiB for each. Raises RecordingError."""
-    from bench import traces
-
-    trace = traces.read(path)
-    names = trace.guests(len(trace.points))
-    whole = max(points[-1][0] for points in trace.points.values()) + step_s
-    lasts = whole if seconds is None else min(whole, seconds)
-    demand = np.array([trace.sampled(name, step_s, lasts) for name in names]).T / per_core
-    return _load(path.name, names, demand, step_s)
-
-
 def steady(
     seed: int, groups: int = 40, hours: float = 24.0, cores: float = 40.0, step_s: float = 300.0
 ) -> Load:
     rng = np.random.default_rng(seed)
     mean = _sizes(rng, groups, cores)
     noise = 1.0 + 0.05 * rng.standard_normal((_rows(hours, step_s), groups))
-    return _load("steady", _names(groups), mean * np.clip(noise, 0.5, 1.5), step_s)
+    return made_load("steady", _names(groups), mean * np.clip(noise, 0.5, 1.5), step_s)
 
 
 def varying(
@@ -89,7 +73,7 @@ def varying(
     at_s = np.arange(rows)[:, None] * step_s
     waves = np.sin(2 * np.pi * (at_s / rng.uniform(3600, 6 * 3600, groups) + rng.random(groups)))
     demand = mean * np.clip(1.0 + 0.33 * waves + _lasting(rng, rows, groups, 0.08), 0.05, None)
-    return _load("varying", _names(groups), demand, step_s)
+    return made_load("varying", _names(groups), demand, step_s)
 
 
 def diurnal(
@@ -101,7 +85,7 @@ def diurnal(
     lead_s = rng.normal(0.0, 3600.0, groups)
     day = 1.0 - 0.7 * np.cos(2 * np.pi * (at_s + lead_s) / _DAY_S)
     demand = mean * np.clip(day + _lasting(rng, rows, groups, 0.08), 0.02, None)
-    return _load("diurnal", _names(groups), demand, step_s)
+    return made_load("diurnal", _names(groups), demand, step_s)
 
 
 def bursts(
@@ -113,10 +97,11 @@ def bursts(
     busy = np.zeros((rows, groups), bool)
     for row in range(1, rows):  # half an hour in two, on average; ten minutes of it busy
         busy[row] = np.where(busy[row - 1], changes[row] < 1 - step_s / 900, changes[row] < step_s / 3600)
-    return _load("bursts", _names(groups), np.where(busy, peak, 0.03 * peak), step_s)
+    return made_load("bursts", _names(groups), np.where(busy, peak, 0.03 * peak), step_s)
 
 
-def _load(name: str, names: list[str], demand: Floats, step_s: float) -> Load:
+def made_load(name: str, names: list[str], demand: Floats, step_s: float) -> Load:
+    """A group has as many threads as it ever needs, and 4 GiB for each."""
     threads = np.maximum(1.0, np.ceil(demand.max(axis=0) - 1e-9))
     return Load(name, tuple(names), demand, threads, 4 * _GIB * threads, step_s)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sim.packages.groups import LOADS, Load, recorded
+from sim.packages.groups import LOADS, Load
 from sim.packages.hardware import HOSTS, Host
 from sim.packages.machine import Machine, settle
 from sim.packages.optimum import Optimum
@@ -15,6 +15,7 @@ from sim.packages.policies import POLICIES, Seen
 from sim.packages.power import host_w
 from sim.packages.residency import residency
 from sim.packages.run import Peer, drive
+from sim.packages.traces import recorded
 
 from sustain.errors import RecordingError
 

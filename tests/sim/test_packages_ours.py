@@ -1,14 +1,22 @@
 """Our decision on the simulated host: what it sees there, and that it packs only where that saves."""
 
+from dataclasses import dataclass
+from pathlib import Path
+
 import numpy as np
 import pytest
 from sim.packages.groups import Load, steady, varying
 from sim.packages.hardware import HOSTS
+from sim.packages.machine import Interval, Machine
 from sim.packages.ours import LOOK_S, Ours, findings
 from sim.packages.policies import POLICIES, Seen
+from sim.packages.residency import Floats
 from sim.packages.run import Peer, drive
+from sim.packages.traces import recorded
 
+from sustain.errors import RecordingError
 from sustain.schedulers.packages.rates import look, rates
+from sustain.schedulers.recording import Header, Recorder
 
 LIGHT = 26.0  # cores: two packages of four are enough
 
@@ -52,9 +60,7 @@ def test_counters_are_those_of_the_model() -> None:
     assert found.used == pytest.approx(last.busy / LOOK_S)
 
 
-def drive_once(ours: Ours):  # type: ignore[no-untyped-def]
-    from sim.packages.machine import Machine
-
+def drive_once(ours: Ours) -> Interval:
     shares = ours.place(seen_by(ours), None)
     assert np.allclose(shares, 0.25)
     machine = Machine(ours.host, ours.load.threads, ours.load.memory_bytes)
@@ -109,3 +115,37 @@ def test_the_same_seed_makes_the_same_with_noise() -> None:
     host, load = HOSTS["independent-4"], light(hours=4.0)
     came = [drive(load, host, Ours(load, host, noise_w=2.0, seed=seed)) for seed in (7, 7)]
     assert came[0] == came[1]
+
+
+def test_a_recording_of_ours_is_a_load(tmp_path: Path) -> None:
+    """What one simulated host used, recorded as a real one is, and read again."""
+    host, load = HOSTS["independent-4"], light(hours=2.0)
+    path = tmp_path / "recording"
+    header = Header(scheduler="packages", sustain="0", host="h", kernel="k", started="", period_s=60.0)
+    with Recorder(path, header) as recorder:
+        drive(load, host, Recording(Ours(load, host), recorder))
+    found = recorded(path)
+    assert found.names == load.names
+    assert found.demand.shape == (23, 20)  # the last look is before the last step's end
+    assert np.allclose(found.demand, load.demand[:23], rtol=0.03)
+    assert found.memory_bytes.tolist() == pytest.approx(load.memory_bytes.tolist())
+    path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])
+    with pytest.raises(RecordingError, match="no group is in it twice"):
+        recorded(path)
+
+
+@dataclass
+class Recording:
+    """Ours, and what it sees is recorded."""
+
+    ours: Ours
+    recorder: Recorder
+
+    @property
+    def tick_s(self) -> float:
+        return self.ours.tick_s
+
+    def place(self, seen: Seen, last: Interval | None) -> Floats:
+        found = self.ours.place(seen, last)
+        self.recorder.write(self.ours.observe())
+        return found
