@@ -3,7 +3,7 @@
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sustain.schedulers.packages.decide import decide
@@ -360,6 +360,7 @@ def test_a_plan_is_a_function_of_what_goes_in_and_goes_into_json() -> None:
     assert one.plan.verdict == two.plan.verdict
 
 
+@example(use=5.0, swing=0.2, packages=2, period_s=120.0, seed=1)
 @settings(max_examples=8, deadline=None)
 @given(
     use=st.floats(0.0, 6.0),
@@ -374,17 +375,16 @@ def test_headroom_is_kept_and_nothing_swings(
     """Load that varies moderately: what is parked leaves the room that was promised, and nothing goes to and fro."""
     machine = Machine(packages=packages, groups=guests(8, use / 8), noise_w=0.5, seed=seed)
     before: list[int] = []
-    changes = 0
+    changes, used = 0, []
     for _ in range(540):
         factor = 1 + swing * np.sin(2 * np.pi * machine.now_s / period_s)
         for group in machine.groups.values():
             group.use = use / 8 * factor
         plan = machine.tick(20.0)
         now = parked(plan)
-        if len(now) > len(before):
-            needed, awake = plan.totals.needed, plan.totals.capacity
-            assert needed is not None
-            assert needed <= machine.policy.headroom * awake + 1e-6
+        used.append(use * factor)
+        if len(now) > len(before):  # room for all that was used of late, not only on average
+            assert max(used[-15:]) <= machine.policy.headroom * plan.totals.capacity + 1e-6
         if plan.trial is None:
             changes += now != before
         before = now
