@@ -168,7 +168,7 @@ def _packages(
     if journal is not None:
         actuator = Actuator(
             journal,
-            Reach(sensor.found),
+            Reach(sensor.found, libvirt=section.libvirt),
             without_cpuset=section.without_cpuset,
             memory_bytes_per_s=section.policy.memory_bytes_per_s,
         )

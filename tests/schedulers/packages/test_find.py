@@ -178,6 +178,9 @@ def test_guests_by_the_cgroup_that_libvirt_made_for_them(tmp_path: Path) -> None
         assert not db.by_cgroup, "it is placed by affinity: its cgroup has others in it"
         (only,), _ = Finder([Wanted(name="d", guest="aa-bb")], tmp_path).find(0.0)
         assert (only.name, only.who) == ("d", db.who)
+        found, _ = Finder([Wanted(name="vms", guest="*")], tmp_path, scopes=False).find(0.0)
+        assert {each.name for each in found} == {"vms.web", "vms.db"}
+        assert not any(each.by_cgroup for each in found), "libvirt pins threads"
 
 
 def test_version_1_has_a_tree_for_each_controller(tmp_path: Path) -> None:

@@ -1,15 +1,18 @@
 """The way to a group is that of what was seen, and of nobody who has its name."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from sustain.errors import HostError
 from sustain.host.cgroup_use import Named
-from sustain.host.processes import Identity
+from sustain.host.libvirt import Domain
+from sustain.host.processes import Identity, identify
 from sustain.schedulers.packages.find import Found
-from sustain.schedulers.packages.handles import CgroupHandle, ProcessHandle
+from sustain.schedulers.packages.handles import CgroupHandle, DomainHandle, ProcessHandle
 from sustain.schedulers.packages.reach import Reach
+from tests.host.test_libvirt import TEST, WHY
 
 _QEMU = Identity(4711, 99)
 _SEEN = {
@@ -53,3 +56,20 @@ def test_a_host_without_cgroups_says_so(tmp_path: Path) -> None:
     assert Reach(found, tmp_path)("db", "4711:99") is not None
     with pytest.raises(HostError, match="no cgroups are mounted"):
         Reach(found, tmp_path)("web", "17")
+
+
+def test_a_guest_of_libvirts_is_reached_by_it() -> None:
+    pytest.importorskip("libvirt", reason=WHY)
+    who = identify(os.getpid())
+    assert who is not None
+    ended = Identity(who.pid, who.start_ticks + 1)
+    seen = {
+        "vm": Found("vm", "vm", "guest", "1", who, None, "test"),
+        "own": Found("own", "own", "guest", "1", who, None, "of-nobody"),
+        "gone": Found("gone", "gone", "guest", "1", ended, None, "test"),
+    }
+    reach = Reach(lambda group, _: seen.get(group), libvirt=TEST)
+    running = Domain(TEST, "test").running()
+    assert reach("vm", "1") == DomainHandle(TEST, "test", running or "", (who,))
+    assert reach("own", "1") == ProcessHandle((who,))
+    assert reach("gone", "1") is None

@@ -27,9 +27,9 @@ from sustain.errors import JournalError, SustainError, unexpected
 from sustain.host.processes import Identity
 from sustain.schedulers.journal import Journal, Report
 from sustain.schedulers.loop import no_beat
-from sustain.schedulers.packages import cgroups, interrupts, per_thread
+from sustain.schedulers.packages import cgroups, interrupts, per_thread, pins
 from sustain.schedulers.packages.came import Came, back_together, together, words
-from sustain.schedulers.packages.handles import CgroupHandle, Handle, Locate
+from sustain.schedulers.packages.handles import CgroupHandle, DomainHandle, Handle, Locate
 from sustain.schedulers.packages.memory import Memory, Pace
 from sustain.schedulers.packages.model import Action, Align, Effect, Interrupts, Place, Release
 from sustain.schedulers.packages.per_thread import Of
@@ -200,9 +200,13 @@ class Actuator:
                 return cgroups.place(action.group, action.life, cpuset, wanted, self._journal, self._root)
             if self._without_cpuset == "refuse":
                 return Came("refused", cgroups.refusal(cpuset))
-        bound = of_group(action.group, action.life, Affinity.kind)
+        pinned = isinstance(handle, DomainHandle)
+        bound = of_group(action.group, action.life, pins.KIND if pinned else Affinity.kind)
         fresh = not any(bound(each) for each in self._journal.entries())
-        came = self._each(handle, action, partial(self._bind, action, wanted, goes_on), goes_on)
+        if isinstance(handle, DomainHandle):
+            came = pins.place(action.group, action.life, handle, wanted, self._journal)
+        else:
+            came = self._each(handle, action, partial(self._bind, action, wanted, goes_on), goes_on)
         if came.outcome == "refused" and fresh:  # half of a group on another package helps nobody
             backs = self._undoing().some(bound)
             if backs:

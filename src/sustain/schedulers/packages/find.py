@@ -101,9 +101,11 @@ def may_be_called(wanted: Sequence[Wanted], name: str) -> bool:
 class Finder:
     """Finds them, and remembers what it has looked at."""
 
-    def __init__(self, wanted: Sequence[Wanted], root: Path = Path("/")) -> None:
-        """Raises ConfigError."""
+    def __init__(self, wanted: Sequence[Wanted], root: Path = Path("/"), *, scopes: bool = True) -> None:
+        """`scopes`: guests are placed by the cgroups that libvirt made for them; else by their threads. Raises
+        ConfigError."""
         check(wanted)
+        self._scopes = scopes
         self._wanted = tuple(wanted)
         self._root = root
         self._last: tuple[Found, ...] = ()
@@ -219,8 +221,10 @@ class Finder:
 
     def _scope(self, who: Identity) -> Named | None:
         """The cgroup that libvirt made for a guest alone, with what it put below; None: it is in no such."""
-        path = None if self._trees is None else cgroup_use.of_process(who.pid, self._trees, self._root)
-        if path is None or self._trees is None:
+        if self._trees is None or not self._scopes:
+            return None
+        path = cgroup_use.of_process(who.pid, self._trees, self._root)
+        if path is None:
             return None
         parts = path.split("/")
         for depth, part in enumerate(parts):

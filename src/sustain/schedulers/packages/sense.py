@@ -65,7 +65,8 @@ class Sensor:
         self._policy = config.policy
         self._clock = clock
         self._root = root
-        self._finder = Finder(config.groups, root)
+        # Pins are of threads: of guests that libvirt places, these are looked at.
+        self._finder = Finder(config.groups, root, scopes=config.libvirt is None)
         self._processors = Processors(root)
         self._groups = GroupReader(clock, root, memory_of)
         self._readings = Readings(clock, root, kernel=kernel, pread=pread)

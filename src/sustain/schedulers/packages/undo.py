@@ -14,7 +14,7 @@ from sustain.errors import JournalError, SustainError
 from sustain.host import processes, threads
 from sustain.schedulers.journal import Entry, Journal, Outcome, Report, Undo, Undone
 from sustain.schedulers.loop import no_beat
-from sustain.schedulers.packages import cgroups, interrupts, memory, per_thread
+from sustain.schedulers.packages import cgroups, interrupts, memory, per_thread, pins
 from sustain.schedulers.packages.came import Back, words
 from sustain.schedulers.packages.memory import Pace
 from sustain.schedulers.packages.per_thread import OWN, Setting
@@ -41,6 +41,7 @@ class Undoing:
         return (
             {
                 cgroups.KIND: partial(cgroups.put_back, root=self._root),
+                pins.KIND: pins.put_back,
                 interrupts.KIND: partial(interrupts.put_back, root=self._root),
                 Affinity.kind: lambda entry: self._process(Affinity(self._root), entry),
                 Slack.kind: lambda entry: self._process(Slack(self._root), entry),
