@@ -96,6 +96,40 @@ def test_what_is_empty_is_put_back_as_empty(tmp_path: Path) -> None:
     assert (top / "a/cpuset.cpus").read_text() == "\n"
 
 
+def test_lists_that_are_as_good_as_an_empty_one(tmp_path: Path) -> None:
+    second(tmp_path)
+    put(tmp_path, "sys/devices/system/cpu/possible", "0-7\n")
+    group = Cpuset.open("/a", tmp_path)
+    assert [group.inherits(frozenset(each)) for each in ((), range(8), range(9), range(7))] == [
+        True,
+        True,
+        True,
+        False,
+    ]
+    first(tmp_path)
+    assert not Cpuset.open("/vm", tmp_path).inherits(frozenset())
+
+
+def test_a_list_that_cannot_be_emptied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Linux 6.12 refuses it where there are threads; what it takes instead has the same effect."""
+    top = second(tmp_path)
+    put(tmp_path, "sys/devices/system/cpu/possible", "0-7\n")
+    really = os.write
+
+    def full(descriptor: int, content: bytes) -> int:
+        if content == b"\n":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return really(descriptor, content)
+
+    monkeypatch.setattr(os, "write", full)
+    group = Cpuset.open("/a/b", tmp_path)
+    group.set_cpus(())
+    group.set_mems(())
+    assert (top / "a/b/cpuset.cpus").read_text() == "0-7\n"
+    assert (top / "a/b/cpuset.mems").read_text() == "0-1\n"  # more than these the kernel refuses
+    assert group.inherits(group.own_cpus() or frozenset())
+
+
 def test_a_cgroup_without_lists_of_its_own(tmp_path: Path) -> None:
     top = second(tmp_path)
     group = Cpuset.open("/c/d/e", tmp_path)
@@ -175,6 +209,7 @@ def test_a_real_one_moves_its_threads() -> None:
         group.set_cpus(before)
         # Version 2 empties no list of a cgroup with threads: all processors that there could be are as good.
         assert group.own_cpus() == (before or _possible())
+        assert group.inherits(group.own_cpus() or frozenset()) == (group.version == 2)
         assert group.cpus() == Cpuset.open(group.mount).cpus()
     with own_cpuset() as group:
         group.set_cpus(ONLINE)

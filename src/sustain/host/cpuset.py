@@ -45,7 +45,7 @@ class Cpuset:
         self.directory = directory
         self.mount = hierarchy.mount
         self.version = hierarchy.version
-        self._root = root
+        self._possible = root / "sys/devices/system/cpu/possible"
         self._time_file = _time_file(directory, hierarchy, root)
         try:
             self.inode = directory.stat().st_ino
@@ -108,6 +108,11 @@ class Cpuset:
         """The nodes from which it may have memory now."""
         return self._effective("mems")
 
+    def inherits(self, cpus: frozenset[int]) -> bool:
+        """Whether such a list of processors has in effect all that the one above has, whatever that gets: an empty one,
+        and one with all that there could ever be. Version 2."""
+        return self.version == 2 and (not cpus or cpus >= files.cpus(files.text(self._possible)))
+
     def partition(self) -> str | None:
         """Version 2: "member", "root", "isolated", or one of those with why it is invalid; None: it has none."""
         if self.version == 1:
@@ -124,13 +129,13 @@ class Cpuset:
         self._write("cpuset.memory_migrate", str(int(moves)))
 
     def set_cpus(self, cpus: Iterable[int]) -> frozenset[int] | None:
-        """Its list; version 2: empty, as the one above (then, where it cannot be emptied, `own_cpus` has all that there
-        could be). What is in effect then; None: it went meanwhile.
+        """Its list; version 2: empty, as the one above (where it cannot be emptied it gets all that there could be:
+        `inherits`). What is in effect then; None: it went meanwhile.
 
         Raises HostError: ENOENT, it has gone, or is not enabled; version 1: EACCES or EINVAL, not part of the one
         above; EBUSY, a cgroup below has more; ENOSPC, empty, and it has threads.
         """
-        self._set("cpuset.cpus", cpus, self._root / "sys/devices/system/cpu/possible")
+        self._set("cpuset.cpus", cpus, self._possible)
         return self.cpus()
 
     def set_mems(self, nodes: Iterable[int]) -> frozenset[int] | None:
