@@ -18,6 +18,7 @@ def status(data: dict[str, Any]) -> str:
     rows += [_row(each, read[each["number"]]) for each in plan["packages"]]
     lines = [head(data), fields(_about(data)), "", table(rows), ""]
     lines += [f"package {each['number']}: {each['reasons'][0]}" for each in plan["packages"]]
+    lines += [f"package {each['package']}: {each['state']}: {each['text']}" for each in host["likely"]]
     lines += [f"package {each['number']}: {said}" for each in host["packages"] for said in each["problems"]]
     return "\n".join(lines + _left(plan) + list(plan["problems"]))
 

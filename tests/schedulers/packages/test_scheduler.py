@@ -197,6 +197,21 @@ def test_what_is_to_be_done_later_is_done_soon() -> None:
     assert tick.wait_s == rig.scheduler.least_wait_s < _PERIOD_S
 
 
+def test_what_watching_makes_likely_is_said_and_not_believed() -> None:
+    rig = Rig(acts=False, independence=None, coordinated=True)
+    rig.machine.groups.clear()
+    for _ in range(3):
+        rig.tick()  # all idle
+    rig.machine.groups["web"] = Group(use=7.0, cpus=rig.machine.cpus_of(0))
+    rig.tick()
+    tick = rig.until(lambda tick: bool(rig.scheduler.ask("plan", {}, tick)["host"]["likely"]))
+    (said,) = rig.scheduler.ask("plan", {}, tick)["host"]["likely"]
+    assert (said["package"], said["state"]) == (1, "pc6")
+    assert "it looks coordinated" in rig.scheduler.ask("explain", {"name": "1"}, tick)["text"]
+    assert "likely" not in rig.scheduler.ask("explain", {"name": "0"}, tick)["text"]
+    assert tick.plan.seen.findings == ()
+
+
 def test_without_a_journal_it_only_looks() -> None:
     rig = Rig(acts=False)
     tick = rig.until(lambda tick: bool(tick.plan.actions))

@@ -19,10 +19,12 @@ from sustain.schedulers.measure import Measure
 from sustain.schedulers.packages import explain
 from sustain.schedulers.packages.decide import decide
 from sustain.schedulers.packages.findings import Findings
+from sustain.schedulers.packages.independence import Watched, likely, watched
 from sustain.schedulers.packages.measures import measures
 from sustain.schedulers.packages.model import Action, Effect, Observation
 from sustain.schedulers.packages.plan import Plan
 from sustain.schedulers.packages.policy import Policy
+from sustain.schedulers.packages.rates import Look, look, rates
 from sustain.schedulers.packages.sense import Host
 from sustain.schedulers.packages.state import State
 
@@ -84,10 +86,16 @@ class Packages:
         self._problem = ""  # why the last one's is not
         self._parked: frozenset[int] = frozenset()
         self._anew = False  # everything was put back
+        self._look: Look | None = None  # the last one
+        self._watched: dict[tuple[int, str], Watched] = {}  # what many looks make likely
 
     def sense(self) -> Observation:
         self._keep()
         seen = self._sensor.read(self._parked)
+        between = rates(self._look, seen) if self._look is not None else None
+        if between is not None:
+            self._watched = watched(self._watched, between.awake, between.residency)
+        self._look = look(seen)
         if not self._problem:
             return seen
         fields = {name: getattr(seen, name) for name in seen.__struct_fields__}
@@ -137,12 +145,13 @@ class Packages:
         assert tick.state is not None
         found: dict[str, Any]
         if question == "plan":
-            host = _host(self._sensor.host, tick.observation)
+            host = _host(self._sensor.host, tick.observation) | {"likely": self._likely()}
             found = {"host": host, "plan": tick.plan.as_dict(), "effects": tick.effects}
         elif question == "explain":
             name = words.get("name", "")
             text = explain.of_name(tick.plan, name, tick.state, self.policy)
-            found = {"name": name, "text": text}
+            more = [f"\n  likely        {each['state']}: {each['text']}" for each in self._likely(name)]
+            found = {"name": name, "text": text + "".join(more)}
         else:
             raise ConfigError(f"{question}: no such question", hint="there is: plan, explain")
         answer: dict[str, Any] = msgspec.to_builtins(found)
@@ -158,6 +167,14 @@ class Packages:
         finally:
             if self._journal is not None:
                 self._journal.close()
+
+    def _likely(self, package: str = "") -> list[dict[str, Any]]:
+        """Of that package, or all: states of which a test has told nothing, and watching no proof, but something."""
+        return [
+            {"package": number, "state": state, "text": text}
+            for (number, state), seen in sorted(self._watched.items())
+            if package in ("", str(number)) and (text := likely(seen))
+        ]
 
     def _keep(self) -> None:
         """What the last plan has found."""
