@@ -100,8 +100,6 @@ def _after(at: Situation, way: Course, want: Wanted, away: tuple[int, ...]) -> S
                 saved_j += verdict.saving * at.between.passed_s
                 saved_s += at.between.passed_s
     memory = at.now.memory
-    if way.parked != at.parked:
-        memory = replace(memory, followed=np.zeros_like(memory.followed))
     packages = {
         number: replace(each, parked_since_s=min(each.parked_since_s, seen.now_s))
         if number in way.parked
