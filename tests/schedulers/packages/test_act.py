@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sustain.errors import HostError, JournalError
-from sustain.host import affinity, threads
+from sustain.host import affinity, processes, threads
 from sustain.host.cpuset import Cpuset
 from sustain.host.processes import Identity, identify
 from sustain.schedulers.journal import Journal
@@ -418,6 +418,27 @@ def test_a_cgroup_without_a_cpuset_is_refused_or_bound_thread_by_thread(
         assert {*where(program.pid).values(), *where(another.pid).values()} == {FIRST}
         assert outcomes(actuator.carry_out([release("box", "cgroup")])) == [("done", 2)]
         assert {each.pid: where(each.pid) for each in (program, another)} == before
+
+
+def test_a_process_that_has_left_its_parent_in_such_a_cgroup_is_free_again(
+    journal: Journal, located: Located, cpuset: Cpuset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = "echo $$; read x; (sh -c 'echo $$; exec sleep 1000 >&-' &); read x"
+    with Shell(script) as shell:
+        shell.line()
+        enter(cpuset, shell.pid)
+        located.handles["box"] = handle(cpuset)
+        prior = where(shell.pid)[identity(shell.pid)]
+        monkeypatch.setattr(Cpuset, "enabled", False)
+        actuator = Actuator(journal, located, without_cpuset="threads")
+        assert outcomes(actuator.carry_out([place("box", FIRST, "cgroup")])) == [("done", 1)]
+        shell.say()
+        daemon = shell.line()
+        wait_until(lambda: shell.pid not in processes.parents(daemon))
+        assert affinity.read(thread(daemon)) == FIRST
+        assert outcomes(actuator.carry_out([release("box", "cgroup")])) == [("done", 2)]
+        assert affinity.read(thread(daemon)) == prior
+        assert journal.entries() == ()
 
 
 # everything at the end

@@ -206,7 +206,7 @@ class Actuator:
         if isinstance(handle, DomainHandle):
             came = pins.place(action.group, action.life, handle, wanted, self._journal)
         else:
-            came = self._each(handle, action, partial(self._bind, action, wanted, goes_on), goes_on)
+            came = self._each(handle, action, partial(self._bind, handle, action, wanted, goes_on), goes_on)
         if came.outcome == "refused" and fresh:  # half of a group on another package helps nobody
             backs = self._undoing().some(bound)
             if backs:
@@ -214,9 +214,14 @@ class Actuator:
         return came
 
     def _bind(
-        self, action: Place, wanted: frozenset[int], goes_on: Callable[[], bool], process: Identity
+        self,
+        handle: Handle,
+        action: Place,
+        wanted: frozenset[int],
+        goes_on: Callable[[], bool],
+        process: Identity,
     ) -> Came:
-        of = Of(action.group, action.life, process)
+        of = _of(action, handle, process)
         return per_thread.change(of, Affinity(self._root), wanted, self._journal, goes_on)
 
     # timers
@@ -225,11 +230,13 @@ class Actuator:
         if action.slack_s is None:
             backs = self._undoing().some(of_group(action.group, action.life, Slack.kind))
             return back_together(backs) if backs else Came("done", _NOTHING)
-        return self._each(handle, action, partial(self._slacken, action, action.slack_s, goes_on), goes_on)
+        slack_ns = max(1, round(action.slack_s * _NS))
+        return self._each(handle, action, partial(self._slacken, handle, action, slack_ns, goes_on), goes_on)
 
-    def _slacken(self, action: Align, slack_s: float, goes_on: Callable[[], bool], process: Identity) -> Came:
-        of = Of(action.group, action.life, process)
-        slack_ns = max(1, round(slack_s * _NS))
+    def _slacken(
+        self, handle: Handle, action: Align, slack_ns: int, goes_on: Callable[[], bool], process: Identity
+    ) -> Came:
+        of = _of(action, handle, process)
         return per_thread.change(of, Slack(self._root), slack_ns, self._journal, goes_on)
 
     def _each(
@@ -256,3 +263,8 @@ class Actuator:
         if isinstance(handle, CgroupHandle):
             return cgroups.members(handle.directory, self._root)
         return list(handle.processes)
+
+
+def _of(action: Place | Align, handle: Handle, process: Identity) -> Of:
+    cgroup = handle if isinstance(handle, CgroupHandle) else None
+    return Of(action.group, action.life, process, cgroup)

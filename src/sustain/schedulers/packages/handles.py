@@ -17,6 +17,13 @@ class CgroupHandle:
     directory: Path
     inode: int
 
+    def there(self) -> bool:
+        """Whether the path still names it."""
+        try:
+            return self.directory.stat().st_ino == self.inode
+        except OSError:
+            return False
+
 
 @dataclass(frozen=True, slots=True)
 class ProcessHandle:

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from sustain.errors import HostError
@@ -23,7 +24,9 @@ from sustain.host.processes import Identity
 from sustain.host.threads import TICKS_PER_S
 from sustain.schedulers.journal import Entry, Journal, Value
 from sustain.schedulers.loop import no_beat
+from sustain.schedulers.packages import cgroups
 from sustain.schedulers.packages.came import Back, Came, words
+from sustain.schedulers.packages.handles import CgroupHandle
 
 T = TypeVar("T")
 MOST_PASSES = 200  # of which each but the last has found threads that were just started
@@ -70,22 +73,26 @@ OWN = "-own"
 
 @dataclass(frozen=True, slots=True)
 class Of:
-    """Whose it is: the group's name and life, and one of its processes."""
+    """Whose it is: the group's name and life, and one of its processes; of a cgroup also that."""
 
     group: str
     life: str
     process: Identity
+    cgroup: CgroupHandle | None = None
 
     def key(self, kind: str) -> str:
         return f"{kind}:{self.process.pid}:{self.process.start_ticks}"
 
     def target(self) -> dict[str, Value]:
-        return {
+        target: dict[str, Value] = {
             "group": self.group,
             "life": self.life,
             "pid": self.process.pid,
             "started": self.process.start_ticks,
         }
+        if self.cgroup is not None:
+            target |= {"directory": str(self.cgroup.directory), "inode": self.cgroup.inode}
+        return target
 
 
 class Notes(Generic[T]):
@@ -233,6 +240,21 @@ class _Change(Generic[T]):
         self._again |= came in (Written.DONE, Written.CHANGED)
 
 
+def _first_of_cgroup(entry: Entry, entries: tuple[Entry, ...]) -> CgroupHandle | None:
+    """The cgroup whose threads are bound one by one, of just one of its entries: one is enough to look at all of it."""
+    if "directory" not in entry.target:
+        return None
+    where = (str(entry.target["directory"]), int(entry.target["inode"]))
+    same = [
+        each.key
+        for each in entries
+        if each.kind == entry.kind and (each.target.get("directory"), each.target.get("inode")) == where
+    ]
+    if same and min(same) != entry.key:
+        return None
+    return CgroupHandle(Path(where[0]), where[1])
+
+
 def process_of(entry: Entry) -> Identity:
     return Identity(int(entry.target["pid"]), int(entry.target["started"]))
 
@@ -259,6 +281,7 @@ class _PutBack(Generic[T]):
         self._back = setting.back(self._prior, free=bool(entry.target["free"]))
         self._since = int(entry.target["since"])
         self._others = {process_of(each) for each in entries if each.kind == setting.kind}
+        self._cgroup = _first_of_cgroup(entry, entries)
         self._written = 0
         self._again = False
         self._refused: dict[Identity, str] = {}
@@ -267,13 +290,14 @@ class _PutBack(Generic[T]):
         for _ in range(MOST_PASSES):
             now = self._setting.all(self._process)
             if now is None:
+                self._follow(self._in_cgroup(), beat)
                 return Back("gone")
             self._again, others = False, 0
             for thread, value in now.items():
                 beat()
                 if thread not in self._notes.own and thread not in self._refused:
                     others += not self._one(thread, value)
-            self._children(beat)
+            self._follow(processes.descendants(self._process.pid) + self._in_cgroup(), beat)
             if not self._again:
                 return self._end(others, len(now))
         raise HostError(
@@ -281,9 +305,15 @@ class _PutBack(Generic[T]):
             hint="stop it, or try again",
         )
 
-    def _children(self, beat: Callable[[], None]) -> None:
+    def _in_cgroup(self) -> list[Identity]:
+        """Those that have left their parent are still in it."""
+        if self._cgroup is None or not self._cgroup.there():
+            return []
+        return cgroups.members(self._cgroup.directory)
+
+    def _follow(self, children: list[Identity], beat: Callable[[], None]) -> None:
         """Who was started since has it from us. Children that are set otherwise, or were there before, are not ours."""
-        for child in processes.descendants(self._process.pid):
+        for child in children:
             if child in self._others or child.start_ticks < self._since:
                 continue
             for thread, value in (self._setting.all(child) or {}).items():
