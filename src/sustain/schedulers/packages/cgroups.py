@@ -73,11 +73,7 @@ class _Placing:
             return Came("gone", "the cgroup has gone")
         held = next((each for each in self._journal.entries() if each.key == self._key), None)
         prior = now if held is None else files.cpus(str(held.prior))
-        if (
-            held is not None
-            and not _is(self._cpuset, now, prior, self._root)
-            and not _ours(self._cpuset, held, now)
-        ):
+        if held is not None and not _is(self._cpuset, now, prior) and not _ours(self._cpuset, held, now):
             return Came(
                 "changed", f"somebody else has set it to {files.cpu_list(now) or 'what is above'} since"
             )
@@ -191,7 +187,7 @@ def put_back(entry: Entry, root: Path = Path("/")) -> Back:
     if cpuset is None or now is None:
         return Back("gone")
     prior = files.cpus(str(entry.prior))
-    if _is(cpuset, now, prior, root):
+    if _is(cpuset, now, prior):
         return Back("restored")
     if not _ours(cpuset, entry, now):
         return Back("changed", f"somebody else has set it to {files.cpu_list(now) or 'what is above'} since")
@@ -226,13 +222,10 @@ def _thread(entry: Entry) -> Identity:
     return Identity(int(entry.target["thread"]), int(entry.target["thread_started"]))
 
 
-def _is(cpuset: Cpuset, now: Cpus, prior: Cpus, root: Path) -> bool:
+def _is(cpuset: Cpuset, now: Cpus, prior: Cpus) -> bool:
     """A list of version 2 that was empty can only be emptied while there are no threads; then it is given all
     processors that there could be, which is the same in effect."""
-    if now == prior:
-        return True
-    possible = files.cpus(files.text(root / "sys/devices/system/cpu/possible"))
-    return cpuset.version == 2 and not prior and now == possible
+    return now == prior or (not prior and cpuset.inherits(now))
 
 
 def _ours(cpuset: Cpuset, entry: Entry, now: Cpus) -> bool:
