@@ -46,6 +46,7 @@ QUESTIONS = (
     "large_pages_counting",
     "packages_policies",
     "packages_plan",
+    "packages_sensing",
 )
 
 

@@ -47,6 +47,7 @@ PEERS = {
     "large_pages_counting": set(),
     "packages_policies": {"static, mean", "static, peak", "irqbalance", "threshold", "optimum"},
     "packages_plan": set(),
+    "packages_sensing": {"ps -eL", "all threads at each reading"},
 }
 MAY_MISS = {
     "libpmemobj": Path("/usr/include/libpmemobj.h").exists,

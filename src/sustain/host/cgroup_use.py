@@ -15,8 +15,9 @@ import re
 import resource
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 from sustain.errors import HostError
 from sustain.host import files
@@ -38,8 +39,7 @@ class Trees:
     cpus: Path | None  # where a cpuset may be read
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Named:
+class Named(NamedTuple):
     """One that is there now."""
 
     path: str  # "/machine.slice/web.scope"
@@ -93,11 +93,11 @@ def of_process(pid: int, where: Trees, root: Path = Path("/")) -> str | None:
 def named(path: str, where: Trees) -> Named | None:
     """The one with that path; None: there is none. Raises HostError."""
     try:
-        return Named(path, str(os.stat(where.top / path.lstrip("/")).st_ino))
+        return Named(path, str(os.stat(f"{where.top}{path}").st_ino))
     except OSError as error:
         if error.errno in _GONE:
             return None
-        raise files.refused(where.top / path.lstrip("/"), error) from None
+        raise files.refused(f"{where.top}{path}", error) from None
 
 
 def below(path: str, where: Trees) -> Iterator[Path]:
@@ -128,12 +128,30 @@ def cpus(path: str, where: Trees) -> frozenset[int] | None:
     if where.cpus is None:
         return None
     name = "cpuset.cpus.effective" if where.version == 2 else "cpuset.effective_cpus"
-    folder = where.cpus / path.lstrip("/")
     while True:
-        found = files.cpus(files.text(folder / name))
-        if found or folder == where.cpus:
+        found = _cpus(_content(f"{where.cpus}{path}/{name}"))
+        if found or not path:
             return found or None
-        folder = folder.parent
+        path = path.rpartition("/")[0]
+
+
+@lru_cache(maxsize=1024)
+def _cpus(content: bytes) -> frozenset[int]:
+    return files.cpus(content.decode("ascii", "replace"))
+
+
+def _content(path: str) -> bytes:
+    """Of a small file; of one that is not there nothing. Raises HostError."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.read(descriptor, _BYTES)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno in _GONE:
+            return b""
+        raise files.refused(path, error) from None
 
 
 class Use:

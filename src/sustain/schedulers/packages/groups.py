@@ -128,10 +128,13 @@ class GroupReader:
         """None: it has gone. Raises SustainError."""
         if found.cgroup is not None:
             assert self._trees is not None
-            if cgroup_use.named(found.cgroup.path, self._trees) != found.cgroup:
+            used_s = used.get(found.cgroup)
+            if used_s is None and cgroup_use.named(found.cgroup.path, self._trees) != found.cgroup:
                 return None
             cpus = cgroup_use.cpus(found.cgroup.path, self._trees)
-            return _Now(used.get(found.cgroup, np.nan), _UNKNOWN, online if cpus is None else cpus & online)
+            return _Now(
+                np.nan if used_s is None else used_s, _UNKNOWN, online if cpus is None else cpus & online
+            )
         assert found.who is not None
         use = threads.use(found.who.pid, self._root)
         setup = thread_setup.read(found.who.pid, self._root)
