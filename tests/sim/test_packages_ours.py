@@ -1,6 +1,7 @@
 """Our decision on the simulated host: what it sees there, and that it packs only where that saves."""
 
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +71,7 @@ def drive_once(ours: Ours) -> Interval:
 @pytest.mark.parametrize("name", ["rome-2", "gold-6130-2", "8180-2", "x5670-2"])
 def test_on_coordinated_hosts_nothing_stays_packed(name: str) -> None:
     host = HOSTS[name]
-    load = steady(2, groups=20, hours=6.0, cores=0.3 * host.packages * host.cores)
+    load = steady(2, groups=20, hours=3.0, cores=0.3 * host.packages * host.cores)
     ours = Ours(load, host)
     came = drive(load, host, ours)
     spread = drive(load, host, Peer(POLICIES["spread"]))
@@ -104,9 +105,9 @@ def test_an_untested_host_is_left_alone_where_the_operator_wants_that() -> None:
 def test_no_ping_pong_on_steady_load() -> None:
     """After the first hours, in which packages are tried, nothing is written."""
     host = HOSTS["independent-4"]
-    load = steady(3, groups=20, hours=12.0, cores=LIGHT)
+    load = steady(3, groups=20, hours=8.0, cores=LIGHT)
     first, whole = Ours(load, host), Ours(load, host)
-    moved = drive(load.first(6 * 3600.0), host, first).moves
+    moved = drive(load.first(3 * 3600.0), host, first).moves
     assert moved > 0
     assert drive(load, host, whole).moves == moved
 
@@ -148,4 +149,37 @@ class Recording:
     def place(self, seen: Seen, last: Interval | None) -> Floats:
         found = self.ours.place(seen, last)
         self.recorder.write(self.ours.observe())
+        return found
+
+
+@pytest.mark.parametrize(("cores", "seed"), [(26.0, 1), (40.0, 2)])
+def test_no_ping_pong_on_varying_load_and_never_above_the_headroom(cores: float, seed: int) -> None:
+    """Apart from trials, what is parked only grows; no package is ever asked for more than the head-room."""
+    host = HOSTS["independent-4"]
+    load = varying(seed, groups=20, hours=12.0, cores=cores)
+    watched = Watching(Ours(load, host))
+    came = drive(load, host, watched)
+    assert came.above == 0.0
+    parked = watched.parked
+    assert len(parked) >= 2
+    assert all(earlier == later[: len(earlier)] for earlier, later in itertools.pairwise(parked))
+
+
+@dataclass
+class Watching:
+    """Ours, and which packages are parked while no trial is under way, each time that changed."""
+
+    ours: Ours
+    parked: list[tuple[int, ...]] = field(default_factory=list)
+
+    @property
+    def tick_s(self) -> float:
+        return self.ours.tick_s
+
+    def place(self, seen: Seen, last: Interval | None) -> Floats:
+        found = self.ours.place(seen, last)
+        state = self.ours.state
+        assert state is not None
+        if state.trial is None and (not self.parked or self.parked[-1] != state.parked):
+            self.parked.append(state.parked)
         return found
