@@ -20,6 +20,14 @@ done = subprocess.run(
 answer(done.returncode)
 """
 TESTS = "tests/schedulers/packages"
+OTHERS = [
+    f"{TESTS}/test_act.py::test_{name}"
+    for name in (
+        "what_somebody_else_sets_meanwhile_is_left_alone",
+        "a_cgroup_that_somebody_else_has_set_since_is_left_alone",
+        "a_process_that_has_left_its_parent_in_such_a_cgroup_is_free_again",
+    )
+]
 FORGOTTEN = ("threads_that_a_user_has_bound", "follows_its_cpuset", "bound_is_bound_again", "off_line")
 
 
@@ -32,7 +40,7 @@ def passes(kernel: vm.Kernel, share: Path, *chosen: str) -> None:
 
 
 def test_two_packages(kernel: vm.Kernel, tmp_path: Path) -> None:
-    passes(kernel, tmp_path, f"{TESTS}/test_two_packages.py")
+    passes(kernel, tmp_path, f"{TESTS}/test_two_packages.py", *OTHERS)
 
 
 def test_a_kernel_that_forgets_affinities(older_kernel: vm.Kernel, tmp_path: Path) -> None:

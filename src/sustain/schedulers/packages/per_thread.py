@@ -40,7 +40,8 @@ class Setting(Protocol[T]):
     def all(self, process: Identity) -> dict[Identity, T] | None:
         """Of each thread that can be changed; None: the process has gone."""
 
-    def write(self, thread: Identity, value: T, expected: T) -> Written: ...
+    def write(self, thread: Identity, value: T, expected: T) -> tuple[Written, T | None]:
+        """And what it has now; None: it has gone."""
 
     def objection(self, prior: T, wanted: T) -> str:
         """Why a process that has `prior` may not get `wanted`; "": it may."""
@@ -232,7 +233,7 @@ class _Change(Generic[T]):
         if own is not None and notes.sets(own)[0] != wanted:
             self._note_own(thread, notes.prior(own), wanted)
         try:
-            came = setting.write(thread, wanted, now)
+            came, _ = setting.write(thread, wanted, now)
         except HostError as error:
             self._refused[thread] = words(error)
             return
@@ -284,6 +285,7 @@ class _PutBack(Generic[T]):
         self._cgroup = _first_of_cgroup(entry, entries)
         self._written = 0
         self._again = False
+        self._given: dict[Identity, T] = {}  # what the kernel has made of it
         self._refused: dict[Identity, str] = {}
 
     def carry_out(self, beat: Callable[[], None]) -> Back:
@@ -323,18 +325,20 @@ class _PutBack(Generic[T]):
 
     def _one(self, thread: Identity, value: T) -> bool:
         """False: somebody else has set it."""
-        if value == self._prior:
+        if value == self._prior or self._given.get(thread) == value:
             return True
         was = self._was(value)
         if was is None:
             return False
         try:
-            came = self._setting.write(thread, self._back if was == self._prior else was, value)
+            came, now = self._setting.write(thread, self._back if was == self._prior else was, value)
         except HostError as error:
             self._refused[thread] = words(error)
         else:
             self._written += came is Written.DONE
             self._again |= came in (Written.DONE, Written.CHANGED)
+            if came is Written.DONE and now is not None:
+                self._given[thread] = now
         return True
 
     def _was(self, value: T) -> T | None:
@@ -370,5 +374,5 @@ def put_back_own(setting: Setting[T], entry: Entry) -> Back:
         return Back("restored")
     if not any(setting.is_ours(process, now, setting.decode(each)) for each in entry.sets):
         return Back("changed", f"thread {thread.pid} was set by somebody else since")
-    came = setting.write(thread, prior, now)
+    came, _ = setting.write(thread, prior, now)
     return Back("gone" if came is Written.GONE else "restored", "", int(came is Written.DONE))

@@ -32,8 +32,10 @@ class Affinity:
                 found[thread.who] = cpus
         return found or None
 
-    def write(self, thread: Identity, value: Cpus, expected: Cpus) -> Written:
-        return affinity.write(thread, value, expected).written
+    def write(self, thread: Identity, value: Cpus, expected: Cpus) -> tuple[Written, Cpus | None]:
+        """Before Linux 6.2 a thread is given none that is off line."""
+        came = affinity.write(thread, value, expected)
+        return came.written, came.cpus
 
     def objection(self, prior: Cpus, wanted: Cpus) -> str:
         if wanted <= prior:
@@ -103,11 +105,11 @@ class Slack:
                 found[thread.who] = slack
         return found if listed else None
 
-    def write(self, thread: Identity, value: int, expected: int) -> Written:
+    def write(self, thread: Identity, value: int, expected: int) -> tuple[Written, int | None]:
         now = timer_slack.read(thread, self._root)
         if now is not None and now != expected:
-            return Written.CHANGED
-        return timer_slack.write(thread, value, self._root)
+            return Written.CHANGED, now
+        return timer_slack.write(thread, value, self._root), value
 
     def objection(self, prior: int, wanted: int) -> str:
         return ""
