@@ -81,6 +81,34 @@ def test_free_memory_is_ballooned_away_before_anything_is_paged_out() -> None:
     assert isinstance(action, Balloon)
 
 
+def roomy(name: str = "roomy") -> Guest:
+    """Of 2 GiB that it calls free it has touched 200 MiB."""
+    return guest(
+        name,
+        free_bytes=2 * GIB,
+        resident_bytes=2 * GIB + 200 * MIB,
+        inactive_buffer_bytes=GIB,
+        active_buffer_bytes=0.0,
+        inactive_anonymous_bytes=0.0,
+    )
+
+
+def test_free_memory_of_the_host_goes_before_room_to_grow() -> None:
+    """For 200 MiB a guest would lose all the room that it has, and so it does not, though it has few shares."""
+    few = Policy(guests={"roomy": GuestPolicy(shares=10.0)})
+    made = plan(observation(roomy(), guest("full"), available=SOFT), few)
+    assert {action.guest for action in made.actions} == {"full"}
+    assert made.guest("roomy").target_bytes == made.guest("roomy").held_bytes
+
+
+def test_room_to_grow_goes_where_nobody_else_has_memory_to_give() -> None:
+    busy = guest("busy", free_bytes=0.0, inactive_buffer_bytes=0.0, active_anonymous_bytes=3 * GIB)
+    made = plan(observation(roomy(), busy, available=SOFT))
+    (action,) = made.actions
+    assert isinstance(action, Balloon)
+    assert action.guest == "roomy"
+
+
 def test_a_cgroup_is_reclaimed() -> None:
     seen = observation(
         guest(kind="cgroup", source="cgroup", can=("reclaim",), balloon_bytes=None, free_bytes=None),

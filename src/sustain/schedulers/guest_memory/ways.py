@@ -1,9 +1,10 @@
 """How much can be taken from each guest, by which way, and which is the cheapest. Pure.
 
 Used by `decide` and `admission`. What a balloon takes first may never have been touched, so that the host gains
-nothing from it; only what lies below what the guest now holds is sure. The host's swap is for what the balloon
-cannot do, or not fast enough: in the hard and low states, or where there is no balloon that can be used; and only
-after the balloon has taken what the guest calls free.
+nothing from it; only what lies below what the guest now holds is sure. Where that is less than a quarter of what a
+guest calls free, the guest would lose its room to grow for little: then it is not costless, and others are asked
+first. The host's swap is for what the balloon cannot do, or not fast enough: in the hard and low states, or where
+there is no balloon that can be used; and only after the balloon has taken what the guest calls free.
 """
 
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from sustain.schedulers.guest_memory.plan import Column, Mask
 from sustain.schedulers.guest_memory.reclaim_cost import Layers
 
 _SPARED_SWAP = 1 / 16  # of the host's swap
+_LEAST_YIELD = 0.25  # of what a guest calls free
 BALLOON, PAGEOUT, RECLAIM = range(3)
 
 
@@ -25,7 +27,7 @@ class Ways:
     """Columns by way."""
 
     layers: tuple[Layers, ...]
-    costless: Column  # of what the guest holds and calls free, what its balloon can take
+    costless: Column  # of what the guest holds and calls free, what its balloon can take, and it is worth it
     takeable: tuple[Column, ...]  # of what the guest holds
     untouched_bytes: Column  # of what its balloon leaves a guest, and it does not hold
     host_swap_bytes: float
@@ -81,9 +83,11 @@ def ways(
     room = np.maximum(zero(held - kept_bytes), 0)
     deflated = np.minimum(layers[BALLOON].amount(deep=deep), zero(ceiling_bytes - kept_bytes))
     by_balloon = np.where(can[BALLOON], np.maximum(deflated - untouched, 0), 0.0)
-    free_first = reclaim_cost.spare_free(of) - untouched >= least_bytes
+    free = reclaim_cost.spare_free(of)
+    held_free = np.maximum(free - untouched, 0)
+    free_first = free - untouched >= least_bytes
     # Blind to it: nothing of a machine that has, or may have, free memory.
-    free_at_all = ~(reclaim_cost.spare_free(of) < least_bytes) | (np.isnan(of["free_bytes"]) & ~of.sampled)
+    free_at_all = ~(free < least_bytes) | (np.isnan(of["free_bytes"]) & ~of.sampled)
     swaps = np.where(can[BALLOON], ~free_first & (hard | (by_balloon < least_bytes)), True)
     if swap < least_bytes:
         swaps = np.zeros_like(swaps)
@@ -93,5 +97,5 @@ def ways(
         np.minimum(layers[RECLAIM].amount(deep=deep), room),
         0.0,
     )
-    costless = np.minimum(by_balloon, np.maximum(reclaim_cost.spare_free(of) - untouched, 0))
+    costless = np.where(held_free >= _LEAST_YIELD * free, np.minimum(by_balloon, held_free), 0.0)
     return Ways(layers, costless, (by_balloon, np.minimum(by_pageout, swap), by_reclaim), untouched, swap)
