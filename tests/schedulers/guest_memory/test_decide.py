@@ -190,6 +190,19 @@ def test_what_is_unknown_or_stale_is_not_acted_upon(unknown: dict[str, Any]) -> 
     assert any("left as it is" in reason for reason in made.guest("a").reasons)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_guest_of_no_known_size_has_no_endless_working_set() -> None:
+    """It waits: then all that it has counts as used, and of that nothing is known."""
+    unknown: dict[str, Any] = {"size_bytes": None, "balloon_bytes": None, "resident_bytes": None}
+    unknown |= {"active_anonymous_bytes": None, "total_bytes": None}
+    before = decide(observation(guest(**unknown)), None, Policy(), NOW_S).state
+    waits = guest(**unknown, stall_us=5e6, classes_at_s=NOW_S + 10)
+    made = decide(observation(waits, guest("b"), at_s=NOW_S + 10), before, Policy(), NOW_S + 10).plan
+    assert made.guest("a").pressed
+    assert made.guest("a").working_set_bytes is None
+    assert {action.guest for action in made.actions} <= {"b"}
+
+
 def test_an_unknown_host_is_not_acted_for() -> None:
     for seen in (observation(guest(), available=None), observation(guest(), total_bytes=None)):
         made = plan(seen)

@@ -105,8 +105,7 @@ def situation(
     else:
         available, goal = host.available_bytes, found[0]
         name = next_state(name, available, goal, found[1])
-    ceiling = np.where(np.isnan(of["balloon_bytes"]), np.inf, of["balloon_bytes"])
-    ceiling = np.fmin(ceiling, of["size_bytes"])
+    ceiling = np.fmin(of["balloon_bytes"], of["size_bytes"])
     held = of.known("resident_bytes")
     ready = use.fresh & ~np.isnan(of["resident_bytes"] + ceiling + use.needs_bytes + of["size_bytes"])
     if reasons:
@@ -114,7 +113,8 @@ def situation(
     at = found[1] if found else None
     reserve = np.nan if at is None else min(at.soft_bytes, max(2 * at.hard_bytes, _RESERVE * goal))
     hard = name in ("hard", "low")
-    untouched = np.where(of.can[BALLOON], np.maximum(ceiling - held - of.known("host_swapped_bytes"), 0), 0.0)
+    untouched = np.maximum(zero(ceiling - held - of.known("host_swapped_bytes")), 0)
+    untouched = np.where(of.can[BALLOON], untouched, 0.0)
     rise = _rise(of, use, ready, ceiling, untouched, policy, hard=hard)
     waiting = np.where(use.pressed, rise, 0)
     scarce = bool(waiting.any()) and float(waiting.sum()) > available - reserve

@@ -96,8 +96,7 @@ def use(of: Table, before: dict[str, Column], now_s: float, elapsed_s: float, po
     # Where the guest tells how long it waits, swapping in alone is no lack.
     pressed = fresh & (np.where(np.isnan(stall), reads, waits) | rereads)
     active = active_bytes(of)
-    leaves = np.fmin(np.where(np.isnan(of["balloon_bytes"]), np.inf, of["balloon_bytes"]), of["size_bytes"])
-    has = np.fmin(leaves, of["resident_bytes"])
+    has = np.fmin(np.fmin(of["balloon_bytes"], of["size_bytes"]), of["resident_bytes"])
     now = np.where(pressed, np.fmax(active, has), active)
     old = before["working_set_bytes"]
     time_s = np.where(now > old, policy.rise_s, policy.fall_s)
