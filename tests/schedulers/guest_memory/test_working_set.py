@@ -1,6 +1,7 @@
 """Rises of what a guest uses: within a time, however often it is looked at. And counters that began anew."""
 
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import pytest
@@ -15,13 +16,20 @@ EVERY_S = (0.5, 2.0, 5.0, 10.0)
 def surge(every_s: float, use: Callable[[float], float], until_s: float = 60.0) -> float:
     """The largest rise of late, after looks that were answered at once, of a guest that at second t uses use(t) bytes
     of anonymous memory."""
+    return largest_rise(
+        every_s,
+        lambda at_s: {"active_anonymous_bytes": use(at_s), "inactive_anonymous_bytes": GIB - use(at_s)},
+        until_s,
+    )
+
+
+def largest_rise(every_s: float, told: Callable[[float], dict[str, Any]], until_s: float = 60.0) -> float:
+    """The same, of one that at second t tells those figures."""
     state = None
     for number in range(int(until_s / every_s) + 1):
         at_s = number * every_s
         now_s = NOW_S + at_s
-        one = guest(
-            active_anonymous_bytes=use(at_s), inactive_anonymous_bytes=GIB - use(at_s), classes_at_s=now_s
-        )
+        one = guest(classes_at_s=now_s, **told(at_s))
         state = decide(observation(one, available=8 * GIB, at_s=now_s), state, Policy(), now_s).state
     assert state is not None
     (found,) = state.columns["surge_bytes"]
@@ -42,6 +50,42 @@ def test_a_sudden_rise_counts_in_full(every_s: float) -> None:
 
 def test_what_goes_up_and_down_rises_by_its_height_only() -> None:
     assert surge(2.0, lambda at_s: 100 * MIB * (at_s // 2 % 2)) == pytest.approx(100 * MIB, rel=0.01)
+
+
+def reads(at_s: float) -> dict[str, Any]:
+    """After a minute 200 MiB that were free are full of buffers."""
+    new = 200 * MIB * (at_s >= 60)
+    return {"inactive_buffer_bytes": GIB + new, "free_bytes": GIB - new}
+
+
+@pytest.mark.parametrize("every_s", EVERY_S)
+def test_new_buffers_are_a_rise_though_nothing_of_them_is_active_yet(every_s: float) -> None:
+    assert largest_rise(every_s, reads) == 200 * MIB
+
+
+def test_a_balloon_that_deflates_by_itself_is_no_rise() -> None:
+    """The guest's kernel then takes what is in it neither from the total nor from what is used."""
+
+    def told(at_s: float) -> dict[str, Any]:
+        size = 200 * MIB * (at_s >= 60)
+        return {"balloon_bytes": 4 * GIB - size, "free_bytes": GIB - size}
+
+    assert largest_rise(2.0, told) == 0
+
+
+def test_who_does_not_tell_its_lists_rises_by_what_is_active() -> None:
+    assert largest_rise(2.0, lambda at_s: reads(at_s) | {"inactive_anonymous_bytes": None}) == 0
+
+
+def test_a_guest_that_reads_is_left_room_to_read_as_much_again() -> None:
+    before = decide(observation(guest(**reads(0)), available=8 * GIB), None, Policy(), NOW_S)
+    for second, room in ((10.0, 0.0), (60.0, 200 * MIB)):
+        at_s = NOW_S + second
+        seen = observation(guest(classes_at_s=at_s, **reads(second)), available=8 * GIB, at_s=at_s)
+        found = decide(seen, before.state, Policy(), at_s).plan.guest("a")
+        assert found.active_bytes is not None
+        # A tenth of it is left to it anyway.
+        assert found.needs_bytes == pytest.approx(found.active_bytes + max(room, 0.1 * found.active_bytes))
 
 
 @pytest.mark.parametrize(("boot", "pressed"), [("one", True), ("two", False)])
