@@ -223,11 +223,15 @@ def test_what_is_recorded_here_can_be_replayed(sus: Sus, config: Path, tmp_path:
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="it takes two processors")
-def test_a_run_that_is_ended_puts_everything_back(config: Path, held: int) -> None:
+def test_a_run_that_is_ended_puts_everything_back(sus: Sus, config: Path, held: int, tmp_path: Path) -> None:
     """SIGTERM while a group is kept on one of two packages (made up: two processors of this machine)."""
     before = os.sched_getaffinity(held)
     with here("run", "--config", str(config)) as process:
         wait_until(lambda: os.sched_getaffinity(held) != before, process)
+        assert len(os.sched_getaffinity(held)) == 1
+        # What runs puts back itself: that is an error only where it is named.
+        sus("agent", "restore", "--config", config).failed_with("packages.journal")
+        assert sus("agent", "restore", "--config", bare(tmp_path)).out == "nothing to put back\n"
         assert len(os.sched_getaffinity(held)) == 1
         process.send_signal(signal.SIGTERM)
         out, error = process.communicate(timeout=60)
@@ -244,10 +248,7 @@ def test_what_a_killed_run_has_left_is_put_back(sus: Sus, config: Path, held: in
         wait_until(lambda: os.sched_getaffinity(held) != before, process)
         process.kill()
     assert os.sched_getaffinity(held) != before
-    # No section is needed: there is the journal.
-    bare = tmp_path / "bare.toml"
-    bare.write_text(f'[agent]\nstate_dir = "{tmp_path}/state"\n')
-    ran = sus("agent", "restore", "--config", bare, "--json")
+    ran = sus("agent", "restore", "--config", bare(tmp_path), "--json")  # there is the journal
     assert ran.status == 0, ran.err
     assert [each["outcome"] for each in ran.json["undone"]] == ["restored"]
     assert os.sched_getaffinity(held) == before
@@ -405,6 +406,13 @@ def test_what_a_test_finds_is_told_and_kept(
     # Who looks next knows it.
     ran = sus("packages", "status", "--config", config, "--interval", "100ms", "--json")
     assert [each["state"] for each in ran.json["plan"]["findings"]] == ["pc6"]
+
+
+def bare(directory: Path) -> Path:
+    """A configuration without a section."""
+    found = directory / "bare.toml"
+    found.write_text(f'[agent]\nstate_dir = "{directory}/state"\n')
+    return found
 
 
 def here(*words: str) -> "subprocess.Popen[str]":
