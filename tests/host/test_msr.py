@@ -95,4 +95,6 @@ def test_this_machine() -> None:
         pytest.skip(f"not permitted here: {error}")
     with register:
         first = register.read(msr.TSC)
+        if not first and firmware.identify().virtual:
+            pytest.skip("this hypervisor answers zero for the TSC")
         assert register.read(msr.TSC) > first

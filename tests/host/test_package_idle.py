@@ -237,8 +237,8 @@ def test_this_machines_kernel_counts_by_a_made_description(tmp_path: Path) -> No
 def test_this_machine() -> None:
     with Packages(topology.read()) as packages:
         found = packages.read()
-    for number, each in found.items():
+        assert [each.source for each in found.values()] == [packages.source(each) for each in found]
+    for each in found.values():
         measured = each.states is not None or each.active_percent is not None
         assert measured != each.reason.startswith("not measurable here, because ")
-        assert each.source == packages.source(number)
     assert package_idle.since_boot_ns() > max(each.read_ns for each in found.values())
