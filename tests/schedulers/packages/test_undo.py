@@ -10,7 +10,7 @@ from sustain.host.cpuset import Cpuset
 from sustain.schedulers.journal import Entry, Journal, Report, Value
 from sustain.schedulers.packages import act
 from sustain.schedulers.packages.act import Actuator
-from sustain.schedulers.packages.memory import decode, encode, shares_lacking
+from sustain.schedulers.packages.memory import apart, decode, encode
 from sustain.schedulers.packages.per_thread import Of, process_of, thread_of
 from sustain.schedulers.packages.settings import Affinity
 from tests.host.cpusets import enter, own_cpuset
@@ -175,24 +175,25 @@ def test_names_of_entries() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prior", "now", "lacking"),
+    ("prior", "now", "lacking", "surplus"),
     [
-        ({0: 100}, {1: 100}, {0: 100}),
-        ({0: 100, 1: 50}, {1: 150}, {0: 100}),
-        ({0: 100}, {0: 60, 1: 40}, {0: 40}),
-        ({0: 100}, {1: 50}, {0: 50}),  # it uses less: all of that was on 0
-        ({0: 80, 1: 20}, {1: 50}, {0: 40}),  # four fifths
-        ({0: 100}, {0: 100, 1: 300}, {}),  # it has grown there itself
-        ({0: 100}, {0: 20, 1: 300}, {0: 80}),
-        ({0: 100}, {}, {}),
-        ({}, {1: 100}, {}),
+        ({0: 100}, {1: 100}, {0: 100}, {1: 100}),
+        ({0: 100, 1: 50}, {1: 150}, {0: 100}, {1: 100}),
+        ({0: 100}, {0: 60, 1: 40}, {0: 40}, {1: 40}),
+        ({0: 100}, {1: 50}, {0: 50}, {1: 50}),  # it uses less: all of that was on 0
+        ({0: 80, 1: 20}, {1: 50}, {0: 40}, {1: 40}),  # four fifths
+        ({0: 100}, {0: 100, 1: 300}, {}, {1: 300}),  # it has grown there itself
+        ({0: 100}, {0: 20, 1: 300}, {0: 80}, {1: 300}),
+        ({0: 100, 1: 50, 2: 50}, {1: 50, 2: 150}, {0: 100}, {2: 100}),  # what was on 1 stays there
+        ({0: 100}, {}, {}, {}),
+        ({}, {1: 100}, {}, {1: 100}),
     ],
 )
 def test_what_of_its_memory_goes_back(
-    prior: dict[int, int], now: dict[int, int], lacking: dict[int, int]
+    prior: dict[int, int], now: dict[int, int], lacking: dict[int, int], surplus: dict[int, int]
 ) -> None:
     def sizes(shares: dict[int, int]) -> dict[int, int]:
         return {node: size * MIB for node, size in shares.items()}
 
-    assert shares_lacking(sizes(prior), sizes(now)) == sizes(lacking)
+    assert apart(sizes(prior), sizes(now)) == (sizes(lacking), sizes(surplus))
     assert decode(encode(sizes(prior))) == sizes(prior)

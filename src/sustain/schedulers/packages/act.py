@@ -86,10 +86,13 @@ class Actuator:
         effects = [self._effect(action, until_s) for action in actions]
         with contextlib.suppress(JournalError):  # it stays noted, and is put back another time
             self._memory.go_on(self._memory_limit_s)
-            if time.monotonic() >= self._tidy_s:
-                self._tidy_s = time.monotonic() + _TIDY_S
+        effects = [self._with_memory(effect) for effect in effects]
+        if time.monotonic() >= self._tidy_s:
+            self._tidy_s = time.monotonic() + _TIDY_S
+            self._memory.tidy()
+            with contextlib.suppress(JournalError):
                 self._undoing().tidy()
-        return [self._with_memory(effect) for effect in effects]
+        return effects
 
     def restore(self, beat: Callable[[], None] = no_beat) -> Report:
         """Put back all that was changed, here or by a predecessor, and not by somebody else since; `beat` is called at
@@ -137,7 +140,9 @@ class Actuator:
                 if handle is None:
                     return _GONE
                 came = self._place(handle, action, goes_on)
-                return self._follow(handle, action, came) if came.outcome == "done" else came
+                if came.outcome == "done" and action.nodes and self._memory_moves:
+                    self._memory.to(action.group, action.life, self._processes(handle), action.nodes)
+                return came
             case Align():
                 handle = self._locate(action.group, action.life)
                 return _GONE if handle is None else self._align(handle, action, goes_on)
@@ -146,16 +151,6 @@ class Actuator:
         backs = self._undoing().some(of_group(action.group, action.life))
         self._memory.back(action.group, action.life)
         return back_together(backs) if backs else Came("done", _NOTHING)
-
-    def _follow(self, handle: Handle, action: Place, came: Came) -> Came:
-        """Have the memory of a group follow that runs where it is to run by now."""
-        if not action.nodes or not self._memory_moves:
-            return came
-        try:
-            self._memory.to(action.group, action.life, self._processes(handle), action.nodes)
-        except JournalError as error:
-            return came._replace(detail=f"its memory stays: {words(error)}")
-        return came
 
     def _with_memory(self, effect: Effect) -> Effect:
         """What came of a Place whose memory is to follow."""

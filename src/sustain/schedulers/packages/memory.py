@@ -79,23 +79,13 @@ class Memory:
         self._root = root
         self._jobs: dict[tuple[str, str], Job] = {}
 
-    def to(self, group: str, life: str, processes: Iterable[Identity], nodes: Iterable[int]) -> Job:
-        """Have a group's memory brought to these nodes; what is under way already goes on. Raises JournalError, before
-        any of it is moved."""
+    def to(self, group: str, life: str, processes: Iterable[Identity], nodes: Iterable[int]) -> None:
+        """Have a group's memory brought to these nodes; what is under way already goes on. A process is looked at when
+        its turn comes, since that walks its page tables."""
         there = frozenset(nodes)
         job = self._jobs.get((group, life))
-        if job is not None and job.nodes == there:
-            return job
-        job = Job([], there)
-        for process in processes:
-            try:
-                if self._away(process, there) > _NEAR_BYTES:
-                    self._note(Of(group, life, process), there)
-                    job.processes.append(process)
-            except HostError as error:
-                job.problems[words(error)] = None
-        self._jobs[group, life] = job
-        return job
+        if job is None or job.nodes != there:
+            self._jobs[group, life] = Job(list(processes), there)
 
     def back(self, group: str, life: str) -> None:
         """Have it brought back to where it was."""
@@ -107,6 +97,10 @@ class Memory:
     def forget(self) -> None:
         """What is under way ends where it is."""
         self._jobs.clear()
+
+    def tidy(self) -> None:
+        """Let go of what has been done."""
+        self._jobs = {key: job for key, job in self._jobs.items() if not job.done}
 
     def job(self, group: str, life: str) -> Job | None:
         """What is under way, or has been done since the group was placed."""
@@ -126,8 +120,8 @@ class Memory:
 
     def _piece(self, key: tuple[str, str], job: Job) -> None:
         if job.pieces is None:
-            process = job.processes.pop(0)
-            job.pieces = self._forth(process, job) if job.nodes else self._home(Of(*key, process), job)
+            of = Of(*key, job.processes.pop(0))
+            job.pieces = self._forth(of, job) if job.nodes else self._home(of, job)
         try:
             moved_bytes = next(job.pieces, None)
         except (SustainError, OSError) as error:
@@ -139,10 +133,14 @@ class Memory:
         job.moved_bytes += moved_bytes
         self._pace.paid(moved_bytes)
 
-    def _forth(self, process: Identity, job: Job) -> Iterator[int]:
-        here = numa_memory.of_process(process.pid, self._root) or {}
-        target = self._roomiest(job.nodes)
-        yield from _pieces(process, here.keys() - job.nodes, target, _WHOLE, job.problems, self._root)
+    def _forth(self, of: Of, job: Job) -> Iterator[int]:
+        """Raises JournalError, before any of it is moved."""
+        here = numa_memory.of_process(of.process.pid, self._root) or {}
+        sources = here.keys() - job.nodes
+        if sum(here[node] for node in sources) > _NEAR_BYTES:
+            self._note(of, here, job.nodes)
+            target = self._roomiest(job.nodes)
+            yield from _pieces(of.process, sources, target, _WHOLE, job.problems, self._root)
 
     def _home(self, of: Of, job: Job) -> Iterator[int]:
         entry = next((each for each in self._entries() if process_of(each) == of.process), None)
@@ -150,20 +148,14 @@ class Memory:
             yield from home(entry, job.problems, self._root)
             self._journal.forget(entry.key, entry)
 
-    def _away(self, process: Identity, nodes: frozenset[int]) -> int:
-        here = numa_memory.of_process(process.pid, self._root) or {}
-        return sum(size for node, size in here.items() if node not in nodes)
-
     def _roomiest(self, nodes: frozenset[int]) -> int:
         known = numa_memory.nodes(self._root)
         return max(nodes, key=lambda node: (known[node].free_bytes or 0) if node in known else -1)
 
-    def _note(self, of: Of, nodes: frozenset[int]) -> None:
+    def _note(self, of: Of, here: Shares, nodes: frozenset[int]) -> None:
         key = of.key(KIND)
         held = next((each for each in self._entries() if each.key == key), None)
-        prior = (
-            encode(numa_memory.of_process(of.process.pid, self._root) or {}) if held is None else held.prior
-        )
+        prior = encode(here) if held is None else held.prior
         target = of.target() if held is None else held.target
         self._journal.note(key, KIND, target, prior, " ".join(str(node) for node in sorted(nodes)))
 
@@ -192,18 +184,26 @@ def home(entry: Entry, problems: dict[str, None], root: Path = Path("/")) -> Ite
     """Bring a process's memory back to the shares that it had, piece by piece: what each has moved, in bytes."""
     process = process_of(entry)
     here = numa_memory.of_process(process.pid, root) or {}
-    lacking = shares_lacking(decode(str(entry.prior)), here)
-    surplus = {node for node in here if node not in lacking}
-    for node, size in lacking.items():
-        yield from _pieces(process, surplus, node, size, problems, root)
+    lacking, surplus = apart(decode(str(entry.prior)), here)
+    for source in surplus:
+        for target in lacking:
+            size = min(surplus[source], lacking[target])
+            if size > _NEAR_BYTES:
+                yield from _pieces(process, [source], target, size, problems, root)
+                surplus[source] -= size
+                lacking[target] -= size
 
 
-def shares_lacking(prior: Shares, now: Shares) -> dict[int, int]:
-    """What each node has less than before, in bytes; where the process uses less now, of a part of what it had."""
+def apart(prior: Shares, now: Shares) -> tuple[dict[int, int], dict[int, int]]:
+    """What each node has less than before, and what more, in bytes; where the process uses less now, than the same part
+    of what it had."""
     had, has = sum(prior.values()), sum(now.values())
     part = min(1.0, has / had) if had else 0.0
-    lacking = {node: round(size * part) - now.get(node, 0) for node, size in prior.items()}
-    return {node: size for node, size in lacking.items() if size > _NEAR_BYTES}
+    less = {node: round(prior.get(node, 0) * part) - now.get(node, 0) for node in prior.keys() | now.keys()}
+    return (
+        {node: size for node, size in sorted(less.items()) if size > _NEAR_BYTES},
+        {node: -size for node, size in sorted(less.items()) if size < -_NEAR_BYTES},
+    )
 
 
 def _pieces(
