@@ -12,7 +12,6 @@ Blocks of which nothing is in memory are left out, since they can neither be use
 mapping covers. Rejected: all addresses that a process has reserved, which may be terabytes.
 """
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,9 +39,9 @@ from sustain.schedulers.large_pages.model import (
     no_blocks,
     unknown_blocks,
 )
+from sustain.schedulers.stalls import Stalls
 
 _AGAIN_S = 60.0  # mappings are looked up anew even where the list has not changed
-_PRESSURE_S = 10.0
 
 
 @dataclass(slots=True, eq=False)
@@ -120,7 +119,7 @@ class Sensor:
         self._found: list[Found] = []  # the last time
         self._known: dict[Identity, _Known] = {}
         self._guests = Guests()
-        self._stalls: deque[tuple[float, int]] = deque()  # (when, microseconds until then)
+        self._stalls = Stalls()
 
     def count_by(self, counter: Counter, notes: Sequence[str]) -> None:
         """From now on; nothing has counted before."""
@@ -269,7 +268,7 @@ class Sensor:
                 khugepaged_defrag=found.khugepaged_defrag,
             )
             free = large_pages.free(self._root)
-            share = self._pressure(now_s)
+            share = self._stalls.share(now_s, pressure.of_host(self._root).some_us)
         except SustainError as error:
             problems.append(str(error))
         return HostView(
@@ -281,20 +280,6 @@ class Sensor:
             settings=settings,
             problems=tuple(problems),
         )
-
-    def _pressure(self, now_s: float) -> float | None:
-        """Since about 10 s ago, or the last reading that is older."""
-        some_us = pressure.of_host(self._root).some_us
-        if some_us is None:
-            return None
-        while len(self._stalls) > 1 and now_s - self._stalls[1][0] >= _PRESSURE_S:
-            self._stalls.popleft()
-        share = None
-        if self._stalls and now_s > self._stalls[0][0]:
-            then_s, then_us = self._stalls[0]
-            share = min(1.0, max(0.0, (some_us - then_us) / 1e6 / (now_s - then_s)))
-        self._stalls.append((now_s, some_us))
-        return share
 
     def _now_s(self) -> float:
         return self._clock.boottime_ns() / 1e9
