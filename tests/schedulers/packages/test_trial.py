@@ -22,7 +22,7 @@ def trial(saving: float, noise: float, seed: int = 4) -> Trial:
         run = at // 6
         value = 100 - saving * (run % 2) + noise * random.standard_normal()
         samples.append(Sample(10.0 * at, run % 2 == 1, value, 4.0, run))
-    return replace(begin(0, "W", False, 0.0, POLICY), samples=tuple(samples))
+    return replace(begin(0, "W", False, 0.0, 2), samples=tuple(samples))
 
 
 def test_a_saving_that_may_be_nothing_is_not_kept() -> None:
@@ -44,7 +44,7 @@ def test_a_saving_that_is_too_small_is_not_kept() -> None:
 
 
 def test_steps_and_when_the_package_is_empty() -> None:
-    whole = begin(0, "W", False, 0.0, POLICY)
+    whole = begin(0, "W", False, 0.0, 2)
     assert whole.steps == ("off", "pack", "settle", "on", "unpack", "settle", "off", "pack", "settle", "on")
     empty = [parks(replace(whole, steps=whole.steps[at:])) for at in range(len(whole.steps))]
     assert empty == [False, True, True, True, False, False, False, True, True, True]
@@ -56,7 +56,7 @@ def test_steps_and_when_the_package_is_empty() -> None:
         False,
         True,
     ]
-    assert begin(0, "W", True, 0.0, POLICY).steps == begin(0, "", False, 0.0, POLICY).steps == ("pack",)
+    assert begin(0, "W", True, 0.0, 2).steps == begin(0, "", False, 0.0, 2).steps == ("pack",)
 
 
 def test_each_step_waits_for_what_it_is_for() -> None:

@@ -11,14 +11,15 @@ import numpy as np
 from sustain.schedulers.packages import trial as trials
 from sustain.schedulers.packages.classify import Class
 from sustain.schedulers.packages.model import Purpose, Verdict
-from sustain.schedulers.packages.placing import Moves, Wanted, moves, wanted
+from sustain.schedulers.packages.placing import Moves, Wanted, moves, relief, wanted
 from sustain.schedulers.packages.rates import Rates
 from sustain.schedulers.packages.situation import Situation
-from sustain.schedulers.packages.state import PackageMemory, Trial
-from sustain.schedulers.packages.worth import Worth, memory_fits, nodes_of, unit_of
+from sustain.schedulers.packages.state import NOT_PLACED, PackageMemory, Trial
+from sustain.schedulers.packages.worth import Worth, last_verdict, memory_fits, nodes_of, unit_of
 
 _INTRUDED = 5.0  # times the load of a parked package, from which it is none any more; also averages to wait
 _INTRUDED_LEAST = 0.1  # processors
+_RESTS = 4.0  # times a package rests after it was woken, until groups that stayed behind may use it, too
 _AGAIN = 0.01  # of the time that a verdict holds: a trial that is due does not wait for its last second
 _WORDS = {
     "off": "first it is measured as it is",
@@ -41,6 +42,9 @@ class Course:
     short_since_s: float  # that there has been too little room on what is awake
     verdicts: tuple[Verdict, ...]
     judged: tuple[Verdict, ...] = ()  # of them, new ones
+    widened: frozenset[int] | None = (
+        frozenset()
+    )  # rows of groups that may use all that is awake; None: all of them
 
     def without(self, package: int) -> tuple[int, ...]:
         return tuple(each for each in self.parked if each != package)
@@ -49,6 +53,15 @@ class Course:
         """That package is let alone for a while."""
         memory = replace(self.packages[package], rest_until_s=until_s, rest_why=why, worth_since_s=math.inf)
         return self.packages | {package: memory}
+
+
+@dataclass(frozen=True, slots=True)
+class _Short:
+    """Too little room on these packages, which are awake; `excess`: processors that had better run elsewhere."""
+
+    hot: tuple[int, ...]
+    excess: float
+    words: str
 
 
 def course(at: Situation, worths: dict[int, Worth]) -> Course:
@@ -64,25 +77,51 @@ def course(at: Situation, worths: dict[int, Worth]) -> Course:
     worthy = {} if short else worths
     packages = {number: _dwell(each, worthy.get(number), at_s) for number, each in at.memory.items()}
     base = replace(base, packages=packages)
-    if short:
+    if short is not None:
         since_s = min(at.before.short_since_s if at.before is not None else math.inf, at_s)
         base = replace(base, short_since_s=since_s)
-        if at.parked and at_s - since_s >= policy.spread_after_s:
-            return _wake(base, at.parked[-1], f"woken: {short}", at)
+        if at_s - since_s >= policy.spread_after_s and (relieved := _relieved(base, short, at)) is not None:
+            return relieved
     intruded = _intruded(at, trial)
     if intruded is not None:
         load = at.memory[intruded].load or 0.0
         why = f"woken: {load:.2f} processors of it are used by what is not ours to move, so it does not rest"
-        return _wake(base, intruded, why, at)
+        return replace(_wake(base, intruded, why, at), widened=None)
     if trial is not None:
         return _go_on(base, trial, at)
-    return _begin(base, at, worths, bool(short))
+    return _begin(base, at, worths, short is not None)
+
+
+def _relieved(base: Course, short: _Short, at: Situation) -> Course | None:
+    """Room for whom it is too little: on another package that is awake and that they may not use, else on one that is
+    woken. None: there is nothing that we could do."""
+    assert at.between is not None
+    rows = relief(at.seen, at.now, at.sets, at.rooms, list(short.hot), at.between.used, short.excess)
+    cool = [each for each in at.awake if each not in short.hot and _has_room(each, at)]
+    if rows and cool:
+        names = ", ".join(map(str, cool))
+        why = f"{len(rows)} groups may use package {names} too: {short.words}"
+        return replace(base, widened=rows, purpose="spread", why=why, short_since_s=math.inf)
+    if not at.parked:
+        everywhere = replace(
+            base, widened=None, purpose="spread", why=f"all groups may run everywhere: {short.words}"
+        )
+        return everywhere if rows and short.excess == math.inf else None
+    trial = base.trial
+    package = trial.package if trial is not None and trial.package in at.parked else at.parked[-1]
+    woken = _wake(base, package, f"woken: {short.words}", at)
+    return replace(woken, widened=rows if rows and short.excess < math.inf else None)
+
+
+def _has_room(package: int, at: Situation) -> bool:
+    assert at.between is not None
+    return at.between.busy.get(package, math.inf) < at.policy.headroom * at.rooms[package].capacity
 
 
 def to_move(at: Situation, way: Course) -> tuple[Wanted, Moves]:
     """Where groups are to be, and what is to be written for that."""
     awake = [each for each in at.rooms if each not in way.parked]
-    want = wanted(at.seen, at.now, at.sets, at.rooms, awake, at.policy)
+    want = wanted(at.seen, at.now, at.sets, at.rooms, awake, at.policy, way.widened)
     nodes = None
     if way.parked and memory_fits(at.seen, at.now, list(way.parked), awake):
         nodes = nodes_of(at.seen, awake) or None
@@ -95,15 +134,20 @@ def _dwell(memory: PackageMemory, found: Worth | None, at_s: float) -> PackageMe
     return memory if since_s == memory.worth_since_s else replace(memory, worth_since_s=since_s)
 
 
-def _short(at: Situation, between: Rates) -> str:
-    """How it shows that what is awake has too little room; "": it has enough, as far as is known."""
-    if all(each in between.busy for each in at.awake):
-        use, capacity = sum(between.busy[each] for each in at.awake), at.capacity(at.awake)
-        if use >= at.policy.high * capacity:
-            return f"{use:.1f} of {capacity:.1f} processors that are awake are in use"
+def _short(at: Situation, between: Rates) -> _Short | None:
+    """Whether what is awake has too little room; None: it has enough, as far as is known."""
     if between.pressure is not None and between.pressure >= at.policy.pressure_limit:
-        return f"tasks waited for a processor in {between.pressure:.0%} of the time"
-    return ""
+        words = f"tasks waited for a processor in {between.pressure:.0%} of the time"
+        return _Short(tuple(at.awake), math.inf, words)
+    hot = tuple(
+        each for each in at.awake if between.busy.get(each, 0.0) >= at.policy.high * at.rooms[each].capacity
+    )
+    if not hot:
+        return None
+    use, capacity = sum(between.busy[each] for each in hot), at.capacity(list(hot))
+    where = ", ".join(map(str, hot))
+    words = f"{use:.1f} of {capacity:.1f} processors of package {where} are in use"
+    return _Short(hot, use - at.policy.headroom * capacity, words)
 
 
 def _intruded(at: Situation, trial: Trial | None) -> int | None:
@@ -120,7 +164,7 @@ def _intruded(at: Situation, trial: Trial | None) -> int | None:
 
 def _wake(base: Course, package: int, why: str, at: Situation) -> Course:
     """Put it back to use, and let it alone for a while; no other one is emptied at once in its place. A trial ends
-    there."""
+    there, and its package is not emptied any more."""
     parked = base.without(package)
     if base.trial is not None:
         parked = tuple(each for each in parked if each != base.trial.package)
@@ -139,6 +183,8 @@ def _wake(base: Course, package: int, why: str, at: Situation) -> Course:
 def _go_on(base: Course, trial: Trial, at: Situation) -> Course:
     """One step of what is under way."""
     package = trial.package
+    if not trials.parks(trial):
+        base = replace(base, widened=None)
     pending = to_move(at, base)[1].pending
     assert at.between is not None
     load = sum(at.between.busy.values()) if at.between.busy else None
@@ -152,6 +198,7 @@ def _go_on(base: Course, trial: Trial, at: Situation) -> Course:
             parked=(*base.without(package), *((package,) if parks else ())),
             purpose="pack" if parks else "measure",
             why=why,
+            widened=frozenset() if parks else None,
         )
     judged = (held.verdict,) if held.verdict is not None else ()
     base = replace(base, trial=None, verdicts=base.verdicts + judged, judged=judged)
@@ -162,6 +209,7 @@ def _go_on(base: Course, trial: Trial, at: Situation) -> Course:
         base,
         parked=base.without(package),
         purpose="revert",
+        widened=None,
         why=f"package {package} is used again: {held.why}",
         packages=base.resting(package, at.seen.now_s + at.policy.rest_s, f"its trial was undone: {held.why}"),
     )
@@ -172,6 +220,9 @@ def _begin(base: Course, at: Situation, worths: dict[int, Worth], short: bool) -
     at_s = at.seen.now_s
     if base.parked:
         base = replace(base, why=f"{len(base.parked)} of {len(at.rooms)} packages are kept empty")
+    elif at.before is not None and at_s - at.before.calm_since_s >= _RESTS * at.policy.rest_s:
+        why = "nothing has been kept empty for long: all groups may run everywhere again"
+        base = replace(base, widened=None, purpose="spread", why=why if _holds(at) else "")
     if short:
         return base
     for number in base.parked:
@@ -188,10 +239,26 @@ def _begin(base: Course, at: Situation, worths: dict[int, Worth], short: bool) -
     if not ready:
         return base
     best = max(ready, key=lambda each: (each.score, -each.package))
-    trial = trials.begin(best.package, best.unit, best.known, at_s, at.policy)
+    pairs = 1 if _told(best.package, at) else at.policy.pairs
+    trial = trials.begin(best.package, best.unit, best.known, at_s, pairs)
     parked = base.parked + ((best.package,) if trials.parks(trial) else ())
     why = f"package {best.package} is emptied: {'; '.join(best.reasons)}"
     return replace(base, trial=trial, parked=parked, why=why)
+
+
+def _told(package: int, at: Situation) -> bool:
+    """Whether what it saves is known from a test, or from a trial of another package of as many cores, so that one
+    comparison is enough to confirm it."""
+    if any(each.package == package and each.parked_w is not None for each in at.seen.findings):
+        return True
+    alike = [each for each in at.rooms if at.rooms[each].cores == at.rooms[package].cores and each != package]
+    fresh = [last_verdict(each, at.verdicts, at.seen.now_s, at.policy) for each in alike]
+    return any(each is not None and each.kept for each in fresh)
+
+
+def _holds(at: Situation) -> bool:
+    """Whether any group is where we put it."""
+    return bool((at.now.memory.placed != NOT_PLACED).any())
 
 
 def _moving_s(at: Situation, package: int) -> float:

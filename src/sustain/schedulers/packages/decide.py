@@ -92,6 +92,7 @@ def _align(at: Situation, most: int) -> list[Action]:
 def _after(at: Situation, way: Course, want: Wanted, away: tuple[int, ...]) -> State:
     """What is remembered."""
     before, seen = at.before, at.seen
+    calm_s = before.calm_since_s if before is not None else np.inf
     saved_j, saved_s = (before.saved_j, before.saved_s) if before is not None else (0.0, 0.0)
     if at.between is not None and way.trial is None:
         for number in at.parked:
@@ -116,6 +117,7 @@ def _after(at: Situation, way: Course, want: Wanted, away: tuple[int, ...]) -> S
         parked=way.parked,
         trial=way.trial,
         short_since_s=way.short_since_s,
+        calm_since_s=np.inf if way.parked or way.trial else min(calm_s, seen.now_s),
         verdicts=way.verdicts[-_MOST_VERDICTS:],
         saved_j=saved_j,
         saved_s=saved_s,

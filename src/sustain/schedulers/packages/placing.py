@@ -1,9 +1,11 @@
 """Which groups may be moved, and which settings are to be written for a wanted set of awake packages. Pure.
 
-Used by `decide`. The model: a group that we place may run on all packages that are awake, and the kernel balances it
-among them, as it did among all before. So one parked package is one set of processors for everybody, and what is woken
-is a wider one. Groups that are to be apart get one package each. A group that somebody else has limited is left alone,
-also when it was ours before; and so is one with real-time threads or threads that are bound one by one.
+Used by `decide`. The model: a group that we place may run on all packages that are awake then, and the kernel balances
+it among them, as it did among all before. No more is moved than must be: when a package is woken only those who need
+it may use it too, the heaviest first (`relief`), and the others stay where they are until that is short of room as
+well, or until nothing has been parked for long. Groups that are to be apart get one package each. A group that somebody
+else has limited is left alone, also when it was ours before; and so is one with real-time threads or threads that are
+bound one by one.
 
 Rejected: a package of its own for each group. It would move more, more often, and take from the kernel what it does
 better every millisecond than we do every ten seconds.
@@ -106,23 +108,69 @@ def wanted(
     rooms: dict[int, Room],
     awake: list[int],
     policy: Policy,
+    widened: frozenset[int] | None = frozenset(),
 ) -> Wanted:
-    """With these packages awake. Sets that were used before keep their index."""
+    """With these packages awake. Who is on some of them stays there, but for the rows in `widened` (None: all), which
+    may use all of them. Sets that were used before keep their index."""
     memory, found = now.memory, list(sets)
     of = np.full(len(seen.groups), NOT_PLACED, np.int32)
-    if len(awake) == len(rooms):
-        return Wanted(tuple(found), of)
-    of[now.movable] = _index(found, _cpus(rooms, awake))
-    for rows in apart(seen, now, policy).values():
-        load = dict.fromkeys(awake, 0.0)
-        order = sorted(rows, key=lambda row: -np.nan_to_num(memory.mean[row]))
-        for row in order:
-            home = min(load, key=lambda package: (load[package], package))
-            del load[home]  # each has its own
-            of[row] = _index(found, rooms[home].cpus)
-            if not load:
-                break
+    placed = memory.placed != NOT_PLACED
+    allowed, online = set(_cpus(rooms, awake)), set(seen.cpus.number.tolist())
+    fits_in = np.array(
+        [bool(set(each) & online) and set(each) & online <= allowed for each in sets] + [False]
+    )
+    stays = placed & fits_in[memory.placed] & now.movable
+    if widened is None:
+        stays[:] = False
+    elif widened:
+        stays[list(widened)] = False
+    if len(awake) < len(rooms):
+        of[now.movable] = _index(found, _cpus(rooms, awake))
+        of[stays] = memory.placed[stays]
+        for rows in apart(seen, now, policy).values():
+            for row, home in _homes(rows, awake, rooms, memory, sets).items():
+                of[row] = _index(found, rooms[home].cpus)
+    else:
+        of[stays] = memory.placed[stays]
     return Wanted(tuple(found), of)
+
+
+def _homes(
+    rows: list[int], awake: list[int], rooms: dict[int, Room], memory: GroupMemory, sets: tuple[Set, ...]
+) -> dict[int, int]:
+    """A package for each of these groups, as far as there are packages. Who has one keeps it."""
+    package_of = {rooms[each].cpus: each for each in awake}
+    found: dict[int, int] = {}
+    for row in rows:
+        at_home = package_of.get(sets[memory.placed[row]]) if memory.placed[row] != NOT_PLACED else None
+        if at_home is not None and at_home not in found.values():
+            found[row] = at_home
+    left = [each for each in awake if each not in found.values()]
+    for row in sorted(rows, key=lambda row: -np.nan_to_num(memory.mean[row])):
+        if row not in found and left:
+            found[row] = left.pop(0)
+    return found
+
+
+def relief(
+    seen: Observation,
+    now: Standing,
+    sets: tuple[Set, ...],
+    rooms: dict[int, Room],
+    hot: list[int],
+    used: NDArray[np.float64],
+    excess: float,
+) -> frozenset[int]:
+    """Rows of groups that we hold on packages some of which are `hot`: as many as use `excess` processors there, those
+    of high priority first, then the heaviest."""
+    memory = now.memory
+    tight = set(_cpus(rooms, hot))
+    share = np.array([len(set(each) & tight) / max(1, len(each)) for each in sets] + [0.0])
+    there = share[memory.placed] * np.nan_to_num(used)
+    rows = np.flatnonzero((share[memory.placed] > 0) & (memory.placed != NOT_PLACED) & now.movable)
+    order = rows[np.lexsort((-there[rows], -memory.priority[rows]))]
+    enough = int(np.searchsorted(np.cumsum(there[order]), excess)) + 1
+    return frozenset(order[:enough].tolist())
 
 
 def apart(seen: Observation, now: Standing, policy: Policy) -> dict[str, list[int]]:

@@ -64,11 +64,11 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     remote_slowdown: float = 0.30  # of a group all of whose memory is on another node
     metric_loss: float = 0.02  # of the workload's own metric, from which a trial is undone
     trial: Trial = "independent"  # which packages may be parked to measure what it saves
-    pairs: int = 2  # times that parked and not parked are compared, in a trial
+    pairs: int = 2  # times that parked and not parked are compared in a trial; once where the saving is known
     window_s: float = 120.0  # of each
     settle_s: float = 20.0  # after moving, before measuring
     confidence: float = 0.95
-    verdict_fresh_s: float = 86400.0  # what a trial found holds so long; then it is measured again
+    verdict_fresh_s: float = 30 * 86400.0  # what a trial found holds so long; then it is measured again
 
     # how
     memory_bytes_per_s: float = 256 << 20  # that memory follows with; 0: it stays
@@ -115,7 +115,7 @@ def check(policy: Policy) -> None:
         ("window_s", policy.window_s >= 1, "a time; 2min is usual"),
         ("settle_s", policy.settle_s >= 0, "a time; 20s is usual"),
         ("confidence", 0.5 <= policy.confidence < 1, "a share; 0.95 is usual"),
-        ("verdict_fresh_s", policy.verdict_fresh_s > 0, "a time; 24h is usual"),
+        ("verdict_fresh_s", policy.verdict_fresh_s > 0, "a time; 30d is usual"),
         ("memory_bytes_per_s", policy.memory_bytes_per_s >= 0, "a size; 256MiB is usual"),
         ("parked_read_s", policy.parked_read_s >= 1, "a time; 20s is usual"),
     ):

@@ -93,6 +93,7 @@ class State:
     parked: tuple[int, ...] = ()  # packages that are kept empty, in the order of parking
     trial: Trial | None = None
     short_since_s: float = math.inf  # that there has been too little room on what is awake
+    calm_since_s: float = math.inf  # that nothing has been kept empty, and no trial was under way
     verdicts: tuple[Verdict, ...] = ()  # newest last
     saved_j: float = 0.0  # by the trials' figures, since the beginning
     saved_s: float = 0.0  # time with a saving that was measured

@@ -28,12 +28,12 @@ _MOVING_S = 300.0  # a step that moves groups may take, besides what their memor
 Ending = Literal["", "kept", "undone"]
 
 
-def begin(package: int, unit: str, known: bool, now_s: float, policy: Policy) -> Trial:
+def begin(package: int, unit: str, known: bool, now_s: float, pairs: int) -> Trial:
     """A trial of that package. `known`: what it saves is known, so it is not measured."""
     steps: tuple[str, ...] = ("pack",)
     if not known and unit:
         steps = ("off", "pack", "settle", "on")
-        for _ in range(policy.pairs - 1):
+        for _ in range(pairs - 1):
             steps += ("unpack", "settle", "off", "pack", "settle", "on")
     return Trial(package, "" if known else unit, steps, now_s, now_s)
 
