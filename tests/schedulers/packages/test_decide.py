@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sustain.schedulers.packages.decide import decide
-from sustain.schedulers.packages.model import Place, Release, Verdict
+from sustain.schedulers.packages.model import Place, Verdict
 from sustain.schedulers.packages.plan import Plan
 from sustain.schedulers.packages.policy import GroupPolicy, Policy
 from tests.schedulers.packages.machine import Group, Machine
@@ -115,21 +115,20 @@ def test_without_watts_residency_is_measured_and_said_to_be() -> None:
 def test_groups_are_spread_soon_when_there_is_too_little_room() -> None:
     machine = Machine(groups=guests())
     machine.ticks(LIGHT)
-    machine.groups["vm3"].use = 6.0
+    machine.groups["vm3"].use = 5.0
     plans = machine.ticks(50.0)
     assert parked(plans[-1]) == []
     (woken,) = [plan for plan in plans if plan.actions]
-    assert woken.verdict.startswith("package 0 is woken: 8.0 of 8.0 processors")
+    assert woken.verdict.startswith("package 0 is woken: 7.7 of 8.0 processors")
     (action,) = woken.actions  # whose leaving makes room enough
-    assert isinstance(action, Release)
+    assert isinstance(action, Place)
     assert (action.group, action.purpose) == ("vm3", "spread")
-    assert machine.groups["vm3"].cpus is None
+    assert machine.groups["vm3"].cpus == machine.cpus_of(0)
     assert machine.groups["vm1"].cpus == machine.cpus_of(1)
-    machine.groups[
-        "vm5"
-    ].use = 6.0  # another one needs room: nothing is left to be woken, and it may use what is awake
+    machine.groups["vm5"].use = 6.0  # another one needs room, and neither has enough for it alone
     plans = machine.ticks(50.0)
     assert [each.group for plan in plans for each in plan.actions] == ["vm5"]
+    assert machine.groups["vm5"].cpus is None
     # When nothing has been kept empty for long, all are as they were.
     machine.ticks(4 * machine.policy.rest_s, 60.0)
     assert places(machine) == dict.fromkeys(machine.groups)

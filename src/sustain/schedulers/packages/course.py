@@ -11,7 +11,16 @@ import numpy as np
 from sustain.schedulers.packages import trial as trials
 from sustain.schedulers.packages.classify import Class
 from sustain.schedulers.packages.model import Purpose, Verdict
-from sustain.schedulers.packages.placing import Moves, Wanted, moves, relief, wanted
+from sustain.schedulers.packages.placing import (
+    EVERYBODY,
+    NOBODY,
+    Moves,
+    Relief,
+    Wanted,
+    heaviest,
+    moves,
+    wanted,
+)
 from sustain.schedulers.packages.rates import Rates
 from sustain.schedulers.packages.situation import Situation
 from sustain.schedulers.packages.state import NOT_PLACED, PackageMemory, Trial
@@ -42,9 +51,7 @@ class Course:
     short_since_s: float  # that there has been too little room on what is awake
     verdicts: tuple[Verdict, ...]
     judged: tuple[Verdict, ...] = ()  # of them, new ones
-    widened: frozenset[int] | None = (
-        frozenset()
-    )  # rows of groups that may use all that is awake; None: all of them
+    relieved: Relief = NOBODY
 
     def without(self, package: int) -> tuple[int, ...]:
         return tuple(each for each in self.parked if each != package)
@@ -86,42 +93,46 @@ def course(at: Situation, worths: dict[int, Worth]) -> Course:
     if intruded is not None:
         load = at.memory[intruded].load or 0.0
         why = f"woken: {load:.2f} processors of it are used by what is not ours to move, so it does not rest"
-        return replace(_wake(base, intruded, why, at), widened=None)
+        return replace(_wake(base, intruded, why, at), relieved=EVERYBODY)
     if trial is not None:
         return _go_on(base, trial, at)
     return _begin(base, at, worths, short is not None)
 
 
 def _relieved(base: Course, short: _Short, at: Situation) -> Course | None:
-    """Room for whom it is too little: on another package that is awake and that they may not use, else on one that is
-    woken. None: there is nothing that we could do."""
+    """Room for whom it is too little: on another package that is awake and has some, else on one that is woken. None:
+    there is nothing that we could do."""
     assert at.between is not None
-    rows = relief(at.seen, at.now, at.sets, at.rooms, list(short.hot), at.between.used, short.excess)
-    cool = [each for each in at.awake if each not in short.hot and _has_room(each, at)]
+    unknown = short.excess == math.inf
+    rows, use = heaviest(at.seen, at.now, at.sets, at.rooms, list(short.hot), at.between.used, short.excess)
+    cool = [each for each in at.awake if each not in short.hot and _left(each, at) > 0]
     if rows and cool:
         names = ", ".join(map(str, cool))
-        why = f"{len(rows)} groups may use package {names} too: {short.words}"
-        return replace(base, widened=rows, purpose="spread", why=why, short_since_s=math.inf)
+        why = f"{len(rows)} groups move to package {names}: {short.words}"
+        relieved = Relief(rows, tuple(cool) if use <= sum(_left(each, at) for each in cool) else ())
+        return replace(base, relieved=relieved, purpose="spread", why=why, short_since_s=math.inf)
     if not at.parked:
-        everywhere = replace(
-            base, widened=None, purpose="spread", why=f"all groups may run everywhere: {short.words}"
-        )
-        return everywhere if rows and short.excess == math.inf else None
+        why = f"all groups may run everywhere: {short.words}"
+        everywhere = replace(base, relieved=EVERYBODY, purpose="spread", why=why)
+        return everywhere if rows and unknown else None
     trial = base.trial
     package = trial.package if trial is not None and trial.package in at.parked else at.parked[-1]
     woken = _wake(base, package, f"woken: {short.words}", at)
-    return replace(woken, widened=rows if rows and short.excess < math.inf else None)
+    if unknown or not rows:
+        return replace(woken, relieved=EVERYBODY)
+    return replace(woken, relieved=Relief(rows, (package,) if use <= _left(package, at) else ()))
 
 
-def _has_room(package: int, at: Situation) -> bool:
+def _left(package: int, at: Situation) -> float:
+    """How much more that package takes within the head-room, in processors."""
     assert at.between is not None
-    return at.between.busy.get(package, math.inf) < at.policy.headroom * at.rooms[package].capacity
+    return at.policy.headroom * at.rooms[package].capacity - at.between.busy.get(package, math.inf)
 
 
 def to_move(at: Situation, way: Course) -> tuple[Wanted, Moves]:
     """Where groups are to be, and what is to be written for that."""
     awake = [each for each in at.rooms if each not in way.parked]
-    want = wanted(at.seen, at.now, at.sets, at.rooms, awake, at.policy, way.widened)
+    want = wanted(at.seen, at.now, at.sets, at.rooms, awake, at.policy, way.relieved)
     nodes = None
     if way.parked and memory_fits(at.seen, at.now, list(way.parked), awake):
         nodes = nodes_of(at.seen, awake) or None
@@ -184,7 +195,7 @@ def _go_on(base: Course, trial: Trial, at: Situation) -> Course:
     """One step of what is under way."""
     package = trial.package
     if not trials.parks(trial):
-        base = replace(base, widened=None)
+        base = replace(base, relieved=EVERYBODY)
     pending = to_move(at, base)[1].pending
     assert at.between is not None
     load = sum(at.between.busy.values()) if at.between.busy else None
@@ -198,7 +209,7 @@ def _go_on(base: Course, trial: Trial, at: Situation) -> Course:
             parked=(*base.without(package), *((package,) if parks else ())),
             purpose="pack" if parks else "measure",
             why=why,
-            widened=frozenset() if parks else None,
+            relieved=NOBODY if parks else EVERYBODY,
         )
     judged = (held.verdict,) if held.verdict is not None else ()
     base = replace(base, trial=None, verdicts=base.verdicts + judged, judged=judged)
@@ -209,7 +220,7 @@ def _go_on(base: Course, trial: Trial, at: Situation) -> Course:
         base,
         parked=base.without(package),
         purpose="revert",
-        widened=None,
+        relieved=EVERYBODY,
         why=f"package {package} is used again: {held.why}",
         packages=base.resting(package, at.seen.now_s + at.policy.rest_s, f"its trial was undone: {held.why}"),
     )
@@ -222,7 +233,7 @@ def _begin(base: Course, at: Situation, worths: dict[int, Worth], short: bool) -
         base = replace(base, why=f"{len(base.parked)} of {len(at.rooms)} packages are kept empty")
     elif at.before is not None and at_s - at.before.calm_since_s >= _RESTS * at.policy.rest_s:
         why = "nothing has been kept empty for long: all groups may run everywhere again"
-        base = replace(base, widened=None, purpose="spread", why=why if _holds(at) else "")
+        base = replace(base, relieved=EVERYBODY, purpose="spread", why=why if _holds(at) else "")
     if short:
         return base
     for number in base.parked:

@@ -1,11 +1,11 @@
 """Which groups may be moved, and which settings are to be written for a wanted set of awake packages. Pure.
 
 Used by `decide`. The model: a group that we place may run on all packages that are awake then, and the kernel balances
-it among them, as it did among all before. No more is moved than must be: when a package is woken only those who need
-it may use it too, the heaviest first (`relief`), and the others stay where they are until that is short of room as
-well, or until nothing has been parked for long. Groups that are to be apart get one package each. A group that somebody
-else has limited is left alone, also when it was ours before; and so is one with real-time threads or threads that are
-bound one by one.
+it among them, as it did among all before. No more is moved than must be: when a package is woken only as many groups
+move to it as make room for the others, the heaviest first (`heaviest`); the others stay where they are until that is
+short of room as well, or until nothing has been parked for long. Groups that are to be apart get one package each. A
+group that somebody else has limited is left alone, also when it was ours before; and so is one with real-time threads
+or threads that are bound one by one.
 
 Rejected: a package of its own for each group. It would move more, more often, and take from the kernel what it does
 better every millisecond than we do every ten seconds.
@@ -101,6 +101,19 @@ class Wanted:
     of: NDArray[np.int32]
 
 
+@dataclass(frozen=True, slots=True)
+class Relief:
+    """Groups that leave packages which are short of room, for those in `to`; (): for all that are awake."""
+
+    rows: frozenset[int] = frozenset()
+    to: tuple[int, ...] = ()
+    everybody: bool = False  # all groups may use all that is awake
+
+
+NOBODY = Relief()
+EVERYBODY = Relief(everybody=True)
+
+
 def wanted(
     seen: Observation,
     now: Standing,
@@ -108,10 +121,10 @@ def wanted(
     rooms: dict[int, Room],
     awake: list[int],
     policy: Policy,
-    widened: frozenset[int] | None = frozenset(),
+    relieved: Relief = NOBODY,
 ) -> Wanted:
-    """With these packages awake. Who is on some of them stays there, but for the rows in `widened` (None: all), which
-    may use all of them. Sets that were used before keep their index."""
+    """With these packages awake. Who is on some of them stays there, but for those that are `relieved`. Sets that were
+    used before keep their index."""
     memory, found = now.memory, list(sets)
     of = np.full(len(seen.groups), NOT_PLACED, np.int32)
     placed = memory.placed != NOT_PLACED
@@ -120,10 +133,9 @@ def wanted(
         [bool(set(each) & online) and set(each) & online <= allowed for each in sets] + [False]
     )
     stays = placed & fits_in[memory.placed] & now.movable
-    if widened is None:
+    if relieved.everybody:
         stays[:] = False
-    elif widened:
-        stays[list(widened)] = False
+    stays[list(relieved.rows)] = False
     if len(awake) < len(rooms):
         of[now.movable] = _index(found, _cpus(rooms, awake))
         of[stays] = memory.placed[stays]
@@ -132,6 +144,8 @@ def wanted(
                 of[row] = _index(found, rooms[home].cpus)
     else:
         of[stays] = memory.placed[stays]
+    if relieved.to and len(relieved.to) < len(rooms):
+        of[list(relieved.rows)] = _index(found, _cpus(rooms, list(relieved.to)))
     return Wanted(tuple(found), of)
 
 
@@ -152,7 +166,7 @@ def _homes(
     return found
 
 
-def relief(
+def heaviest(
     seen: Observation,
     now: Standing,
     sets: tuple[Set, ...],
@@ -160,9 +174,9 @@ def relief(
     hot: list[int],
     used: NDArray[np.float64],
     excess: float,
-) -> frozenset[int]:
-    """Rows of groups that we hold on packages some of which are `hot`: as many as use `excess` processors there, those
-    of high priority first, then the heaviest."""
+) -> tuple[frozenset[int], float]:
+    """(rows, what they use there) of groups that we hold on packages some of which are `hot`: as many as use `excess`
+    processors there, those of high priority first, then the heaviest."""
     memory = now.memory
     tight = set(_cpus(rooms, hot))
     share = np.array([len(set(each) & tight) / max(1, len(each)) for each in sets] + [0.0])
@@ -170,7 +184,7 @@ def relief(
     rows = np.flatnonzero((share[memory.placed] > 0) & (memory.placed != NOT_PLACED) & now.movable)
     order = rows[np.lexsort((-there[rows], -memory.priority[rows]))]
     enough = int(np.searchsorted(np.cumsum(there[order]), excess)) + 1
-    return frozenset(order[:enough].tolist())
+    return frozenset(order[:enough].tolist()), float(there[order[:enough]].sum())
 
 
 def apart(seen: Observation, now: Standing, policy: Policy) -> dict[str, list[int]]:
