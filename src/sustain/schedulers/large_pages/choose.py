@@ -73,7 +73,7 @@ def are_best(score: Scores, count: int) -> Mask:
 
 def best(score: Scores, count: int) -> Rows:
     """Indices of the `count` highest, in their order in `score`; of equal ones the first."""
-    return np.flatnonzero(are_best(score, count))
+    return np.flatnonzero(are_best(score, count)) if count > 0 else np.zeros(0, np.intp)
 
 
 def in_order(score: Scores, count: int) -> Rows:

@@ -23,11 +23,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sustain.schedulers.large_pages.columns import Mask, put, select
+from sustain.schedulers.large_pages.columns import (
+    Mask,
+    blank,
+    column,
+    masked,
+    pieces,
+    put,
+    spread,
+    write,
+)
 from sustain.schedulers.large_pages.model import PAGES, Blocks, Observation
 from sustain.schedulers.large_pages.plan import Finding
 from sustain.schedulers.large_pages.policy import Policy
-from sustain.schedulers.large_pages.state import PIECE, Memory, TargetMemory
+from sustain.schedulers.large_pages.state import Memory, TargetMemory
 
 Rows = NDArray[np.intp]
 
@@ -71,6 +80,11 @@ class _Terms:
     waits: Mask  # refused lately
     windows_s: NDArray[np.float64]
 
+    @property
+    def may_spare(self) -> bool:
+        """Whether there may be memory to spare."""
+        return not (self.scarce or self.none_free or self.policy.spare_share <= 0)
+
 
 def judge(
     seen: Observation,
@@ -83,109 +97,115 @@ def judge(
     """`memory` and `targets` are those of now."""
     only, waits = _of_targets(seen, targets, policy, now_s)
     windows_s = np.array([target.period_s or target.window_s or 0.0 for target in seen.targets], np.float64)
-    none_free = seen.host.free_large_pages == 0
-    terms = _Terms(policy, now_s, scarce, none_free, only, waits, windows_s)
-    count = len(seen.blocks)
-    starts = range(0, max(1, count), PIECE)
-    parts = []
-    for start in starts:
-        rows = slice(start, start + PIECE)
-        parts.append(_judge(seen.blocks.rows(rows), memory.rows(rows), terms))
+    terms = _Terms(policy, now_s, scarce, seen.host.free_large_pages == 0, only, waits, windows_s)
+    it = _begun(len(seen.blocks))
+    few = [_judge(it, rows, seen, memory, terms) for rows in pieces(len(seen.blocks))]
+    if few:
+        it.cold, recounting, worth = (np.concatenate(each) for each in zip(*few, strict=True))
+        _recounts(it, recounting, worth, seen.blocks, memory, terms)
+    return it
 
-    def of_all(name: str) -> Rows:
-        return np.concatenate([getattr(each, name) + at for each, at in zip(parts, starts, strict=True)])
 
+def _begun(count: int) -> Judgement:
+    """Of so many blocks; the columns are filled in later."""
+    none = np.zeros(0, np.intp)
     return Judgement(
-        finding=np.concatenate([each.finding for each in parts]),
-        score=np.concatenate([each.score for each in parts]),
-        fill=np.concatenate([each.fill for each in parts]),
-        may=np.concatenate([each.may for each in parts]),
-        spare=np.concatenate([each.spare for each in parts]),
-        could_fill=sum(each.could_fill for each in parts),
-        stays=np.concatenate([each.stays for each in parts]),
-        cold=of_all("cold"),
-        counted=of_all("counted"),
-        counted_score=np.concatenate([each.counted_score for each in parts]),
-        pending=of_all("pending"),
-        failed=sum(each.failed for each in parts),
-        countable=np.concatenate([each.countable for each in parts]),
-        known=np.concatenate([each.known for each in parts]),
+        finding=np.empty(count, np.uint8),
+        score=column(count, np.float32),
+        fill=column(count, np.float32),
+        may=np.empty(count, np.bool_),
+        spare=np.empty(count, np.bool_),
+        could_fill=0.0,
+        stays=np.empty(count, np.bool_),
+        cold=none,
+        counted=none,
+        counted_score=np.zeros(0, np.float32),
+        pending=none,
+        failed=0,
+        countable=np.empty(count, np.bool_),
+        known=np.empty(count, np.bool_),
     )
 
 
-def _judge(blocks: Blocks, memory: Memory, terms: _Terms) -> Judgement:
-    """A piece of them."""
-    policy, now_s, large = terms.policy, terms.now_s, blocks.large
-    finding = np.full(len(large), Finding.LOW, np.uint8)
+def _judge(
+    it: Judgement, rows: slice, seen: Observation, remembered: Memory, terms: _Terms
+) -> tuple[Rows, Rows, NDArray[np.float32]]:
+    """Writes those rows of the columns. (What is cold; what is small for a recount, and what that is worth.)"""
+    policy, blocks, memory = terms.policy, seen.blocks.rows(rows), remembered.rows(rows)
+    finding, fill, large, estimate = it.finding[rows], it.fill[rows], blocks.large, memory.estimate
+    finding.fill(Finding.LOW)
     put(finding, Finding.KEPT, large)
-    estimate, error = memory.estimate, memory.error * np.float32(policy.certainty)
+    surely, doubt = column(len(large), np.float32), column(len(large), np.float32)
+    np.multiply(memory.error, np.float32(policy.certainty), out=doubt)
     with np.errstate(invalid="ignore"):
-        surely = estimate - error
-        hot = surely >= policy.high
-        chilly = estimate + error < policy.low
-    settled = memory.changed_s <= now_s - policy.residence_s
-    present = select(blocks.populated >= 0, blocks.populated.astype(np.float32), estimate)
-    fill = np.maximum(PAGES - present, np.float32(0))
-    # Of what is not hot, what was filled before counts as if it still were to be filled.
-    taken = select(memory.base >= 0, PAGES - memory.base.astype(np.float32), fill)
-    worth = estimate - np.float32(policy.fill) * select(hot, fill, taken)
-    if terms.none_free:
-        worth -= np.float32(policy.compaction)
-    more = (blocks.guest_large == 1) * np.float32(policy.prefer)
-    worth = worth + np.abs(worth) * more if np.count_nonzero(more) else worth
+        np.subtract(estimate, doubt, out=surely)
+        hot, enough = surely >= policy.high, surely >= policy.spare
+        doubt += estimate
+        chilly = doubt < policy.low
+    settled = memory.changed_s <= terms.now_s - policy.residence_s
+    told, warm = blocks.populated >= 0, ~hot & (memory.base >= 0)
+    fill[:] = np.maximum(PAGES - blocks.populated, 0)
+    if np.count_nonzero(told) < len(told):  # at least what is used is present
+        write(fill, ~told, np.maximum(PAGES - estimate, np.float32(0)))
 
     recounting = ~large & (memory.recount_s > -np.inf)
-    small = ~large & ~recounting
+    small = ~(large | recounting)
+    worth = _worth(blocks, memory, fill, small, warm, terms)
     wanted = small & hot
     if terms.scarce:
         put(finding, Finding.SCARCE, wanted)
     with np.errstate(invalid="ignore"):
         poor = wanted & ~(worth > 0)
-        spare = np.zeros_like(poor)
-        if not (terms.scarce or terms.none_free or policy.spare_share <= 0):
-            spare = small & (surely >= policy.spare) & (poor | ~hot)
+    spare = small & enough & (poor | ~hot) if terms.may_spare else np.zeros_like(poor)
     poor &= ~spare
     wanted |= spare
     put(finding, Finding.NOT_WORTH, poor)
     put(finding, Finding.SETTLING, (wanted | (large & chilly)) & ~settled)
-    put(finding, Finding.NOT_ELIGIBLE, ~large & ~blocks.eligible)
-    late = memory.retry_s > now_s
+    put(finding, Finding.NOT_ELIGIBLE, ~(large | blocks.eligible))
+    late = memory.retry_s > terms.now_s
     put(finding, Finding.WAITS, late & (wanted | large | recounting))
-    known = _known(finding, blocks, memory, terms)
-    free = ~late & ~(terms.only | terms.waits)[blocks.target]
-    ready = known & free
+    only, waits = spread(terms.only, blocks.target), spread(terms.waits, blocks.target)
+    free = ~(late | only | waits)
+    ready = free & _known(finding, memory, only, waits, terms)
 
     may = wanted & ~poor & settled & blocks.eligible & ready & (not terms.scarce)
     put(finding, Finding.BUDGET, may)  # unless they are chosen
-    held = large & ready & settled
+    held = large & settled & ready
     stays = held & ~chilly
-    reached = np.fmin(estimate * np.float32(1 + policy.margin), np.float32(PAGES - 1))
-    kept = np.maximum(reached, estimate + np.float32(0.5)) * (more + np.float32(1))
-    kept -= select(~hot & (memory.base >= 0), np.float32(policy.fill) * taken, np.zeros_like(taken))
-    score = select(may, worth, select(stays, kept, np.full(len(kept), np.nan, np.float32)))
-    counted, pending, failed = _recounts(blocks, memory, recounting & free, terms)
-    counted = counted[:0] if terms.scarce else counted
-    finding[pending] = Finding.RECOUNT
-    return Judgement(
-        finding=finding,
-        score=score,
-        fill=fill,
-        may=may,
-        spare=(may & spare) | (large & ~hot & (memory.base >= 0)),
-        could_fill=_sum(fill, small & blocks.eligible & (blocks.populated >= 0) & ~terms.only[blocks.target]),
-        stays=stays,
-        cold=np.flatnonzero(held & chilly),
-        counted=counted,
-        counted_score=kept[counted],
-        pending=pending,
-        failed=failed,
-        countable=large & settled & free,
-        known=ready,
-    )
+    blank(~(may | stays), worth, it.score[rows])
+    it.may[rows], it.stays[rows], it.known[rows] = may, stays, ready
+    it.spare[rows], it.countable[rows] = (may & spare) | (large & warm), large & settled & free
+    it.could_fill += float(masked(small & blocks.eligible & told & ~only, fill).sum())
+    recounts = np.flatnonzero(recounting & free)
+    return rows.start + np.flatnonzero(held & chilly), rows.start + recounts, worth[recounts]
 
 
-def _sum(column: NDArray[np.float32], where: Mask) -> float:
-    return float(select(where, column, np.zeros_like(column)).sum())
+def _worth(
+    blocks: Blocks, memory: Memory, fill: NDArray[np.float32], small: Mask, warm: Mask, terms: _Terms
+) -> NDArray[np.float32]:
+    """What it is worth to make each `small` block large, and what those that have a place are worth. `warm`: it was
+    filled, and is not hot, so what was filled counts as if it still were to be filled."""
+    policy, estimate = terms.policy, memory.estimate
+    cost, worth, better = (column(len(fill), np.float32) for _ in range(3))
+    cost[:] = fill
+    if np.count_nonzero(warm):
+        write(cost, warm, (PAGES - memory.base).astype(np.float32))
+    cost *= np.float32(policy.fill)
+    np.multiply(estimate, np.float32(1 + policy.margin), out=worth)
+    np.minimum(worth, np.float32(PAGES - 1), out=worth)
+    np.add(estimate, np.float32(0.5), out=better)
+    np.maximum(worth, better, out=worth)
+    in_guest = blocks.guest_large == 1
+    more = in_guest * np.float32(policy.prefer) if np.count_nonzero(in_guest) else None
+    if more is not None:
+        worth *= more + np.float32(1)
+    write(worth, small, estimate)
+    worth -= masked(small | warm, cost)
+    if terms.none_free:
+        worth -= small * np.float32(policy.compaction)
+    if more is not None:
+        worth += masked(small, np.abs(worth) * more)
+    return worth
 
 
 def _of_targets(
@@ -202,7 +222,7 @@ def _of_targets(
     return np.array(only, np.bool_), np.array([one.retry_s > now_s for one in mine], np.bool_)
 
 
-def _known(finding: NDArray[np.uint8], blocks: Blocks, memory: Memory, terms: _Terms) -> Mask:
+def _known(finding: NDArray[np.uint8], memory: Memory, only: Mask, waits: Mask, terms: _Terms) -> Mask:
     """Whether its estimate may be acted upon; writes why not to `finding`."""
     unknown = np.isnan(memory.estimate)
     stale = memory.counted_s < terms.now_s - terms.policy.fresh_s
@@ -210,20 +230,25 @@ def _known(finding: NDArray[np.uint8], blocks: Blocks, memory: Memory, terms: _T
     put(finding, Finding.FEW_COUNTS, few)
     put(finding, Finding.STALE, stale)
     put(finding, Finding.UNKNOWN, unknown)
-    for mask, kind in ((terms.waits, Finding.TARGET_WAITS), (terms.only, Finding.COUNTED_ONLY)):
-        if mask.any():
-            put(finding, kind, mask[blocks.target])
+    put(finding, Finding.TARGET_WAITS, waits)
+    put(finding, Finding.COUNTED_ONLY, only)
     found: Mask = ~(unknown | stale | few)
     return found
 
 
-def _recounts(blocks: Blocks, memory: Memory, recounting: Mask, terms: _Terms) -> tuple[Rows, Rows, int]:
-    """(counted since they were demoted for it, and good enough to be large; not counted yet; how many were counted and
-    are not good enough). A count belongs to it when all of its period was after the demotion."""
+def _recounts(
+    it: Judgement, rows: Rows, worth: NDArray[np.float32], blocks: Blocks, memory: Memory, terms: _Terms
+) -> None:
+    """Of blocks that are small for a recount: who was counted since they were demoted for it, and is good enough to be
+    large; who was not counted yet; how many were counted and are not good enough. A count belongs to it when all of its
+    period was after the demotion."""
     policy = terms.policy
-    rows = np.flatnonzero(recounting)
     begun_s = memory.fine_s[rows] - terms.windows_s[blocks.target[rows]]
     counted = begun_s >= memory.recount_s[rows]
     overdue = ~counted & (memory.recount_s[rows] < terms.now_s - policy.fresh_s)
     good = memory.estimate[rows] + policy.certainty * memory.error[rows] >= policy.low
-    return rows[counted & good], rows[~counted & ~overdue], int(np.count_nonzero(counted & ~good))
+    it.pending = rows[~counted & ~overdue]
+    it.finding[it.pending] = Finding.RECOUNT
+    it.failed = int(np.count_nonzero(counted & ~good))
+    if not terms.scarce:
+        it.counted, it.counted_score = rows[counted & good], worth[counted & good]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sustain.schedulers.large_pages import budget
-from sustain.schedulers.large_pages.columns import select
+from sustain.schedulers.large_pages.columns import masked
 from sustain.schedulers.large_pages.model import PAGE_BYTES, Observation
 from sustain.schedulers.large_pages.plan import Finding, TargetPlan, Totals
 from sustain.schedulers.large_pages.state import Memory, State, TargetMemory, rows_of
@@ -26,11 +26,12 @@ def target_plans(
 ) -> tuple[TargetPlan, ...]:
     """One for each target. `own`: None where there is no budget."""
     found = []
-    estimate = select(np.isnan(memory.estimate), np.zeros_like(memory.estimate), memory.estimate)
     for index, (target, rows) in enumerate(zip(seen.targets, rows_of(seen), strict=True)):
         large, mine = seen.blocks.large[rows], targets[target.life]
-        accessed, inside = _sum(estimate[rows]), _sum(estimate[rows] * large)
-        only = bool(np.any(finding[rows] == Finding.COUNTED_ONLY)) or rows.start == rows.stop
+        estimate = memory.estimate[rows]
+        estimate = masked(~np.isnan(estimate), estimate)
+        accessed, inside = _sum(estimate), _sum(masked(large, estimate))
+        only = rows.start == rows.stop or finding[rows.start] == Finding.COUNTED_ONLY  # all of it, or nothing
         problems = [*target.problems]
         if mine.reason:
             problems.append(f"refused: {mine.reason}")

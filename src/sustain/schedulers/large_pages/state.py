@@ -19,14 +19,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sustain.schedulers.large_pages.columns import select
+from sustain.schedulers.large_pages.columns import Mask, column, masked, pieces, select, write
 from sustain.schedulers.large_pages.model import BLOCK_BYTES, Blocks, Observation
 from sustain.schedulers.large_pages.policy import Policy
 
 _SAME_S = 0.05  # ages are single-precision floats; counting periods are longer by far
-PIECE = (
-    1 << 15
-)  # rows that are dealt with at once, so that what is made of them stays in the processor's caches
 _ADDRESS_BITS = 43  # of an address in blocks: 64 − 21
 
 
@@ -132,50 +129,79 @@ def remembered(seen: Observation, state: State | None) -> Memory:
 
 def counted(memory: Memory, seen: Observation, policy: Policy) -> Memory:
     """The same with what this observation counted, and with what became large or small meanwhile."""
-    found = replace(memory, **{name: np.empty_like(getattr(memory, name)) for name in _COUNTED})
-    for begin in range(0, len(seen.blocks), PIECE):
-        _count(found, memory, seen, policy, slice(begin, begin + PIECE))
+    count = len(seen.blocks)
+    found = replace(
+        memory,
+        estimate=column(count, np.float32),
+        error=column(count, np.float32),
+        counted_s=column(count, np.float64),
+        fine_s=column(count, np.float64),
+        counts=np.empty(count, np.uint8),
+    )
+    for rows in pieces(count):
+        _count(found.rows(rows), memory.rows(rows), seen.blocks.rows(rows), seen.now_s, policy)
     return _changed(found, seen.blocks, seen.now_s)
 
 
-def _count(found: Memory, memory: Memory, seen: Observation, policy: Policy, rows: slice) -> None:
-    """Writes those rows into `found`: what is new, and what was in `memory` where nothing is."""
-    blocks = seen.blocks
-    touched, whole = blocks.touched[rows], blocks.whole[rows]
-    none = np.zeros(len(touched), np.float32)
-    noise = select(whole, none, blocks.error[rows])
-    ended_s = seen.now_s - blocks.age_s[rows].astype(np.float64)
-    # That a block was used as a whole did not move its estimate, so what tells pages apart counts from the last time.
-    passed_s = ended_s - select(whole, memory.counted_s[rows], memory.fine_s[rows])
-    with np.errstate(invalid="ignore"):
-        news = (ended_s > memory.counted_s[rows] + _SAME_S) & (noise >= 0) & (touched >= 0)  # NaN is neither
+def _count(found: Memory, memory: Memory, blocks: Blocks, now_s: float, policy: Policy) -> None:
+    """Writes these rows' counts into `found`: what is new, and what was in `memory` where nothing is."""
+    touched, error, whole = blocks.touched, blocks.error, blocks.whole
+    ended_s, passed_s = found.counted_s, column(len(whole), np.float64)
+    ended_s[:] = blocks.age_s
+    np.subtract(now_s, ended_s, out=ended_s)
+    np.add(memory.counted_s, _SAME_S, out=passed_s)
+    with np.errstate(invalid="ignore"):  # NaN is neither
+        news = (ended_s > passed_s) & (whole | (error >= 0)) & (touched >= 0)
+        used = whole & (touched > 0)
     if not np.count_nonzero(news):
         for name in _COUNTED:
-            getattr(found, name)[rows] = getattr(memory, name)[rows]
+            getattr(found, name)[:] = getattr(memory, name)
         return
-    estimate, error = memory.estimate[rows], memory.error[rows]
-    used = whole & (
-        touched > 0
-    )  # of one without an estimate nothing finer is known: it has none after that, too
-    first = np.isnan(estimate) & ~used
+    np.subtract(ended_s, memory.fine_s, out=passed_s)
+    # That a block was used as a whole moves nothing, so what tells pages apart counts from the last time.
+    idle = np.flatnonzero(whole & ~used)
+    passed_s[idle] = ended_s[idle] - memory.counted_s[idle]
+    passed_s /= policy.weight_period_s
+    _move(found, memory, blocks, passed_s, used, policy)
+    select(news & ~whole, ended_s, memory.fine_s, found.fine_s)
+    np.add(memory.counts, (news & (memory.counts < 255)).view(np.uint8), out=found.counts)
+    old = ~news
+    for name in ("estimate", "error", "counted_s"):
+        write(getattr(found, name), old, getattr(memory, name))
+
+
+def _move(
+    found: Memory, memory: Memory, blocks: Blocks, passed: NDArray[np.float64], used: Mask, policy: Policy
+) -> None:
+    """Writes estimates and their errors, as if all counts were new. `passed`: in `weight_period_s`; `used`: as a whole,
+    which leaves an estimate as it was."""
+    moved, doubt = found.estimate, found.error
+    kept, new, step = (column(len(passed), np.float32) for _ in range(3))
+    # Of one without an estimate that was used as a whole nothing finer is known: it has none after that, too.
+    again = used | ~np.isnan(memory.estimate)
     rate = np.log1p(-np.float32(policy.weight)) if policy.weight < 1 else np.float32(-np.inf)
     with np.errstate(invalid="ignore"):
-        kept = np.exp((passed_s / policy.weight_period_s).astype(np.float32) * rate)
-    kept = select(used, none + np.float32(1), select(first, none, kept))
-    new = np.float32(1) - kept
-    before, doubt = select(first, none, estimate), select(first, none, error)
-    moved = kept * before + new * touched
-    doubted = np.sqrt((kept * doubt) ** 2 + (new * noise) ** 2)
-    found.estimate[rows], found.error[rows] = select(news, moved, estimate), select(news, doubted, error)
-    fine = news & ~whole
-    found.fine_s[rows] = select(fine, ended_s, memory.fine_s[rows])
-    found.counted_s[rows] = select(news, ended_s, memory.counted_s[rows])
-    found.counts[rows] = memory.counts[rows] + (news & (memory.counts[rows] < 255))
+        kept[:] = passed
+        kept *= rate
+        np.exp(kept, out=kept)
+        kept = masked(again, kept)
+        np.maximum(kept, used.astype(np.float32), out=kept)
+        np.subtract(np.float32(1), kept, out=new)
+        np.multiply(kept, masked(again, memory.estimate), out=moved)
+        np.multiply(new, blocks.touched, out=step)
+        moved += step
+        np.multiply(kept, masked(again, memory.error), out=doubt)
+        np.multiply(new, masked(~blocks.whole, blocks.error), out=step)
+        doubt *= doubt
+        step *= step
+        doubt += step
+    np.sqrt(doubt, out=doubt)
 
 
 def _changed(memory: Memory, blocks: Blocks, now_s: float) -> Memory:
     """With what became large or small since. A recount is no change."""
-    rows = np.flatnonzero((blocks.large != memory.large) & ~(memory.recount_s > -np.inf))
+    rows = np.flatnonzero(blocks.large != memory.large)
+    rows = rows[~(memory.recount_s[rows] > -np.inf)]
     changed_s, base = memory.changed_s, memory.base
     if len(rows):
         changed_s = changed_s.copy()

@@ -221,9 +221,8 @@ def _to_recount(
 ) -> Rows:
     """A share of what is large, those first whose pages were told apart longest ago. `doubt`: which part of the last
     recounts found that a block had lost its place: where one has changed others may have, too, so more are asked."""
-    every = np.flatnonzero(it.countable)
-    rested = every[memory.fine_s[every] <= now_s - policy.recount_rest_s]
+    rested = np.flatnonzero(it.countable & (memory.fine_s <= now_s - policy.recount_rest_s))
     rows = _without(rested, taken, len(memory.fine_s))
     share = min(0.5, policy.recount_share * (1 + _IN_DOUBT * doubt))
-    most = max(1, floor(share * len(every))) - len(it.pending)
+    most = max(1, floor(share * int(np.count_nonzero(it.countable)))) - len(it.pending)
     return rows[in_order((-memory.fine_s[rows]).astype(np.float32), max(0, most))]
