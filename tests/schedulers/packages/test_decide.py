@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sustain.schedulers.packages.decide import decide
-from sustain.schedulers.packages.model import Place, Verdict
+from sustain.schedulers.packages.model import Finding, Place, Verdict
 from sustain.schedulers.packages.plan import Plan
 from sustain.schedulers.packages.policy import GroupPolicy, Policy
 from tests.schedulers.packages.machine import Group, Machine
@@ -76,6 +76,25 @@ def test_why_nothing_is_saved(machine: Machine, reason: str) -> None:
     assert machine.written == 0
     assert plans[-1].verdict.startswith("not saving because ")
     assert reason in plans[-1].verdict
+
+
+def test_a_package_that_only_waits_for_the_others_is_not_parked() -> None:
+    """PC2 is independent on hosts whose PC6 is coordinated, and saves next to nothing there."""
+    machine = Machine(groups=guests(), independence="coordinated", coordinated=True)
+    machine.run(10.0)
+    first = machine.look()
+    machine.run(10.0)
+    waiting = [
+        Finding(package=each, state="pc2", independence="independent", how="active test", parked_w=4.0)
+        for each in range(2)
+    ]
+    second = machine.look()
+    second = msgspec.structs.replace(second, findings=(*waiting, *second.findings))
+    state = decide(first, None, machine.policy, first.now_s).state
+    plan = decide(second, state, machine.policy, second.now_s).plan
+    assert "pc2 is independent, but there a package only waits for the others" in plan.verdict
+    tried = Policy(trial="unknown")
+    assert "worth emptying" in decide(second, state, tried, second.now_s).plan.verdict
 
 
 def test_no_room_and_high_load() -> None:

@@ -194,7 +194,7 @@ def _wake(base: Course, package: int, why: str, at: Situation) -> Course:
 def _go_on(base: Course, trial: Trial, at: Situation) -> Course:
     """One step of what is under way."""
     package = trial.package
-    if not trials.parks(trial):
+    if trial.steps[0] == "unpack":
         base = replace(base, relieved=EVERYBODY)
     pending = to_move(at, base)[1].pending
     assert at.between is not None
@@ -209,7 +209,7 @@ def _go_on(base: Course, trial: Trial, at: Situation) -> Course:
             parked=(*base.without(package), *((package,) if parks else ())),
             purpose="pack" if parks else "measure",
             why=why,
-            relieved=NOBODY if parks else EVERYBODY,
+            relieved=EVERYBODY if held.trial.steps[0] == "unpack" else NOBODY,
         )
     judged = (held.verdict,) if held.verdict is not None else ()
     base = replace(base, trial=None, verdicts=base.verdicts + judged, judged=judged)

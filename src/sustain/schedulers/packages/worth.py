@@ -23,6 +23,7 @@ _FILL = 0.9  # of what is free on the other nodes, that memory may take
 _BOUND = 0.01  # processors: a bound group that uses less does not keep a package awake
 WATTS = "watts"  # the state of findings that were made by the step in watts alone
 _SHALLOW = ("pc0", "pc1")
+_WAITING = "pc2"  # where a package waits for the others to follow it deeper
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,18 +149,24 @@ def _by_state(number: int, at: Situation, unit: str, verdict: Verdict | None) ->
     mine = [each for each in seen.findings if each.package == number and each.state not in _SHALLOW]
     known = {each.state: each.independence for each in mine}
     told = any(each.how == "told" and each.independence == "independent" for each in mine)
-    if "independent" in known.values():
-        if unit or told or verdict is not None:
-            return ""
-        return "neither watts nor its residency are measurable here, so a saving could not be shown"
     coordinated = [each for each in mine if each.independence == "coordinated"]
-    if coordinated:
+    independent = {state for state, what in known.items() if what == "independent"}
+    if coordinated and independent <= {_WAITING} and at.policy.trial != "unknown":
         best = coordinated[0]
         what = "its idle power" if best.state == WATTS else best.state
         return (
             f"{what} is coordinated here: it is only reached when all packages idle "
             f"({best.how}{': ' + best.detail if best.detail else ''}), so parking one saves nothing by itself"
+            + (
+                f"; {_WAITING} is independent, but there a package only waits for the others"
+                if independent
+                else ""
+            )
         )
+    if independent:
+        if unit or told or verdict is not None:
+            return ""
+        return "neither watts nor its residency are measurable here, so a saving could not be shown"
     disabled = [each for each in mine if each.independence == "disabled"]
     if disabled:
         first = disabled[0]
