@@ -128,7 +128,7 @@ def test_a_recording_of_ours_is_a_load(tmp_path: Path) -> None:
     found = recorded(path)
     assert found.names == load.names
     assert found.demand.shape == (23, 20)  # the last look is before the last step's end
-    assert np.allclose(found.demand, load.demand[:23], rtol=0.03)
+    assert np.allclose(found.demand, load.demand[:23], rtol=0.05)  # memory that moves costs some work
     assert found.memory_bytes.tolist() == pytest.approx(load.memory_bytes.tolist())
     path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])
     with pytest.raises(RecordingError, match="no group is in it twice"):

@@ -174,19 +174,22 @@ def _intruded(at: Situation, trial: Trial | None) -> int | None:
 
 
 def _wake(base: Course, package: int, why: str, at: Situation) -> Course:
-    """Put it back to use, and let it alone for a while; no other one is emptied at once in its place. A trial ends
-    there, and its package is not emptied any more."""
+    """Put it back to use. For a while no package is emptied: another one in its place would move everybody. A trial
+    ends there, and its package is not emptied any more."""
     parked = base.without(package)
     if base.trial is not None:
         parked = tuple(each for each in parked if each != base.trial.package)
-    packages = base.resting(package, at.seen.now_s + at.policy.rest_s, f"it was {why}")
+    until_s, said = at.seen.now_s + at.policy.rest_s, f"package {package} was {why}"
     return replace(
         base,
         parked=parked,
         trial=None,
         purpose="spread",
         why=f"package {package} is {why}",
-        packages={number: replace(each, worth_since_s=math.inf) for number, each in packages.items()},
+        packages={
+            number: replace(each, rest_until_s=until_s, rest_why=said, worth_since_s=math.inf)
+            for number, each in base.packages.items()
+        },
         short_since_s=math.inf,
     )
 
@@ -249,7 +252,9 @@ def _begin(base: Course, at: Situation, worths: dict[int, Worth], short: bool) -
     ]
     if not ready:
         return base
-    best = max(ready, key=lambda each: (each.score, -each.package))
+    most = max(each.score for each in ready)
+    alike = [each for each in ready if each.score >= most - at.policy.least_saving_w]
+    best = min(alike, key=lambda each: (each.moves, -each.score, each.package))
     pairs = 1 if _told(best.package, at) else at.policy.pairs
     trial = trials.begin(best.package, best.unit, best.known, at_s, pairs)
     parked = base.parked + ((best.package,) if trials.parks(trial) else ())

@@ -35,7 +35,8 @@ class Worth:
     expected_w: float | None  # that it saves
     unit: str
     known: bool  # by a fresh verdict: no trial is needed
-    score: float  # among those that are worth it, the highest is emptied first
+    score: float  # in watts, less what it costs; among those that are alike the one is emptied for which least moves
+    moves: int  # groups that may run there and are ours to move
     reasons: tuple[str, ...]
 
 
@@ -57,7 +58,7 @@ def worth(number: int, at: Situation) -> Worth:
     rest = [each for each in at.awake if each != number]
 
     def no(blocked: str) -> Worth:
-        return Worth(number, blocked, expected_w, unit, verdict is not None, -math.inf, tuple(reasons))
+        return Worth(number, blocked, expected_w, unit, verdict is not None, -math.inf, 0, tuple(reasons))
 
     for blocked in (
         "it is the only package that is awake" if not rest else "",
@@ -88,7 +89,7 @@ def worth(number: int, at: Situation) -> Worth:
     if expected_w is not None and expected_w < policy.least_saving_w:
         return no(f"it would save {expected_w:.1f} W, less than {policy.least_saving_w:.1f} W")
     score = (expected_w if expected_w is not None else 0.0) - (mine.load or 0.0) - remote.bytes / 2**40
-    return Worth(number, "", expected_w, unit, verdict is not None, score, tuple(reasons))
+    return Worth(number, "", expected_w, unit, verdict is not None, score, _moves(number, at), tuple(reasons))
 
 
 def expected(
@@ -193,6 +194,11 @@ def _bound(number: int, now: Standing, seen: Observation) -> str:
     names = ", ".join(seen.groups.name[row] for row in rows[:3].tolist())
     more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
     return f"{names}{more} may run only there, and we do not move what is set so"
+
+
+def _moves(number: int, at: Situation) -> int:
+    there = np.array([number in each for each in at.now.packages] + [False], np.bool_)
+    return int((there[at.seen.groups.place] & at.now.movable).sum())
 
 
 def _rests(number: int, at: Situation, expected_w: float | None) -> str:
