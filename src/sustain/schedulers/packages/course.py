@@ -252,9 +252,7 @@ def _begin(base: Course, at: Situation, worths: dict[int, Worth], short: bool) -
     ]
     if not ready:
         return base
-    most = max(each.score for each in ready)
-    alike = [each for each in ready if each.score >= most - at.policy.least_saving_w]
-    best = min(alike, key=lambda each: (each.moves, -each.score, each.package))
+    best = max(ready, key=lambda each: (each.score, -each.package))
     pairs = 1 if _told(best.package, at) else at.policy.pairs
     trial = trials.begin(best.package, best.unit, best.known, at_s, pairs)
     parked = base.parked + ((best.package,) if trials.parks(trial) else ())

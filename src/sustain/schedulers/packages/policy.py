@@ -54,6 +54,9 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         0.20  # share of time that tasks wait for a processor, from which groups are spread
     )
     most_moves: int = 64  # in one plan
+    move_cost_w: float = (
+        0.2  # that each group which must move counts against a package, among those worth emptying
+    )
 
     # what it must bring
     least_saving_w: float = 2.0
@@ -106,6 +109,7 @@ def check(policy: Policy) -> None:
         ("peak_s", policy.peak_s > 0, "a time; 1h is usual"),
         ("pressure_limit", 0 < policy.pressure_limit <= 1, f"{share}; 0.2 is usual"),
         ("most_moves", policy.most_moves >= 1, "a number; 64 is usual"),
+        ("move_cost_w", policy.move_cost_w >= 0, "watts; 0.2 is usual"),
         ("least_saving_w", policy.least_saving_w >= 0, "watts; 2 is usual"),
         ("least_residency", 0 <= policy.least_residency <= 1, f"{share}; 0.05 is usual"),
         ("most_slowdown", 0 <= policy.most_slowdown < 1, "a share; 0.05 is usual"),

@@ -35,8 +35,7 @@ class Worth:
     expected_w: float | None  # that it saves
     unit: str
     known: bool  # by a fresh verdict: no trial is needed
-    score: float  # in watts, less what it costs; among those that are alike the one is emptied for which least moves
-    moves: int  # groups that may run there and are ours to move
+    score: float  # in watts, less what moving costs; the highest is emptied first
     reasons: tuple[str, ...]
 
 
@@ -58,7 +57,7 @@ def worth(number: int, at: Situation) -> Worth:
     rest = [each for each in at.awake if each != number]
 
     def no(blocked: str) -> Worth:
-        return Worth(number, blocked, expected_w, unit, verdict is not None, -math.inf, 0, tuple(reasons))
+        return Worth(number, blocked, expected_w, unit, verdict is not None, -math.inf, tuple(reasons))
 
     for blocked in (
         "it is the only package that is awake" if not rest else "",
@@ -88,8 +87,13 @@ def worth(number: int, at: Situation) -> Worth:
         return no(f"work would be {slower.words}; at most {policy.most_slowdown:.1%} is allowed")
     if expected_w is not None and expected_w < policy.least_saving_w:
         return no(f"it would save {expected_w:.1f} W, less than {policy.least_saving_w:.1f} W")
-    score = (expected_w if expected_w is not None else 0.0) - (mine.load or 0.0) - remote.bytes / 2**40
-    return Worth(number, "", expected_w, unit, verdict is not None, score, _moves(number, at), tuple(reasons))
+    score = (
+        (expected_w or 0.0)
+        - (mine.load or 0.0)
+        - remote.bytes / 2**40
+        - policy.move_cost_w * _moves(number, at)
+    )
+    return Worth(number, "", expected_w, unit, verdict is not None, score, tuple(reasons))
 
 
 def expected(
@@ -197,6 +201,7 @@ def _bound(number: int, now: Standing, seen: Observation) -> str:
 
 
 def _moves(number: int, at: Situation) -> int:
+    """Groups that may run there and are ours to move."""
     there = np.array([number in each for each in at.now.packages] + [False], np.bool_)
     return int((there[at.seen.groups.place] & at.now.movable).sum())
 
