@@ -35,13 +35,11 @@ from bench.harness import Answer
 from sustain.errors import HostError
 from sustain.host.damon import Damon
 from sustain.host.pagemap import BLOCK_BYTES
-from sustain.schedulers.large_pages.config import LargePagesConfig
-from sustain.schedulers.large_pages.counting import LONGEST, SHARE, impossible
+from sustain.schedulers.large_pages.counting import LONGEST, PERIODS_S, SHARE, impossible
 from sustain.schedulers.large_pages.counting_page_idle import PageIdleCounter
 from sustain.testing import FakeClock
 
 QUESTION = "what does counting used pages cost, for each GiB at the default period?"
-_PERIOD_S = LargePagesConfig().count_period_s
 _REACH = 1.0  # % of a core
 _KERNELS: dict[Way, str] = {"page-idle": vm.PAGE_IDLE, "damon": "6.12"}
 _SOURCE = Path(__file__).parent / "peers/speeds.c"
@@ -59,7 +57,8 @@ _NOT_ALIKE = ("arithmetic", "access")  # work of no part of counting
 def answer(quick: bool = False) -> Answer:
     """Percent of a core, for each GiB; `ours` is the dearest way, or where none could be measured what there is of
     exact counting."""
-    mib, periods, period_s = (64, 1, 2.0) if quick else (512, 5, _PERIOD_S)
+    mib, periods = (64, 1) if quick else (512, 5)
+    lasts_s = {way: 2.0 if quick else PERIODS_S[way] for way in WAYS}
     result = Answer(
         question=QUESTION, unit="% of a core", ours=None, peers={}, limit={}, runs=periods, quick=quick
     )
@@ -69,7 +68,7 @@ def answer(quick: bool = False) -> Answer:
         here = speeds(program)
         for series, ways in _places(quick):
             try:
-                found, there = _measured(series, ways, program, mib, periods, period_s)
+                found, there = _measured(series, ways, program, mib, periods, lasts_s[ways[0]])
             except (vm.LabError, HostError) as error:
                 result.missing |= dict.fromkeys(ways, str(error))
                 continue
@@ -85,7 +84,7 @@ def answer(quick: bool = False) -> Answer:
                 result.details[f"{way}, {where}: % of a core for each GiB"] = table
                 result.details[f"{way}: used pages of a block, as counted"] = found[way]["pages"]
     spent = without_bitmap(mib, periods)
-    parts = {part: _percent(spent_s, period_s, mib) for part, spent_s in spent.items()}
+    parts = {part: _percent(spent_s, lasts_s["page-idle"], mib) for part, spent_s in spent.items()}
     result.details["page-idle but for the bitmap, here: % of a core for each GiB"] = {
         **parts,
         "all": sum(parts.values()),
@@ -96,7 +95,8 @@ def answer(quick: bool = False) -> Answer:
     for way in WAYS:
         _ask(result, way, judged.get(way))
     result.notes += [
-        f"{mib} MiB in small pages, {USED_PAGES} of 512 in use, {periods} periods of {period_s:g} s",
+        f"{mib} MiB in small pages, {USED_PAGES} of 512 in use, {periods} periods of "
+        + ", ".join(f"{lasts_s[way]:g} s ({way})" for way in WAYS),
         "what was measured in emulation is not a real processor's time, and what is estimated of it was not measured",
     ]
     return result
@@ -107,7 +107,7 @@ def _ask(result: Answer, way: Way, percent: float | None) -> None:
     result.ask(f"{way}, each period: at most 1 % of a core", percent, lambda value: value <= _REACH)
     if percent is not None:
         periods = min(max(1, math.ceil(percent / (100 * SHARE))), LONGEST)
-        result.details[f"{way}: a count each, at the agent's share"] = f"{periods * _PERIOD_S:g} s"
+        result.details[f"{way}: a count each, at the agent's share"] = f"{periods * PERIODS_S[way]:g} s"
 
 
 def _places(quick: bool) -> list[tuple[str, tuple[Way, ...]]]:
@@ -115,7 +115,9 @@ def _places(quick: bool) -> list[tuple[str, tuple[Way, ...]]]:
     smoke run, since a boot takes long."""
     here = tuple(way for way in WAYS if _possible(way))
     there = tuple(way for way in WAYS if way not in here)
-    found: list[tuple[str, tuple[Way, ...]]] = [("", here)] if here else []
+    found: list[tuple[str, tuple[Way, ...]]] = (
+        [("", here)] if quick and here else [("", (way,)) for way in here]
+    )
     if quick and there and (vm.LAB / vm.PAGE_IDLE / "release").exists():
         return [*found, (vm.PAGE_IDLE, there)]
     return found + [(_KERNELS[way], (way,)) for way in there]
@@ -196,7 +198,7 @@ def without_bitmap(mib: int, rounds: int) -> dict[str, float]:
         bitmap.touch()
         toucher = stack.enter_context(touching([USED_PAGES] * ((mib << 20) // BLOCK_BYTES)))
         clock = FakeClock()
-        counter = PageIdleCounter(_PERIOD_S, clock, root)
+        counter = PageIdleCounter(PERIODS_S["page-idle"], clock, root)
         stack.callback(counter.close)
         stack.enter_context(parts.watching())
         for number in range(rounds + 1):
@@ -204,7 +206,7 @@ def without_bitmap(mib: int, rounds: int) -> dict[str, float]:
             if counter.problems():
                 raise HostError(str(counter.problems()))
             bitmap.write_bytes(b"\x55" * bitmap.stat().st_size)
-            clock.advance(_PERIOD_S)
+            clock.advance(PERIODS_S["page-idle"])
             counter.read()
             if not number:
                 parts.spent_s.clear()

@@ -77,7 +77,7 @@ class LargePagesSection(msgspec.Struct, frozen=True, kw_only=True):
 
     period_s: float = 10.0
     counting: Ways = "auto"
-    count_period_s: float = 10.0
+    count_period_s: float | None = None
     keep: bool = False
     targets: tuple[Wanted, ...] = ()
     policy: LargePagesPolicy = LargePagesPolicy()

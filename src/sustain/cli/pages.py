@@ -165,10 +165,11 @@ def _look(args: argparse.Namespace, config: Any, question: str, words: Mapping[s
     from sustain.agent.build import large_pages
     from sustain.clock import SystemClock
     from sustain.errors import SustainError
+    from sustain.schedulers.large_pages.counting import expected_period_s
     from sustain.schedulers.loop import Loop
 
     clock = SystemClock()
-    period_s = config.large_pages.count_period_s
+    period_s = expected_period_s(config.large_pages.counting, config.large_pages.count_period_s)
     span_s = 3 * period_s if args.span is None else args.span
     scheduler = large_pages(config, clock)
     try:

@@ -138,9 +138,20 @@ def impossible(way: Literal["page-idle", "damon"], root: Path = Path("/")) -> Ho
     return None
 
 
+# By default. Exact counting takes the kernel two walks for each page that was used, so it counts half as often as DAMON
+# (docs/decisions/0032-exact-counts-half-as-often.md).
+PERIODS_S: dict[Ways, float] = {"page-idle": 20.0, "damon": 10.0}
+
+
+def expected_period_s(way: Ways, period_s: float | None, root: Path = Path("/")) -> float:
+    """Of a count, as far as can be known before anything counts."""
+    exact = way != "damon" and impossible("page-idle", root) is None
+    return period_s or PERIODS_S["page-idle" if exact else "damon"]
+
+
 def counter(
     way: Ways,
-    period_s: float,
+    period_s: float | None,
     clock: Clock,
     changes: Changes,
     root: Path = Path("/"),
@@ -148,7 +159,8 @@ def counter(
 ) -> tuple[Counter, str]:
     """The one that is wanted; of "auto" the best that there is, and why there is no better one, in words, where this
     kernel has that. Raises HostError with what is missing: of "auto" both reasons. A kernel whose DAMON cannot watch
-    processes shows that only when it is tried. `longest_s`: no period is longer."""
+    processes shows that only when it is tried. `period_s`: of a count, None: the way's own default; `longest_s`: no
+    period is longer."""
     from sustain.schedulers.large_pages.counting_damon import DamonCounter
 
     if way == "none":
@@ -156,7 +168,7 @@ def counter(
     exact, estimated = None, impossible("damon", root)
     if way != "damon":
         try:
-            return _exact(period_s, clock, root, longest_s), ""
+            return _exact(period_s or PERIODS_S["page-idle"], clock, root, longest_s), ""
         except HostError as error:
             if way == "page-idle":
                 raise
@@ -170,7 +182,9 @@ def counter(
     why = ""
     if exact is not None and page_idle.available(root):
         why = f"used pages are not counted exactly: {exact} ({exact.hint})"
-    return DamonCounter(period_s, clock, changes, root, share=SHARE, longest_s=longest_s), why
+    return DamonCounter(
+        period_s or PERIODS_S["damon"], clock, changes, root, share=SHARE, longest_s=longest_s
+    ), why
 
 
 def _exact(period_s: float, clock: Clock, root: Path, longest_s: float) -> Counter:
