@@ -12,6 +12,7 @@ import numpy as np
 
 from sustain.schedulers.packages.decide import decide
 from sustain.schedulers.packages.model import (
+    Action,
     Cpus,
     Effect,
     Finding,
@@ -41,6 +42,7 @@ class Group:
     life: str = "1"
     bytes: tuple[float, ...] = ()  # by node
     found: tuple[int, ...] | None = None  # where it was before anybody placed it
+    ours: tuple[int, ...] | None = None  # where we placed it
 
 
 @dataclass
@@ -78,6 +80,8 @@ class Machine:
         self.effects: tuple[Effect, ...] = ()
         self.written = 0
         self.refuse: set[str] = set()
+        self.later: set[str] = set()
+        self.unseen: set[str] = set()  # groups that are there, and not in the next looks
         self.random = np.random.default_rng(self.seed)
 
     @property
@@ -140,21 +144,22 @@ class Machine:
         )
         places: list[tuple[int, ...]] = []
         place = []
-        for group in self.groups.values():
+        shown = {name: group for name, group in self.groups.items() if name not in self.unseen}
+        for group in shown.values():
             where = tuple(sorted(group.cpus)) if group.cpus else self.online
             if where not in places:
                 places.append(where)
             place.append(places.index(where))
-        groups = list(self.groups.values())
+        groups = list(shown.values())
         nodes = self.packages
         return Observation(
             now_s=self.now_s,
             cpus=cpus,
             groups=Groups(
-                name=tuple(self.groups),
+                name=tuple(shown),
                 life=tuple(each.life for each in groups),
                 kind=("cgroup",) * len(groups),
-                used_s=np.array([self.used_s.get(name, 0.0) for name in self.groups]),
+                used_s=np.array([self.used_s.get(name, 0.0) for name in shown]),
                 threads=np.full(len(groups), 4, np.int32),
                 realtime=np.array([each.realtime for each in groups], np.int32),
                 pinned=np.array([each.pinned for each in groups], np.int32),
@@ -202,22 +207,30 @@ class Machine:
         self.effects = tuple(self.act(each) for each in decision.plan.actions)
         return decision.plan
 
-    def act(self, action: object) -> Effect:
+    def act(self, action: Action) -> Effect:
         assert isinstance(action, (Place, Release))
         group = self.groups.get(action.group)
+        if action.group in self.later:
+            return Effect(action=action, outcome="again later")
         if group is None or group.life != action.life:
             return Effect(action=action, outcome="gone")
         if action.group in self.refuse:
             return Effect(action=action, outcome="refused", detail="as the test wants it")
+        if group.ours is not None and group.cpus != group.ours and self.online_of(group.ours):
+            group.found = group.ours = None
+            return Effect(action=action, outcome="changed")
         self.written += 1
         if isinstance(action, Place):
             if group.found is None:
                 group.found = group.cpus or ()
-            group.cpus = action.cpus
-        else:
+            group.cpus = group.ours = action.cpus
+        elif group.ours is not None:
             group.cpus = group.found or None
-            group.found = None
+            group.found = group.ours = None
         return Effect(action=action, outcome="done", written=1)
+
+    def online_of(self, cpus: tuple[int, ...]) -> bool:
+        return any(cpu in self.online for cpu in cpus)
 
     def ticks(self, seconds: float, step_s: float = 10.0) -> list[Plan]:
         """So long, in steps."""

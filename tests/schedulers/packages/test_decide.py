@@ -1,5 +1,7 @@
 """Deciding on a made-up host: what is parked, what is not, and why; that all comes back; that nothing swings."""
 
+from dataclasses import replace
+
 import msgspec
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sustain.schedulers.packages.decide import decide
-from sustain.schedulers.packages.model import Finding, Place, Verdict
+from sustain.schedulers.packages.model import Effect, Finding, Interrupts, Outcome, Place, Release, Verdict
 from sustain.schedulers.packages.plan import Plan
 from sustain.schedulers.packages.policy import GroupPolicy, Policy
 from tests.schedulers.packages.machine import Group, Machine
@@ -76,6 +78,105 @@ def test_why_nothing_is_saved(machine: Machine, reason: str) -> None:
     assert machine.written == 0
     assert plans[-1].verdict.startswith("not saving because ")
     assert reason in plans[-1].verdict
+
+
+def test_without_trials_nothing_is_tried() -> None:
+    machine = Machine(groups=guests(), policy=Policy(trial="never"))
+    assert 'trial = "never"' in machine.ticks(LIGHT)[-1].verdict
+    assert machine.written == 0
+
+
+def test_without_a_group_to_move_there_is_nothing_to_try() -> None:
+    machine = Machine(groups={"own": Group(1.0, realtime=1)})
+    plans = machine.ticks(LIGHT)
+    assert "no group of ours to move" in plans[-1].verdict
+    assert not any(plan.judged for plan in plans)
+
+
+def test_what_was_not_moved_is_not_judged() -> None:
+    """As in a dry run, or while nothing can be noted."""
+    machine = Machine(groups=guests())
+    machine.later = set(machine.groups)
+    plans = machine.ticks(2 * LIGHT)
+    assert not any(plan.judged for plan in plans)
+    assert any("10 groups could not be moved" in plan.verdict for plan in plans)
+    assert machine.written == 0
+
+
+def test_a_trial_that_is_undone_brings_everybody_back() -> None:
+    """More than one plan may move, and some of them only later."""
+    machine = Machine(groups=guests(150, 0.02), coordinated=True, independence=None, noise_w=1.0)
+    machine.policy = Policy(trial="unknown")
+    while machine.state is None or machine.state.trial is None or machine.state.trial.steps != ("on",):
+        machine.tick()
+    machine.later = {"vm3", "vm77"}
+    while machine.state is not None and machine.state.trial is not None and machine.state.trial.package == 0:
+        machine.tick()
+    machine.ticks(60.0)
+    assert [name for name, group in machine.groups.items() if group.cpus is not None] == ["vm3", "vm77"]
+    machine.later = set()
+    machine.tick()
+    assert places(machine) == dict.fromkeys(machine.groups)
+
+
+def test_a_placed_group_that_cannot_be_placed_again_is_put_back() -> None:
+    machine = Machine(packages=3, groups=guests(10, 0.5))
+    while not any(each.parked for each in machine.tick().packages):
+        pass
+    machine.ticks(400.0)
+    assert machine.groups["vm3"].cpus is not None
+    machine.refuse = {"vm3"}
+    machine.state = (
+        replace(machine.state, parked=(0, 1)) if machine.state else None
+    )  # the next one is emptied
+    machine.tick()
+    machine.refuse = set()
+    machine.ticks(30.0)
+    assert machine.groups["vm3"].cpus is None
+    assert machine.groups["vm4"].cpus == machine.cpus_of(2)
+
+
+def test_a_placed_group_that_is_not_seen_any_more_is_not_left_bound() -> None:
+    machine = Machine(groups=guests())
+    machine.ticks(LIGHT)
+    machine.unseen, machine.later = {"vm3"}, {"vm3"}
+    (action,) = machine.tick().actions
+    assert isinstance(action, Release)
+    assert (action.group, action.purpose) == ("vm3", "hands off")
+    machine.later = set()
+    machine.tick()  # it is tried until it comes off
+    assert machine.groups["vm3"].cpus is None
+    assert machine.tick().actions == ()
+    machine.unseen = set()
+    machine.ticks(20.0)
+    assert machine.groups["vm3"].cpus == machine.cpus_of(1)  # it is ours to move as before
+
+
+def test_when_all_that_is_awake_goes_offline_what_was_parked_is_used() -> None:
+    machine = Machine(groups=guests())
+    machine.ticks(LIGHT)
+    machine.offline = frozenset(machine.cpus_of(1))
+    for group in machine.groups.values():  # as the kernel does it
+        group.cpus = machine.cpus_of(0)
+    plan = machine.tick()
+    assert "went offline" in plan.verdict
+    assert parked(plan) == []
+    machine.offline = frozenset()
+    machine.ticks(50.0)
+    assert places(machine) == dict.fromkeys(machine.groups)
+    assert machine.state is not None
+    assert not machine.state.groups.hands_off.any()
+
+
+def test_a_package_that_was_intruded_upon_is_not_emptied_and_woken_in_turns() -> None:
+    machine = Machine(groups=guests(10, 0.2), outside={0: 0.9, 1: 0.9}, fragmented=0.5)
+    machine.residency = lambda use: np.where(use < 1.0, 0.9, 0.1)  # type: ignore[method-assign]
+    before, changes = [], 0
+    for _ in range(2160):
+        now = parked(machine.tick())
+        changes += now != before
+        before = now
+    assert changes <= 6  # in six hours, both trials with their comparisons among them
 
 
 def test_a_package_that_only_waits_for_the_others_is_not_parked() -> None:
@@ -219,10 +320,12 @@ def test_hands_off_what_somebody_else_sets_meanwhile() -> None:
     machine = Machine(groups=guests())
     machine.ticks(LIGHT)
     machine.groups["vm4"].cpus = (0, 9)
-    machine.groups["vm4"].found = None
     plans = machine.ticks(200.0)
     assert machine.groups["vm4"].cpus == (0, 9)
-    assert not any(plan.actions for plan in plans)
+    # What of it is still as we set it would be put back; what is not is left alone.
+    (action,) = [each for plan in plans for each in plan.actions]
+    assert isinstance(action, Release)
+    assert action.group == "vm4"
     assert any("vm4" in each.names and "somebody else has set" in each.why for each in plans[-1].left)
     machine.groups["vm3"].use = 6.0
     machine.ticks(100.0 + 4 * machine.policy.rest_s, 50.0)
@@ -351,19 +454,26 @@ def test_timers_are_aligned_only_where_idle_states_are_coordinated() -> None:
     assert decide(other, None, policy, other.now_s).plan.actions == ()
 
 
-def test_interrupts_move_only_when_wanted_and_once() -> None:
+def test_interrupts_move_only_when_wanted_and_until_they_have() -> None:
     machine = Machine(outside={1: 1.0}, policy=Policy(interrupts=True), fragmented=0.0)
-    machine.residency = lambda use: np.where(
-        use < 0.01, 0.5 if not machine.state or not machine.state.away else 0.9, 0.1
-    )
-    found = []
+
+    def residency(use: np.ndarray) -> np.ndarray:  # interrupts alone keep a package from resting
+        away = machine.state is not None and machine.state.away
+        return np.where(use < 0.01, 0.9 if away else 0.5, 0.1)
+
+    machine.residency = residency  # type: ignore[method-assign]
+    found: list[Interrupts] = []
+    effects: tuple[Effect, ...] = ()
     for _ in range(200):
         machine.run(10.0)
-        decision = decide(machine.look(), machine.state, machine.policy, machine.now_s, ())
+        decision = decide(machine.look(), machine.state, machine.policy, machine.now_s, effects)
         machine.state = decision.state
-        found += decision.plan.actions
-    assert [each.purpose for each in found] == ["pack", "measure", "pack"]
-    assert [each.away for each in found] == [machine.cpus_of(0), (), machine.cpus_of(0)]
+        actions = [each for each in decision.plan.actions if isinstance(each, Interrupts)]
+        outcome: Outcome = "done" if found else "again later"  # the first time it was not their turn
+        effects = tuple(Effect(action=each, outcome=outcome) for each in actions)
+        found += actions
+    assert [each.purpose for each in found] == ["pack", "pack", "measure", "pack"]
+    assert [each.away for each in found] == [machine.cpus_of(0), machine.cpus_of(0), (), machine.cpus_of(0)]
     assert found[0].cpus == machine.cpus_of(1)
 
 

@@ -61,17 +61,27 @@ def test_steps_and_when_the_package_is_empty() -> None:
 
 def test_each_step_waits_for_what_it_is_for() -> None:
     seen = Machine(groups={"a": Group(1.0)}).look()
-    moving = Trial(0, "W", ("pack", "settle", "on"), seen.now_s - 5.0, 0.0)
+    moving = Trial(0, "W", ("pack", "settle", "on"), seen.now_s - 5.0, 0.0, among=(0, 1))
     assert advance(moving, seen, 1.0, 3, 0.0, POLICY).trial == moving
     settles = advance(moving, seen, 1.0, 0, 0.0, POLICY).trial
     assert settles is not None
     assert settles.steps == ("settle", "on")
     assert settles.since_s == seen.now_s
-    late = replace(
-        moving, since_s=seen.now_s - 400.0
-    )  # groups that cannot be moved do not hold it up for ever
-    assert advance(late, seen, 1.0, 3, 0.0, POLICY).trial is not None
-    assert advance(late, seen, 1.0, 3, 200.0, POLICY).trial == late  # unless their memory takes so long
+    late = replace(moving, since_s=seen.now_s - 400.0)
+    assert advance(late, seen, 1.0, 3, 200.0, POLICY).trial is not None  # their memory takes so long
+    ended = advance(late, seen, 1.0, 3, 0.0, POLICY)  # what was not moved is not measured
+    assert (ended.ending, ended.verdict) == ("undone", None)
+    assert "3 groups could not be moved" in ended.why
+
+
+def test_packages_that_come_or_go_end_it_without_a_verdict() -> None:
+    machine = Machine(packages=3)
+    first = advance(Trial(0, "W", ("on",), machine.now_s, 0.0), machine.look(), 1.0, 0, 0.0, POLICY).trial
+    assert first is not None
+    seen = machine.look()
+    fewer = msgspec.structs.replace(seen, packages=seen.packages[:2])
+    ended = advance(first, fewer, 1.0, 0, 0.0, POLICY)
+    assert (ended.ending, ended.verdict) == ("undone", None)
 
 
 def test_what_cannot_be_measured_is_undone() -> None:
@@ -96,13 +106,15 @@ def test_a_sample_holds_nothing_of_the_time_before_its_window(unit: str) -> None
         else each
         for each in early.packages
     ]
-    assert sampled(measuring, msgspec.structs.replace(early, packages=tuple(stale)), 1.0).opened is None
-    opened = sampled(measuring, early, 1.0)
+    assert (
+        sampled(measuring, msgspec.structs.replace(early, packages=tuple(stale)), 1.0, POLICY).opened is None
+    )
+    opened = sampled(measuring, early, 1.0, POLICY)
     assert opened.opened is not None
     machine.run(4.0)
-    assert sampled(opened, machine.look(), 1.0) == opened  # too short yet
+    assert sampled(opened, machine.look(), 1.0, POLICY) == opened  # too short yet
     machine.run(6.0)
-    (sample,) = sampled(opened, machine.look(), 1.0).samples
+    (sample,) = sampled(opened, machine.look(), 1.0, POLICY).samples
     assert sample.parked
     assert sample.load == pytest.approx(1.0)
 

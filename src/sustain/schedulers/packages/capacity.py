@@ -74,16 +74,9 @@ def rooms(cpus: Cpus, policy: Policy) -> dict[int, Room]:
     return found
 
 
-def fits(needed: float, awake: list[Room], homes: dict[int, float], headroom: float) -> float:
-    """How much room is left over when `needed` runs anywhere on `awake`, beside what is bound to one package
-    (`homes`, by package); negative: it does not fit."""
-    left = -needed
-    for room in awake:
-        own = headroom * room.capacity - homes.get(room.number, 0.0)
-        if own < 0:
-            return own
-        left += own
-    return left
+def left(needed: float, awake: list[Room], headroom: float) -> float:
+    """How much room is left over when `needed` runs anywhere on `awake`; negative: it does not fit."""
+    return headroom * sum(room.capacity for room in awake) - needed
 
 
 def waiting(demand: float, servers: float) -> float:

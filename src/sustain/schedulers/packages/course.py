@@ -28,6 +28,9 @@ from sustain.schedulers.packages.worth import Worth, last_verdict, memory_fits, 
 
 _INTRUDED = 5.0  # times the load of a parked package, from which it is none any more; also averages to wait
 _INTRUDED_LEAST = 0.1  # processors
+_INTRUDED_RESTS = (
+    12.0  # times a package rests that was woken for that: else it would be emptied and woken in turns
+)
 _RESTS = 4.0  # times a package rests after it was woken, until groups that stayed behind may use it, too
 _AGAIN = 0.01  # of the time that a verdict holds: a trial that is due does not wait for its last second
 _WORDS = {
@@ -78,6 +81,12 @@ def course(at: Situation, worths: dict[int, Worth]) -> Course:
     if trial is not None and trial.package not in at.rooms:
         trial = None  # its processors went offline
     base = Course(at.parked, trial, "pack", "", at.memory, math.inf, at.verdicts)
+    if at.before is not None and at.before.everybody:
+        why = "groups go on coming back to all that is awake"
+        base = replace(base, relieved=EVERYBODY, purpose="revert", why=why)
+    if not at.awake and at.rooms:
+        why = "all processors that were awake went offline"
+        return replace(base, parked=(), trial=None, relieved=EVERYBODY, purpose="revert", why=why)
     if at.between is None:
         return base
     short = _short(at, at.between)
@@ -93,7 +102,9 @@ def course(at: Situation, worths: dict[int, Worth]) -> Course:
     if intruded is not None:
         load = at.memory[intruded].load or 0.0
         why = f"woken: {load:.2f} processors of it are used by what is not ours to move, so it does not rest"
-        return replace(_wake(base, intruded, why, at), relieved=EVERYBODY)
+        woken = _wake(base, intruded, why, at)
+        long_s = at_s + _INTRUDED_RESTS * policy.rest_s
+        return replace(woken, relieved=EVERYBODY, packages=woken.resting(intruded, long_s, f"it was {why}"))
     if trial is not None:
         return _go_on(base, trial, at)
     return _begin(base, at, worths, short is not None)
@@ -187,7 +198,9 @@ def _wake(base: Course, package: int, why: str, at: Situation) -> Course:
         purpose="spread",
         why=f"package {package} is {why}",
         packages={
-            number: replace(each, rest_until_s=until_s, rest_why=said, worth_since_s=math.inf)
+            number: replace(each, worth_since_s=math.inf)
+            if each.rest_until_s > until_s
+            else replace(each, rest_until_s=until_s, rest_why=said, worth_since_s=math.inf)
             for number, each in base.packages.items()
         },
         short_since_s=math.inf,
@@ -197,12 +210,9 @@ def _wake(base: Course, package: int, why: str, at: Situation) -> Course:
 def _go_on(base: Course, trial: Trial, at: Situation) -> Course:
     """One step of what is under way."""
     package = trial.package
-    if trial.steps[0] == "unpack":
-        base = replace(base, relieved=EVERYBODY)
+    base = replace(base, relieved=EVERYBODY if trial.steps[0] == "unpack" else NOBODY)
     pending = to_move(at, base)[1].pending
-    assert at.between is not None
-    load = sum(at.between.busy.values()) if at.between.busy else None
-    held = trials.advance(trial, at.seen, load, pending, _moving_s(at, package), at.policy)
+    held = trials.advance(trial, at.seen, at.load, pending, _moving_s(at, package), at.policy)
     if held.trial is not None:
         parks = trials.parks(held.trial)
         why = f"package {package} is emptied, to see what that saves: {_WORDS[held.trial.steps[0]]}"
@@ -234,15 +244,15 @@ def _begin(base: Course, at: Situation, worths: dict[int, Worth], short: bool) -
     at_s = at.seen.now_s
     if base.parked:
         base = replace(base, why=f"{len(base.parked)} of {len(at.rooms)} packages are kept empty")
-    elif at.before is not None and at_s - at.before.calm_since_s >= _RESTS * at.policy.rest_s:
+    elif _holds(at) and at.before is not None and at_s - at.before.calm_since_s >= _RESTS * at.policy.rest_s:
         why = "nothing has been kept empty for long: all groups may run everywhere again"
-        base = replace(base, relieved=EVERYBODY, purpose="spread", why=why if _holds(at) else "")
-    if short:
+        return replace(base, relieved=EVERYBODY, purpose="spread", why=why)
+    if short or base.relieved.everybody:
         return base
     for number in base.parked:
         verdict = next((each for each in reversed(base.verdicts) if each.package == number), None)
         due = verdict is not None and at_s - verdict.at_s > at.policy.verdict_fresh_s * (1 - _AGAIN)
-        if due and (unit := unit_of(number, at)):
+        if due and at.policy.trial != "never" and (unit := unit_of(number, at)):
             again = trials.again(number, unit, at_s)
             return replace(base, trial=again, why=f"what package {number} saves is measured anew")
     ready = [
@@ -254,7 +264,8 @@ def _begin(base: Course, at: Situation, worths: dict[int, Worth], short: bool) -
         return base
     best = max(ready, key=lambda each: (each.score, -each.package))
     pairs = 1 if _told(best.package, at) else at.policy.pairs
-    trial = trials.begin(best.package, best.unit, best.known, at_s, pairs)
+    untried = best.known or at.policy.trial == "never"
+    trial = trials.begin(best.package, best.unit, untried, at_s, pairs)
     parked = base.parked + ((best.package,) if trials.parks(trial) else ())
     why = f"package {best.package} is emptied: {'; '.join(best.reasons)}"
     return replace(base, trial=trial, parked=parked, why=why)

@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from sustain.schedulers.packages.course import Course, course, to_move
-from sustain.schedulers.packages.model import Action, Align, Effect, Observation
+from sustain.schedulers.packages.model import Action, Align, Effect, Observation, Release
 from sustain.schedulers.packages.placing import Moves, Wanted, interrupts
 from sustain.schedulers.packages.plan import Decision
 from sustain.schedulers.packages.policy import Policy
@@ -40,22 +40,30 @@ def decide(
     worths = {number: worth(number, at) for number in at.awake}
     way = course(at, worths)
     want, todo = to_move(at, way)
-    actions, away = _actions(at, way, todo)
-    after = _after(at, way, want, away)
+    actions = _actions(at, way, todo)
+    after = _after(at, way, want, todo)
     return Decision(written(at, after, way, worths, todo, actions), after)
 
 
-def _actions(at: Situation, way: Course, todo: Moves) -> tuple[tuple[Action, ...], tuple[int, ...]]:
-    """(what is to be done, processors that interrupts are away from)."""
-    actions = list(todo.actions)
-    away = at.before.away if at.before is not None else ()
-    if at.policy.interrupts or away:
+def _actions(at: Situation, way: Course, todo: Moves) -> tuple[Action, ...]:
+    """What is to be done."""
+    actions: list[Action] = [
+        Release(
+            group=each.name,
+            life=each.life,
+            kind=each.kind,
+            purpose="hands off",
+            reason="it is not seen any more, and is not left bound",
+        )
+        for each in at.missing
+    ]
+    actions += todo.actions
+    if at.policy.interrupts or at.away:
         parked = way.parked if at.policy.interrupts else ()
-        one = interrupts(at.rooms, parked, away, way.purpose, way.why or "no package is kept empty")
+        one = interrupts(at.rooms, parked, at.away, way.purpose, way.why or "no package is kept empty")
         if one is not None:
             actions.append(one)
-            away = one.away
-    return (*actions, *_align(at, at.policy.most_moves - len(actions))), away
+    return (*actions, *_align(at, at.policy.most_moves - len(actions)))
 
 
 def _align(at: Situation, most: int) -> list[Action]:
@@ -89,7 +97,7 @@ def _align(at: Situation, most: int) -> list[Action]:
     return found
 
 
-def _after(at: Situation, way: Course, want: Wanted, away: tuple[int, ...]) -> State:
+def _after(at: Situation, way: Course, want: Wanted, todo: Moves) -> State:
     """What is remembered."""
     before, seen = at.before, at.seen
     calm_s = before.calm_since_s if before is not None else np.inf
@@ -121,6 +129,8 @@ def _after(at: Situation, way: Course, want: Wanted, away: tuple[int, ...]) -> S
         verdicts=way.verdicts[-_MOST_VERDICTS:],
         saved_j=saved_j,
         saved_s=saved_s,
-        away=away,
+        away=at.away,
+        everybody=way.relieved.everybody and todo.pending > 0,
+        missing=at.missing,
         policy=at.policy,
     )

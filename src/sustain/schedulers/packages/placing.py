@@ -55,15 +55,12 @@ def standing(seen: Observation, memory: GroupMemory, sets: tuple[Set, ...]) -> S
     whole = np.array([online <= set(place) for place in seen.places] + [False], np.bool_)
     free = whole[groups.place]  # MIXED is the last of them
     ours = memory.placed != NOT_PLACED
-    at_ours = at(seen, memory, sets) | (groups.place == MIXED)
+    # What went offline altogether the kernel lets run elsewhere: that is nobody's setting.
+    nowhere = np.array([not set(each) & online for each in sets] + [False])
+    at_ours = at(seen, memory, sets) | (groups.place == MIXED) | nowhere[memory.placed]
     changed = ours & ~at_ours
-    if changed.any():
-        memory = replace(
-            memory,
-            placed=np.where(changed, np.int32(NOT_PLACED), memory.placed),
-            hands_off=memory.hands_off | changed,
-        )
-        ours = ours & ~changed
+    if changed.any():  # what of it is still as we set it is put back; what is not is left alone
+        memory = replace(memory, hands_off=memory.hands_off | changed)
     limited = ~free & ~ours
     reasons = (
         ("the operator says so (movable = false)", ~memory.movable),
@@ -126,6 +123,7 @@ def wanted(
     """With these packages awake. Who is on some of them stays there, but for those that are `relieved`. Sets that were
     used before keep their index."""
     memory, found = now.memory, list(sets)
+    awake = awake or list(rooms)
     of = np.full(len(seen.groups), NOT_PLACED, np.int32)
     placed = memory.placed != NOT_PLACED
     allowed, online = set(_cpus(rooms, awake)), set(seen.cpus.number.tolist())
@@ -222,8 +220,10 @@ def moves(
     there = at(seen, memory, want.sets) & (memory.placed == want.of)
     back = ours & (want.of == NOT_PLACED)
     forth = now.movable & (want.of != NOT_PLACED) & ~there
+    known = ~np.isnan(groups.memory_bytes.reshape(len(groups), -1)).any(axis=1) if len(groups) else there
+    follows = memory.follow & known  # memory that is unknown stays where it is
     if nodes is not None and policy.memory_bytes_per_s > 0:
-        forth |= now.movable & (want.of != NOT_PLACED) & memory.follow & ~memory.followed
+        forth |= now.movable & (want.of != NOT_PLACED) & follows & ~memory.followed
     rows = np.flatnonzero(back | forth)
     if not len(rows):
         return Moves((), 0)
@@ -244,9 +244,7 @@ def moves(
             continue
         cpus = want.sets[want.of[row]]
         packages = tuple(sorted({package_of[cpu] for cpu in cpus if cpu in package_of}))
-        actions.append(
-            Place(cpus=cpus, packages=packages, nodes=nodes if memory.follow[row] else None, **about)
-        )
+        actions.append(Place(cpus=cpus, packages=packages, nodes=nodes if follows[row] else None, **about))
     return Moves(tuple(actions), len(rows))
 
 
@@ -285,14 +283,16 @@ def heard(
                 index = _index(found, action.cpus)
                 followed[row] = effect.done and action.nodes is not None
                 placed[row] = index
-            elif effect.outcome != "again later":
-                placed[row], hands_off[row] = NOT_PLACED, True
+            elif effect.outcome != "again later":  # where it was placed before, the next plan puts it back
+                hands_off[row] = True
         elif isinstance(action, Release):
             if effect.outcome in ("done", "changed"):
                 placed[row], followed[row] = NOT_PLACED, False
                 hands_off[row] |= effect.outcome == "changed"
-        else:
-            aligned[row] = effect.outcome != "again later" and action.slack_s is not None
+        elif effect.done:
+            aligned[row] = action.slack_s is not None
+        elif effect.outcome != "again later" and action.slack_s is not None:
+            hands_off[row] = True
     return (
         replace(memory, placed=placed, hands_off=hands_off, followed=followed, aligned=aligned),
         tuple(found),

@@ -121,7 +121,11 @@ def check(policy: Policy) -> None:
         ("confidence", 0.5 <= policy.confidence < 1, "a share; 0.95 is usual"),
         ("verdict_fresh_s", policy.verdict_fresh_s > 0, "a time; 30d is usual"),
         ("memory_bytes_per_s", policy.memory_bytes_per_s >= 0, "a size; 256MiB is usual"),
-        ("parked_read_s", policy.parked_read_s >= 1, "a time; 20s is usual"),
+        (
+            "parked_read_s",
+            1 <= policy.parked_read_s <= policy.window_s / 3,
+            "a time, at most a third of `window`: a trial needs three readings in one; 20s is usual",
+        ),
     ):
         if not fine:
             raise ConfigError(f"packages: policy.{_key(what)} cannot be {getattr(policy, what)}", hint=hint)

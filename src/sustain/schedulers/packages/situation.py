@@ -8,17 +8,26 @@ from functools import cached_property
 
 from sustain.schedulers.packages.capacity import Room, rooms
 from sustain.schedulers.packages.classify import classify
-from sustain.schedulers.packages.model import Effect, Finding, Observation, Verdict
+from sustain.schedulers.packages.model import (
+    Effect,
+    Finding,
+    Interrupts,
+    Observation,
+    Release,
+    Verdict,
+)
 from sustain.schedulers.packages.passive import passive
 from sustain.schedulers.packages.placing import Set, Standing, heard, standing
 from sustain.schedulers.packages.policy import Policy
 from sustain.schedulers.packages.rates import Rates, rates
 from sustain.schedulers.packages.state import (
     Demand,
+    Missing,
     PackageMemory,
     State,
     averaged,
     demanded,
+    gone_from,
     group_memory,
     independent_share,
 )
@@ -38,6 +47,8 @@ class Situation:
     demand: Demand | None
     verdicts: tuple[Verdict, ...]
     proved: tuple[Finding, ...]
+    missing: tuple[Missing, ...]  # groups that we placed, that are not seen any more, and may still be bound
+    away: tuple[int, ...]  # processors that interrupts were moved from
     policy: Policy
 
     @cached_property
@@ -48,6 +59,12 @@ class Situation:
     @cached_property
     def awake(self) -> list[int]:
         return [each for each in self.rooms if each not in self.parked]
+
+    @cached_property
+    def load(self) -> float | None:
+        """Processors in use in the interval; None: one package's are unknown."""
+        busy = self.between.busy if self.between is not None else {}
+        return sum(busy.values()) if all(each in busy for each in self.rooms) else None
 
     @cached_property
     def all_w(self) -> bool:
@@ -81,7 +98,7 @@ def situation(
             )
     demand = before.demand if before is not None else None
     if between is not None:
-        demand = demanded(demand, between, policy)
+        demand = demanded(demand, between, len(room), policy)
     return Situation(
         seen=seen,
         before=before,
@@ -93,8 +110,33 @@ def situation(
         demand=demand,
         verdicts=seen.verdicts if before is None else before.verdicts,
         proved=proved,
+        missing=_missing(seen, before, effects),
+        away=_away(before, effects),
         policy=policy,
     )
+
+
+def _missing(seen: Observation, before: State | None, effects: tuple[Effect, ...]) -> tuple[Missing, ...]:
+    """Those before without whom was put back, and who went now. One that is seen again is dealt with as it is."""
+    if before is None:
+        return ()
+    ended = {
+        (each.action.group, each.action.life)
+        for each in effects
+        if isinstance(each.action, Release) and each.outcome in ("done", "gone", "changed")
+    }
+    here = set(zip(seen.groups.name, seen.groups.life, strict=True)) if before.missing else set()
+    kept = (each for each in before.missing if each[:2] not in ended and each[:2] not in here)
+    return (*kept, *(each for each in gone_from(seen, before.groups) if each[:2] not in ended))
+
+
+def _away(before: State | None, effects: tuple[Effect, ...]) -> tuple[int, ...]:
+    """Where interrupts do not come any more, by what came of moving them."""
+    away = before.away if before is not None else ()
+    for effect in effects:
+        if isinstance(effect.action, Interrupts) and effect.done:
+            away = effect.action.away
+    return away
 
 
 def _remembered(

@@ -7,12 +7,13 @@ what happens each hour keeps its room.
 
 import math
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sustain.schedulers.packages.classify import Class
-from sustain.schedulers.packages.model import Finding, Observation, Verdict
+from sustain.schedulers.packages.model import Finding, Kind, Observation, Verdict
 from sustain.schedulers.packages.policy import GroupPolicy, Policy
 from sustain.schedulers.packages.rates import Look, Rates
 from sustain.schedulers.packages.saving import Sample
@@ -42,6 +43,7 @@ class GroupMemory:
 
     names: tuple[str, ...]
     lives: tuple[str, ...]
+    kinds: tuple[Kind, ...]
     mean: NDArray[np.float64]  # processors in use; NaN: unknown
     placed: NDArray[np.int32]  # index into State.sets: where we put it; NOT_PLACED
     hands_off: NDArray[np.bool_]  # somebody else set it, or it cannot be placed: for this life
@@ -79,6 +81,15 @@ class Trial:
     samples: tuple[Sample, ...] = ()
     opened: Look | None = None  # where the sample under way began
     run: int = 0  # windows so far
+    among: tuple[int, ...] = ()  # the packages that there were at its beginning
+
+
+class Missing(NamedTuple):
+    """A group that we placed and that was not in the last look: gone, renamed, or not to be read at the moment."""
+
+    name: str
+    life: str
+    kind: Kind
 
 
 @dataclass(frozen=True)
@@ -98,6 +109,8 @@ class State:
     saved_j: float = 0.0  # by the trials' figures, since the beginning
     saved_s: float = 0.0  # time with a saving that was measured
     away: tuple[int, ...] = ()  # processors that interrupts were moved from
+    everybody: bool = False  # groups are on their way back to all that is awake
+    missing: tuple[Missing, ...] = ()  # groups that we placed and that are not seen any more
     policy: Policy = field(default_factory=Policy)  # that the groups' columns were made by
 
 
@@ -109,9 +122,9 @@ def averaged(before: float | None, value: float, passed_s: float, constant_s: fl
     return kept * before + (1 - kept) * value
 
 
-def demanded(before: Demand | None, rates: Rates, policy: Policy) -> Demand | None:
+def demanded(before: Demand | None, rates: Rates, packages: int, policy: Policy) -> Demand | None:
     """With this interval's use of all packages; unchanged when one's is unknown."""
-    if not rates.busy:
+    if len(rates.busy) < packages:
         return before
     use = sum(rates.busy.values())
     if before is None:
@@ -121,6 +134,18 @@ def demanded(before: Demand | None, rates: Rates, policy: Policy) -> Demand | No
     mean = before.mean + (1 - kept) * step
     variance = kept * (before.variance + (1 - kept) * step * step)
     return Demand(mean, variance, max(use, before.peak * 0.5 ** (rates.passed_s / policy.peak_s)))
+
+
+def gone_from(seen: Observation, before: GroupMemory) -> tuple[Missing, ...]:
+    """Groups that we placed and that are not in this look."""
+    if (seen.groups.name, seen.groups.life) == (before.names, before.lives):
+        return ()
+    here = set(zip(seen.groups.name, seen.groups.life, strict=True))
+    return tuple(
+        Missing(before.names[row], before.lives[row], before.kinds[row])
+        for row in np.flatnonzero(before.placed != NOT_PLACED).tolist()
+        if (before.names[row], before.lives[row]) not in here
+    )
 
 
 def group_memory(seen: Observation, state: State | None, rates: Rates | None, policy: Policy) -> GroupMemory:
@@ -145,6 +170,7 @@ def _carried(seen: Observation, state: State | None, policy: Policy) -> GroupMem
     fresh = GroupMemory(
         groups.name,
         groups.life,
+        groups.kind,
         np.full(count, np.nan),
         np.full(count, NOT_PLACED, np.int32),
         np.zeros(count, np.bool_),

@@ -69,8 +69,12 @@ def advance(
     """`load`: processors in use in this interval; `pending`: groups that are not where they are to be; `moving_s`: that
     their memory may take."""
     step, for_s = trial.steps[0], seen.now_s - trial.since_s
+    among = tuple(sorted(each.number for each in seen.packages))
+    if trial.among and trial.among != among:
+        return Advance(None, "undone", None, "packages came or went meanwhile")
+    trial = replace(trial, among=among)
     if step in ("off", "on"):
-        trial = sampled(trial, seen, load)
+        trial = sampled(trial, seen, load, policy)
         mine = sum(each.run == trial.run for each in trial.samples)
         if for_s < policy.window_s or mine < _LEAST:
             if for_s > max(_PATIENCE * policy.window_s, _LEAST * _PATIENCE * _SAMPLE_S):
@@ -81,6 +85,8 @@ def advance(
     elif step in ("pack", "unpack"):
         if pending and for_s < _MOVING_S + moving_s:
             return Advance(trial)
+        if pending:
+            return Advance(None, "undone", None, f"{pending} groups could not be moved within {for_s:.0f} s")
     elif for_s < policy.settle_s:
         return Advance(trial)
     left = trial.steps[1:]
@@ -95,17 +101,19 @@ def advance(
     return Advance(None, "kept" if verdict.kept else "undone", verdict, verdict.detail)
 
 
-def sampled(trial: Trial, seen: Observation, load: float | None) -> Trial:
-    """With one sample more, when all counters were read anew since the last one was opened."""
+def sampled(trial: Trial, seen: Observation, load: float | None, policy: Policy) -> Trial:
+    """With one sample more, when all counters were read anew since the last one was opened. One that is not ended
+    within a window is begun anew."""
     opened = trial.opened
     if opened is None or load is None:
         fresh = all(_read_s(each, trial.unit) >= trial.since_s for each in seen.packages)
         return replace(trial, opened=_look(seen) if fresh else None)
     values = _values(opened, seen, trial.unit)
     if values is None:
-        return trial
+        late = seen.now_s - opened.now_s > policy.window_s
+        return replace(trial, opened=None) if late else trial
     busy, _ = use_between(opened.cpus, seen.cpus, seen.now_s - opened.now_s)
-    use = sum(busy.values()) if busy else load
+    use = sum(busy.values()) if len(busy) == len(seen.packages) else load
     sample = Sample(
         at_s=seen.now_s,
         parked=trial.steps[0] == "on",
@@ -154,6 +162,9 @@ def suffers(samples: list[Sample], policy: Policy) -> str:
     for name in names:
         found = of_metric(samples, name, policy.confidence)
         if found is None:
+            told = [each.parked for each in samples if name in dict(each.metrics)]
+            if told.count(False) >= _LEAST:
+                return f"{name} was not told while it was parked"
             continue
         change, before = found
         if before <= 0:
@@ -168,6 +179,8 @@ def _values(opened: Look, seen: Observation, unit: str) -> float | None:
     """Watts of all packages, or time in independent states of all of which that is known, since then; None: not all
     were read anew, or not long enough ago."""
     total, told = 0.0, 0
+    if set(opened.packages) != {each.number for each in seen.packages}:
+        return None
     for package in seen.packages:
         was = opened.packages.get(package.number)
         if was is None:
@@ -180,7 +193,7 @@ def _values(opened: Look, seen: Observation, unit: str) -> float | None:
                 return None
             total, told = total + watts, told + 1
             continue
-        if package.read_s is None:
+        if package.read_s is None and was.read_s is None:
             continue
         if not _long(was.read_s, package.read_s):
             return None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sustain.schedulers.packages.capacity import fits, slowdown
+from sustain.schedulers.packages.capacity import left, slowdown
 from sustain.schedulers.packages.classify import Class
 from sustain.schedulers.packages.model import Finding, Observation, Verdict
 from sustain.schedulers.packages.placing import Standing, apart
@@ -63,12 +63,16 @@ def worth(number: int, at: Situation) -> Worth:
         "it is the only package that is awake" if not rest else "",
         _by_class(mine),
         _by_state(number, at, unit, verdict),
+        _untried(number, at, verdict),
         _bound(number, at.now, seen),
         mine.rest_why if mine.rest_until_s > seen.now_s else "",
         _refuted(verdict),
         _rests(number, at, expected_w),
         _room(rest, at),
         _apart(at, rest),
+        ""
+        if _moves(number, at) or at.policy.interrupts
+        else "there is no group of ours to move away from it",
     ):
         if blocked:
             return no(blocked)
@@ -153,7 +157,6 @@ def _by_state(number: int, at: Situation, unit: str, verdict: Verdict | None) ->
     seen = at.seen
     mine = [each for each in seen.findings if each.package == number and each.state not in _SHALLOW]
     known = {each.state: each.independence for each in mine}
-    told = any(each.how == "told" and each.independence == "independent" for each in mine)
     coordinated = [each for each in mine if each.independence == "coordinated"]
     independent = {state for state, what in known.items() if what == "independent"}
     if coordinated and independent <= {_WAITING} and at.policy.trial != "unknown":
@@ -169,7 +172,7 @@ def _by_state(number: int, at: Situation, unit: str, verdict: Verdict | None) ->
             )
         )
     if independent:
-        if unit or told or verdict is not None:
+        if unit or told(number, seen.findings) or verdict is not None:
             return ""
         return "neither watts nor its residency are measurable here, so a saving could not be shown"
     disabled = [each for each in mine if each.independence == "disabled"]
@@ -185,6 +188,19 @@ def _by_state(number: int, at: Situation, unit: str, verdict: Verdict | None) ->
     if not unit and package.source == "none":
         return f"neither its idle states nor its watts are measurable here{about}"
     return "whether its idle states are independent of the other packages is unknown: `sustain packages test` finds out"
+
+
+def _untried(number: int, at: Situation, verdict: Verdict | None) -> str:
+    """Whether it would take a trial that the operator does not want."""
+    if at.policy.trial != "never" or verdict is not None or told(number, at.seen.findings):
+        return ""
+    return 'what it saves would have to be tried, and trial = "never"'
+
+
+def told(number: int, findings: tuple[Finding, ...]) -> bool:
+    """Whether the operator has said that it can be parked by itself."""
+    mine = (each for each in findings if each.package == number and each.how == "told")
+    return any(each.independence == "independent" for each in mine)
 
 
 def _bound(number: int, now: Standing, seen: Observation) -> str:
@@ -219,7 +235,7 @@ def _room(rest: list[int], at: Situation) -> str:
     if at.demand is None:
         return "how much is in use is unknown"
     needed, headroom = at.demand.needed, at.policy.headroom
-    if fits(needed, [at.rooms[each] for each in rest], {}, headroom) >= 0:
+    if left(needed, [at.rooms[each] for each in rest], headroom) >= 0:
         return ""
     return (
         f"no room: {needed:.1f} processors are needed, and the others may be planned for "
@@ -260,13 +276,14 @@ def _remote(number: int, now: Standing, seen: Observation, rest: list[int], poli
     moves = float(there[follows].sum())
     stays = float(there[movable & ~follows].sum())
     room = _free(seen, rest)
-    reasons: tuple[str, ...] = ()
+    unknown = int((follows & np.isnan(table).any(axis=1)).sum())
+    reasons: tuple[str, ...] = (f"memory of {unknown} groups is unknown, and stays",) if unknown else ()
     if moves > _FILL * room:
         stays, moves = stays + moves, 0.0
-        reasons = ("its memory stays: the other nodes have no room for it",)
+        reasons += ("its memory stays: the other nodes have no room for it",)
     elif moves > 0:
         seconds = moves / policy.memory_bytes_per_s
-        reasons = (f"{moves / 2**30:.2f} GiB of memory would follow, within {seconds:.0f} s",)
+        reasons += (f"{moves / 2**30:.2f} GiB of memory would follow, within {seconds:.0f} s",)
     return _Remote(stays / whole if whole > 0 else 0.0, moves, reasons)
 
 
