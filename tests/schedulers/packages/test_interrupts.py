@@ -1,11 +1,16 @@
 """Interrupts go away from packages that are to sleep and come back, on a made /proc/irq; on a real one in the lab."""
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from sustain.errors import HostError
+from sustain.host import affinity, irqs
+from sustain.host.irqs import Irq
 from sustain.schedulers.journal import Journal
 from sustain.schedulers.packages.act import Actuator
 from sustain.schedulers.packages.model import Effect, Interrupts
@@ -71,6 +76,28 @@ def test_where_they_go_next_is_by_where_they_were_first(
     report = actuator.restore()
     assert {each.outcome for each in report.undone} == {"restored"}
     assert now(root) == BEFORE
+
+
+def test_one_that_cannot_be_brought_back_yet_is_brought_back_later(
+    actuator: Actuator, journal: Journal, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one(actuator, away(2, 3))
+    write = irqs.write
+
+    def full(irq: Irq, *rest: Any) -> affinity.Outcome:
+        if irq.number == 2:
+            raise HostError("no vector left", hint="give more", errno=errno.ENOSPC)
+        return write(irq, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(irqs, "write", full)
+        assert "could not be moved: 1" in one(actuator, away(0, 1, to=(2, 3))).detail
+    assert now(root)[2] == "0-1"
+    assert {each.entry.key: each.outcome for each in actuator.restore().undone}[
+        "package-interrupt:2"
+    ] == "restored"
+    assert now(root) == BEFORE
+    assert journal.entries() == ()
 
 
 def test_what_somebody_else_sets_or_the_kernel_places_stays(

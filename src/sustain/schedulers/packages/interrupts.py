@@ -56,15 +56,15 @@ class _Moving:
             self._others += 1
             return
         wanted = self._wanted(prior)
-        if wanted != irq.cpus:
-            self._write(irq, prior, wanted, first=held is None)
-        if wanted == prior and held is not None:
+        there = wanted == irq.cpus or self._write(irq, prior, wanted, first=held is None)
+        if there and wanted == prior and held is not None:
             self._journal.forget(held.key)
 
     def _wanted(self, prior: Cpus) -> Cpus:
         return (prior - self._away) & self._cpus or self._cpus if prior & self._away else prior
 
-    def _write(self, irq: Irq, prior: Cpus, wanted: Cpus, *, first: bool) -> None:
+    def _write(self, irq: Irq, prior: Cpus, wanted: Cpus, *, first: bool) -> bool:
+        """Whether there is nothing left to do; else what it was is still needed."""
         target: dict[str, Value] = {"irq": irq.number, "name": irq.name}
         self._journal.note(_key(irq), KIND, target, files.cpu_list(prior), files.cpu_list(wanted))
         try:
@@ -76,8 +76,9 @@ class _Moving:
                 self._refused.append(words(error))
             if first:
                 self._journal.forget(_key(irq))
-            return
+            return False
         self._written += came is Written.DONE
+        return came is not Written.CHANGED
 
     def end(self) -> Came:
         details = []
