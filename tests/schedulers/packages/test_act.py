@@ -1,6 +1,7 @@
 """Groups of our own are given processors and get back exactly what they had, on the kernel of the machine that runs
 this: threads of processes, and cgroups with a cpuset."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -12,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from sustain.errors import HostError, JournalError
-from sustain.host import affinity, processes, threads
+from sustain.host import affinity, files, processes, threads
 from sustain.host.cpuset import Cpuset
 from sustain.host.processes import Identity, identify
 from sustain.schedulers.journal import Journal
+from sustain.schedulers.packages import act
 from sustain.schedulers.packages.act import Actuator
 from sustain.schedulers.packages.handles import CgroupHandle, ProcessHandle
 from tests.host.cpusets import enter, own_cpuset
@@ -60,6 +62,7 @@ def actuator(journal: Journal, located: Located) -> Actuator:
 def cpuset() -> Iterator[Cpuset]:
     with own_cpuset(name="place") as found:
         yield found
+        wait_until(lambda: not (found.directory / "cgroup.procs").read_text())
 
 
 def outcomes(effects: object) -> list[tuple[str, int]]:
@@ -441,6 +444,71 @@ def test_a_process_that_has_left_its_parent_in_such_a_cgroup_is_free_again(
         assert journal.entries() == ()
 
 
+LEAVES = "echo $$; read x; (sh -c 'echo $$; exec sleep 1000 >&-' &); read x"  # a process without its parent
+
+
+def test_one_that_was_started_in_such_a_cgroup_goes_where_the_others_go(
+    journal: Journal, located: Located, cpuset: Cpuset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Shell(LEAVES) as shell, boxed(shell, located, cpuset, monkeypatch):
+        actuator = Actuator(journal, located, without_cpuset="threads")
+        prior = affinity.read(thread(shell.pid))
+        actuator.carry_out([place("box", FIRST, "cgroup")])
+        daemon = left(shell)
+        (effect,) = actuator.carry_out([place("box", BOTH, "cgroup")])
+        assert (effect.outcome, effect.written) == ("done", 2), effect.detail
+        assert affinity.read(thread(daemon)) == BOTH
+        assert {each.prior for each in journal.entries()} == {files.cpu_list(prior or ())}
+        assert actuator.carry_out([release("box", "cgroup")])[0].done
+        assert affinity.read(thread(daemon)) == prior
+        assert journal.entries() == ()
+
+
+def test_what_it_was_started_with_is_not_what_it_gets_back(
+    journal: Journal, located: Located, cpuset: Cpuset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("timers of others need root")
+    with Shell(LEAVES) as shell, boxed(shell, located, cpuset, monkeypatch):
+        actuator = Actuator(journal, located)
+        before = slack(shell.pid)[shell.pid]
+        actuator.carry_out([align("box", 0.05)])
+        daemon = left(shell)
+        assert slack(daemon) == {daemon: 50_000_000}
+        assert actuator.carry_out([align("box", 0.02)])[0].done
+        assert slack(daemon) == {daemon: 20_000_000}
+        assert actuator.carry_out([align("box", None)])[0].done
+        assert slack(daemon) == {daemon: before}
+        assert journal.entries() == ()
+
+
+def test_one_whose_parent_has_ended_long_ago_is_free_again(
+    journal: Journal, located: Located, cpuset: Cpuset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(act, "_TIDY_S", 0.0)
+    with Shell(LEAVES) as shell, boxed(shell, located, cpuset, monkeypatch):
+        actuator = Actuator(journal, located, without_cpuset="threads")
+        prior = affinity.read(thread(shell.pid))
+        actuator.carry_out([place("box", FIRST, "cgroup")])
+        daemon = left(shell)
+        shell.say()
+        wait_until(lambda: identify(shell.pid) is None)
+        actuator.carry_out([])
+        assert affinity.read(thread(daemon)) == FIRST
+        assert len(journal.entries()) == 1
+        actuator.carry_out([place("box", FIRST, "cgroup")])
+        (entry,) = journal.entries()
+        assert entry.target["pid"] == daemon, "which has taken it over"
+        actuator.carry_out([release("box", "cgroup")])
+        assert affinity.read(thread(daemon)) == prior
+        assert journal.entries() == ()
+        actuator.carry_out([place("box", FIRST, "cgroup")])
+        os.kill(daemon, signal.SIGKILL)
+        wait_until(lambda: identify(daemon) is None)
+        actuator.carry_out([])
+        assert journal.entries() == (), "nobody is left that it speaks for"
+
+
 # everything at the end
 
 
@@ -482,6 +550,27 @@ def identity(pid: int) -> Identity:
     found = identify(pid)
     assert found is not None
     return found
+
+
+@contextlib.contextmanager
+def boxed(
+    shell: "Shell", located: Located, cpuset: Cpuset, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """It runs in the cgroup of the group "box", which is taken for one without a cpuset."""
+    shell.line()
+    enter(cpuset, shell.pid)
+    located.handles["box"] = handle(cpuset)
+    with monkeypatch.context() as patch:
+        patch.setattr(Cpuset, "enabled", False)
+        yield
+
+
+def left(shell: "Shell") -> int:
+    """A process that it starts now, and that has left it."""
+    shell.say()
+    daemon = shell.line()
+    wait_until(lambda: shell.pid not in processes.parents(daemon))
+    return daemon
 
 
 class Shell:

@@ -4,7 +4,8 @@ Used by `act` and `undo`. The model: most threads of a process have the same val
 and one for each thread that has a value of its own, which whoever set it meant: such a thread is moved only within
 that. A thread that is started has the value of the one that started it, so a list of threads is stale at once: it is
 read again until a whole pass has found nothing to write. When it is put back, a thread that was started meanwhile gets
-what the one that started it had before; so do children that were started meanwhile and are still below the process.
+what the one that started it had before; so do children that were started meanwhile and are still below the process. A
+process that has come to the group since, with what we gave another one, is noted as it would have been without us.
 
 Entries of threads with their own values are noted before the process's, and put back after it: so that at no moment
 one of them is taken for one of the others.
@@ -139,6 +140,8 @@ class _Change(Generic[T]):
         if not now:
             return Came("gone", f"process {self._of.process.pid} has ended")
         notes = self._read()
+        if notes.common is None and self._inherits(self._common(now)):
+            notes = self._read()
         if notes.common is None:
             prior = self._common(now)
         else:
@@ -173,6 +176,32 @@ class _Change(Generic[T]):
 
     def _read(self) -> Notes[T]:
         return Notes(self._setting, self._of.process, self._journal.entries())
+
+    def _inherits(self, value: T) -> bool:
+        """Whether it was started with what we gave another one, whose prior is then its own, and noted as that."""
+        giver = self._giver(value)
+        if giver is None:
+            return False
+        target = {**self._of.target(), "free": giver.target["free"], "since": giver.target["since"]}
+        key = self._of.key(self._setting.kind)
+        self._journal.note(key, self._setting.kind, target, giver.prior, self._setting.encode(value))
+        return True
+
+    def _giver(self, value: T) -> Entry | None:
+        """The entry of the process that it has `value` from: one above it, else one of its cgroup."""
+        process = self._of.process
+        above = processes.parents(process.pid)
+        here = None if self._of.cgroup is None else (str(self._of.cgroup.directory), self._of.cgroup.inode)
+        given = [
+            each
+            for each in self._journal.entries()
+            if each.kind == self._setting.kind
+            and process.start_ticks >= int(each.target["since"])
+            and (int(each.target["pid"]) in above or (here is not None and cgroup_of(each) == here))
+            and value != self._setting.decode(each.prior)
+            and any(self._setting.is_ours(process, value, self._setting.decode(one)) for one in each.sets)
+        ]
+        return max(given, key=lambda each: int(each.target["pid"]) in above, default=None)
 
     def _common(self, now: Mapping[Identity, T]) -> T:
         """What most threads have; of as many, what restricts least."""
@@ -242,18 +271,24 @@ class _Change(Generic[T]):
 
 
 def _first_of_cgroup(entry: Entry, entries: tuple[Entry, ...]) -> CgroupHandle | None:
-    """The cgroup whose threads are bound one by one, of just one of its entries: one is enough to look at all of it."""
-    if "directory" not in entry.target:
+    """The cgroup whose threads are bound one by one, of its earliest entry: one is enough to look at all of it."""
+    where = cgroup_of(entry)
+    if where is None:
         return None
-    where = (str(entry.target["directory"]), int(entry.target["inode"]))
     same = [
-        each.key
+        (int(each.target["since"]), each.key)
         for each in entries
-        if each.kind == entry.kind and (each.target.get("directory"), each.target.get("inode")) == where
+        if each.kind == entry.kind and cgroup_of(each) == where
     ]
-    if same and min(same) != entry.key:
+    if same and min(same)[1] != entry.key:
         return None
     return CgroupHandle(Path(where[0]), where[1])
+
+
+def cgroup_of(entry: Entry) -> tuple[str, int] | None:
+    """Directory and inode of the cgroup that an entry's process was found in; None: it was found otherwise."""
+    target = entry.target
+    return (str(target["directory"]), int(target["inode"])) if "directory" in target else None
 
 
 def process_of(entry: Entry) -> Identity:

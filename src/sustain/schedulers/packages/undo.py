@@ -16,6 +16,7 @@ from sustain.schedulers.journal import Entry, Journal, Outcome, Report, Undo, Un
 from sustain.schedulers.loop import no_beat
 from sustain.schedulers.packages import cgroups, interrupts, memory, per_thread, pins
 from sustain.schedulers.packages.came import Back, words
+from sustain.schedulers.packages.handles import CgroupHandle
 from sustain.schedulers.packages.memory import Pace
 from sustain.schedulers.packages.per_thread import OWN, Setting
 from sustain.schedulers.packages.settings import Affinity, Slack
@@ -90,13 +91,27 @@ class Undoing:
                 thread = threads.one(int(target["thread"]), self._root)
                 return thread is None or thread.who != per_thread.thread_of(entry)
             if "pid" in target:
-                return not processes.alive(per_thread.process_of(entry), str(self._root))
+                gone = not processes.alive(per_thread.process_of(entry), str(self._root))
+                return gone and not self._speaks_for_others(entry)
             if "inode" in target:
                 directory = Path(str(target["directory"]))
                 return cgroups.find(directory, int(target["inode"]), self._root) is None
         except SustainError:  # not to be known now
             return False
         return False
+
+    def _speaks_for_others(self, entry: Entry) -> bool:
+        """Whether it is the last note of what processes of its cgroup had that were started meanwhile. Raises
+        HostError."""
+        where = per_thread.cgroup_of(entry)
+        if (
+            where is None
+            or "since" not in entry.target
+            or any(_covers(each, entry) for each in self._journal.entries())
+        ):
+            return False
+        cgroup = CgroupHandle(Path(where[0]), where[1])
+        return cgroup.there() and bool(cgroups.members(cgroup.directory, self._root))
 
     def _one(self, put_back: PutBack, entry: Entry) -> Back:
         try:
@@ -117,6 +132,18 @@ class Undoing:
             return put_back(entry).outcome
 
         return undo
+
+
+def _covers(other: Entry, entry: Entry) -> bool:
+    """Whether all that is known by `entry` of a cgroup's processes is known by another one, too."""
+    return (
+        other.key != entry.key
+        and other.kind == entry.kind
+        and per_thread.cgroup_of(other) == per_thread.cgroup_of(entry)
+        and other.prior == entry.prior
+        and set(entry.sets) <= set(other.sets)
+        and int(other.target["since"]) <= int(entry.target["since"])
+    )
 
 
 def of_group(group: str, life: str, kind: str = "") -> Callable[[Entry], bool]:
