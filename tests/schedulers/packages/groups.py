@@ -11,7 +11,7 @@ from sustain.host.affinity import Written
 from sustain.host.cpuset import Cpuset
 from sustain.host.processes import Identity, identify
 from sustain.schedulers.packages.handles import CgroupHandle, Handle, ProcessHandle
-from sustain.schedulers.packages.model import Align, Kind, Place, Release
+from sustain.schedulers.packages.model import Align, Kind, Place, Purpose, Release
 from tests.host.threaded import Program, wait_until
 
 ONLINE = sorted(os.sched_getaffinity(0))
@@ -44,8 +44,8 @@ def place(
     )
 
 
-def release(group: str, kind: Kind = "process") -> Release:
-    return Release(group=group, life=LIFE, kind=kind, purpose="revert", reason="a test")
+def release(group: str, kind: Kind = "process", purpose: Purpose = "revert") -> Release:
+    return Release(group=group, life=LIFE, kind=kind, purpose=purpose, reason="a test")
 
 
 def align(group: str, slack_s: float | None) -> Align:

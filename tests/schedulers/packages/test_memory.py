@@ -16,7 +16,7 @@ from sustain.schedulers.packages import memory
 from sustain.schedulers.packages.act import Actuator
 from sustain.schedulers.packages.handles import ProcessHandle
 from sustain.schedulers.packages.memory import PIECE_BYTES, Memory, Pace
-from tests.schedulers.packages.groups import BOTH, Located, place, release
+from tests.schedulers.packages.groups import BOTH, FIRST, Located, place, process, release, running, where
 
 MIB = 1 << 20
 FAST = 1e15
@@ -185,6 +185,37 @@ def test_it_goes_back_over_calls_and_is_called_off_by_another_place(
     assert effect.outcome == "again later"
     assert [each.outcome for each in actuator.restore().undone] == ["restored"]
     assert host.sizes == {0: 40 * MIB, 1: 2 * MIB}
+
+
+def test_what_is_measured_without_it_waits_until_it_is_back(host: Nodes, journal: Journal) -> None:
+    with running() as program:
+        located = Located({"web": process(program)})
+        before = where(program.pid)
+        Actuator(journal, located, memory_bytes_per_s=FAST).carry_out([place("web", FIRST, nodes=(1,))])
+        slow = Actuator(journal, located, memory_bytes_per_s=200 * MIB, memory_limit_s=0.01)
+        again = 0
+        while not (effect := slow.carry_out([release("web", purpose="measure")])[0]).done:
+            assert effect.outcome == "again later"
+            assert "its memory goes back first" in effect.detail
+            assert set(where(program.pid).values()) == {FIRST}
+            again += 1
+        assert again > 2
+        assert host.sizes == {0: 40 * MIB, 1: 2 * MIB}
+        assert where(program.pid) == before
+        assert journal.entries() == ()
+
+
+def test_memory_that_cannot_go_back_holds_up_no_trial(host: Nodes, journal: Journal) -> None:
+    with running() as program:
+        located = Located({"web": process(program)})
+        before = where(program.pid)
+        actuator = Actuator(journal, located, memory_bytes_per_s=FAST)
+        actuator.carry_out([place("web", FIRST, nodes=(1,))])
+        host.refuses = True
+        effects = [actuator.carry_out([release("web", purpose="measure")])[0] for _ in range(2)]
+        assert [each.outcome for each in effects] == ["again later", "done"]
+        assert where(program.pid) == before
+        assert [each.kind for each in journal.entries()] == [memory.KIND], "it is tried again at the end"
 
 
 def test_one_piece_ends_it_when_all_is_to_stop(host: Nodes, journal: Journal) -> None:

@@ -81,7 +81,7 @@ class Actuator:
         nothing that a group or the host may cause.
 
         Of a Place with nodes the memory may take many calls: until it is there, each call with that Place says "again
-        later" and, as `moved_bytes`, how much has come."""
+        later" and, as `moved_bytes`, how much has come. A Release for measuring waits until it is back."""
         until_s = time.monotonic() + self._limit_s
         effects = [self._effect(action, until_s) for action in actions]
         with contextlib.suppress(JournalError):  # it stays noted, and is put back another time
@@ -148,8 +148,11 @@ class Actuator:
                 return _GONE if handle is None else self._align(handle, action, goes_on)
 
     def _release(self, action: Release) -> Came:
+        if action.purpose != "measure":
+            self._memory.back(action.group, action.life)
+        elif self._memory.comes_back(action.group, action.life):
+            return Came("again later", "its memory goes back first, so that none moves while it is measured")
         backs = self._undoing().some(of_group(action.group, action.life))
-        self._memory.back(action.group, action.life)
         return back_together(backs) if backs else Came("done", _NOTHING)
 
     def _with_memory(self, effect: Effect) -> Effect:

@@ -94,6 +94,14 @@ class Memory:
         if entries:
             self._jobs[group, life] = Job([process_of(each) for each in entries], frozenset())
 
+    def comes_back(self, group: str, life: str) -> bool:
+        """Have it brought back, once, and whether that is under way still."""
+        job = self.job(group, life)
+        if job is None or job.nodes:
+            self.back(group, life)
+        job = self.job(group, life)
+        return job is not None and not job.done
+
     def forget(self) -> None:
         """What is under way ends where it is."""
         self._jobs.clear()
@@ -114,9 +122,6 @@ class Memory:
                 if not self._pace.turn(until_s):
                     return
                 self._piece(key, self._jobs[key])
-        for key, job in list(self._jobs.items()):
-            if not job.nodes:
-                del self._jobs[key]  # it is back, and nobody asks for it any more
 
     def _piece(self, key: tuple[str, str], job: Job) -> None:
         if job.pieces is None:
