@@ -13,6 +13,7 @@ Memory statistics come in KiB and only while a period is set; a domain's `actual
 
 import atexit
 import ctypes
+import errno
 import json
 import threading
 import uuid
@@ -36,6 +37,8 @@ _HINT = (
 )
 _AGENT_HINT = "does `virsh qemu-agent-command` get more out of it? An agent may have commands disabled"
 _MONITOR_HINT = "does `virsh qemu-monitor-command` get more out of it? This QEMU may not know the command"
+
+_FORBIDDEN = (errno.EACCES, errno.EPERM)
 
 
 class _Place:
@@ -63,7 +66,7 @@ def _end() -> None:
 
 
 class Domain:
-    """One guest, by its name or UUID. Raises HostError."""
+    """One guest, by its name or UUID. Raises HostError; ECONNRESET, ETIMEDOUT: for the moment."""
 
     def __init__(self, uri: str, name: str, timeout_s: float = 2.0) -> None:
         self.uri = uri
@@ -210,7 +213,22 @@ class Domain:
         return connection.lookupByUUIDString(self.name)
 
     def _error(self, error: Exception) -> HostError:
-        return HostError(f"{self.uri} {self.name}: {error}", hint="does `virsh dominfo` say more?")
+        return HostError(
+            f"{self.uri} {self.name}: {error}", hint="does `virsh dominfo` say more?", errno=_errno(error)
+        )
+
+
+def _errno(error: Any) -> int | None:
+    """The kernel's word for it, where libvirt has one; ECONNRESET: the daemon is not there, or has gone; ETIMEDOUT: it
+    is busy with the domain."""
+    library, code = _library(), error.get_error_code()
+    number = (error.get_int1() or None) if code == library.VIR_ERR_SYSTEM_ERROR else None
+    if code == library.VIR_ERR_OPERATION_TIMEOUT:
+        return errno.ETIMEDOUT
+    lost = (library.VIR_ERR_RPC, library.VIR_ERR_INTERNAL_ERROR, library.VIR_ERR_SYSTEM_ERROR)
+    if error.get_error_domain() == library.VIR_FROM_RPC and code in lost and number not in _FORBIDDEN:
+        return errno.ECONNRESET
+    return number
 
 
 def _is_uuid(name: str) -> bool:
@@ -243,7 +261,9 @@ def _connection(uri: str) -> Any:
             if remote:
                 connection.setKeepAlive(_ALIVE_S, _ALIVE_COUNT)
         except library.libvirtError as error:
-            raise HostError(f"{uri}: {error}", hint="does libvirtd run, and may this user ask it?") from None
+            raise HostError(
+                f"{uri}: {error}", hint="does libvirtd run, and may this user ask it?", errno=_errno(error)
+            ) from None
         place.connection = connection
         return connection
 

@@ -76,7 +76,8 @@ def write(
     except HostError as error:
         if domain.running() != life:
             return Outcome(Written.GONE, None)
-        raise HostError(f"{error} (pinning to {files.cpu_list(wanted)})", hint=error.hint) from error
+        text = f"{error} (pinning to {files.cpu_list(wanted)})"
+        raise HostError(text, hint=error.hint, errno=error.errno) from error
 
 
 def _life(it: Any) -> str | None:

@@ -7,6 +7,7 @@ dropped. Rejected: a pool of threads for all, which a few hung calls fill; a pro
 need a connection of its own, and its credentials.
 """
 
+import errno
 import threading
 import time
 from collections.abc import Callable
@@ -40,8 +41,8 @@ class Caller:
         self._thread = False
 
     def call(self, work: Callable[[], T], limit_s: float) -> T:
-        """What `work` returns or raises. Raises HostError when it has not come back in time, or one before it has
-        not."""
+        """What `work` returns or raises. Raises HostError (ETIMEDOUT) when it has not come back in time, or one
+        before it has not."""
         until_s = time.monotonic() + limit_s
         with self._changed:
             while self._running is not None:
@@ -86,4 +87,6 @@ class Caller:
                 self._changed.notify_all()
 
     def _late(self, seconds: float) -> HostError:
-        return HostError(f"{self._what}: no answer for {seconds:.1f} s", hint=self._hint)
+        return HostError(
+            f"{self._what}: no answer for {seconds:.1f} s", hint=self._hint, errno=errno.ETIMEDOUT
+        )

@@ -1,5 +1,6 @@
 """A guest is placed by libvirt's pins and gets back what it had; on libvirt's own test driver, of eight processors."""
 
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -109,6 +110,28 @@ def test_one_that_was_started_anew(actuator: Actuator, located: Located, domain:
     located.handles["vm"] = DomainHandle(TEST, "test", "another:1")
     assert [each.outcome for each in actuator.carry_out([place("vm", OTHER, "guest")])] == ["gone"]
     assert set(libvirt_pinning.read(domain).values()) == {ONE}
+
+
+def test_a_libvirt_that_is_away_for_a_moment_is_asked_again(
+    actuator: Actuator, located: Located, domain: Domain, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nowhere = "qemu+unix:///system?socket=/nonexistent/libvirt-sock"
+    located.handles["other"] = DomainHandle(nowhere, "test", "another:1")
+    (effect,) = actuator.carry_out([place("other", ONE, "guest")])
+    assert effect.outcome == "again later", effect.detail
+    actuator.carry_out([place("vm", ONE, "guest")])
+
+    def gone(*_: object) -> None:
+        raise HostError("no answer", hint="look at it", errno=errno.ETIMEDOUT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(libvirt_pinning, "write", gone)
+        effects = actuator.carry_out([place("vm", OTHER, "guest"), release("vm", "guest")])
+    assert [each.outcome for each in effects] == ["again later", "again later"]
+    assert set(libvirt_pinning.read(domain).values()) == {ONE}
+    assert actuator.carry_out([release("vm", "guest")])[0].done
+    assert set(libvirt_pinning.read(domain).values()) == {EVERYWHERE}
+    assert journal.entries() == ()
 
 
 def test_half_of_it_is_put_back(

@@ -28,7 +28,7 @@ from sustain.host.processes import Identity
 from sustain.schedulers.journal import Journal, Report
 from sustain.schedulers.loop import no_beat
 from sustain.schedulers.packages import cgroups, interrupts, per_thread, pins
-from sustain.schedulers.packages.came import Came, back_together, together, words
+from sustain.schedulers.packages.came import Came, back_together, passes, together, words
 from sustain.schedulers.packages.handles import CgroupHandle, DomainHandle, Handle, Locate
 from sustain.schedulers.packages.memory import Memory, Pace
 from sustain.schedulers.packages.model import Action, Align, Effect, Interrupts, Place, Release
@@ -115,10 +115,8 @@ class Actuator:
             return Effect(action=action, outcome="again later", detail="its turn comes in the next tick")
         try:
             came = self._one(action, lambda: not self._stop.is_set() and time.monotonic() < until_s)
-        except JournalError as error:
-            came = Came("again later", words(error))
         except (SustainError, OSError) as error:
-            came = Came("refused", words(error))
+            came = Came("again later" if passes(error) else "refused", words(error))
         except Exception as error:  # noqa: BLE001 - said as what came of it; the rest goes on
             came = Came("refused", unexpected(error))
         return Effect(

@@ -202,8 +202,8 @@ class Effect(msgspec.Struct, frozen=True, kw_only=True):
     """What came of an action, as it was verified when `act` returned.
 
     done: it is so now (also when nothing had to be written). gone: there is no such group any more. changed: somebody
-    else has set it since, so it was left alone. again later: it was not its turn. refused: we may not, or the kernel
-    cannot; `detail` says why.
+    else has set it since, so it was left alone. again later: it was not its turn, or nobody answered. refused: we may
+    not, or the kernel cannot; `detail` says why.
     """
 
     action: Action

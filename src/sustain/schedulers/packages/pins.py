@@ -11,8 +11,9 @@ from sustain.host.affinity import Written
 from sustain.host.libvirt import Domain
 from sustain.host.libvirt_pinning import Part
 from sustain.schedulers.journal import Entry, Journal, Value
-from sustain.schedulers.packages.came import Back, Came, words
+from sustain.schedulers.packages.came import Back, Came, passes, words
 from sustain.schedulers.packages.handles import DomainHandle
+from sustain.schedulers.packages.model import Outcome
 
 KIND = "package-pin"
 
@@ -55,14 +56,16 @@ class _Placing:
         for part, cpus in to.items():
             self._note(part, prior[part], cpus)
         written, refused = 0, []
+        outcome: Outcome = "done"
         for part, cpus in to.items():
             try:
                 came = libvirt_pinning.write(self._domain, self._handle.running, part, cpus, now[part])
             except HostError as error:
                 refused.append(f"{part.kind} {part.number}: {words(error)}")
+                outcome = "again later" if passes(error) and outcome != "refused" else "refused"
             else:
                 written += came.written is Written.DONE
-        return Came("refused" if refused else "done", self._detail(prior, len(changed), refused), written)
+        return Came(outcome, self._detail(prior, len(changed), refused), written)
 
     def _detail(self, prior: dict[Part, Cpus], changed: int, refused: list[str]) -> str:
         stay = sum(not cpus & self._wanted for cpus in prior.values())

@@ -15,7 +15,7 @@ from sustain.host import processes, threads
 from sustain.schedulers.journal import Entry, Journal, Outcome, Report, Undo, Undone
 from sustain.schedulers.loop import no_beat
 from sustain.schedulers.packages import cgroups, interrupts, memory, per_thread, pins
-from sustain.schedulers.packages.came import Back, words
+from sustain.schedulers.packages.came import Back, passes, words
 from sustain.schedulers.packages.handles import CgroupHandle
 from sustain.schedulers.packages.memory import Pace
 from sustain.schedulers.packages.per_thread import OWN, Setting
@@ -118,9 +118,9 @@ class Undoing:
             back = put_back(entry)
             self._journal.forget(entry.key, entry)
         except JournalError as error:
-            return Back("failed", f"it is as it was, and that cannot be noted: {words(error)}")
+            return Back("failed", f"it is as it was, and that cannot be noted: {words(error)}", 0, True)
         except (SustainError, OSError) as error:
-            return Back("failed", words(error))
+            return Back("failed", words(error), 0, passes(error))
         return back
 
     def _process(self, setting: Setting[T], entry: Entry) -> Back:
