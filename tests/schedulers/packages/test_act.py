@@ -423,6 +423,32 @@ def test_a_cgroup_without_a_cpuset_is_refused_or_bound_thread_by_thread(
         assert {each.pid: where(each.pid) for each in (program, another)} == before
 
 
+def test_one_process_that_somebody_else_has_set_does_not_keep_the_others(
+    journal: Journal, located: Located, cpuset: Cpuset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running() as program, running() as another:
+        for each in (program, another):
+            enter(cpuset, each.pid)
+        located.handles["box"] = handle(cpuset)
+        monkeypatch.setattr(Cpuset, "enabled", False)
+        actuator = Actuator(journal, located, without_cpuset="threads")
+        before = where(program.pid)
+        actuator.carry_out([place("box", FIRST, "cgroup")])
+        bind(another.pid, SECOND)
+        (effect,) = actuator.carry_out([place("box", BOTH, "cgroup")])
+        assert (effect.outcome, effect.written) == ("done", 1)
+        assert f"else has set since are left alone: 1: {another.pid}" in effect.detail
+        assert set(where(program.pid).values()) == {BOTH}
+        assert set(where(another.pid).values()) == {SECOND}
+        bind(program.pid, SECOND)
+        assert outcomes(actuator.carry_out([place("box", FIRST, "cgroup")])) == [("changed", 0)]
+        bind(program.pid, BOTH)
+        assert actuator.carry_out([release("box", "cgroup")])[0].done
+        assert where(program.pid) == before
+        assert set(where(another.pid).values()) == {SECOND}
+        assert journal.entries() == ()
+
+
 def test_a_process_that_has_left_its_parent_in_such_a_cgroup_is_free_again(
     journal: Journal, located: Located, cpuset: Cpuset, monkeypatch: pytest.MonkeyPatch
 ) -> None:

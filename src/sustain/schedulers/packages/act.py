@@ -16,7 +16,7 @@ pieces over many calls.
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -45,6 +45,7 @@ WithoutCpuset = Literal[
 _NS = 1e9
 _TIDY_S = 600.0  # every so often, what has gone is let go of
 _NOTHING = "nothing of it was changed"
+_NAMED = 3  # of those that were left alone
 _GONE = Came("gone", "there is no such group any more")
 
 
@@ -247,18 +248,28 @@ class Actuator:
         while True:
             left = [each for each in self._processes(handle) if each not in came]
             if not left:
-                return together(came.values()) if came else Came("gone", "it has no process any more")
+                return _of_processes(came) if came else Came("gone", "it has no process any more")
             for process in left:
                 if came and not goes_on():
-                    return together(
-                        [*came.values(), Came("again later", f"processes that are left: {len(left)}")]
-                    )
+                    later = Came("again later", f"processes that are left: {len(left)}")
+                    return together((_of_processes(came), later))
                 came[process] = do(process)
 
     def _processes(self, handle: Handle) -> list[Identity]:
         if isinstance(handle, CgroupHandle):
             return cgroups.members(handle.directory, self._root)
         return list(handle.processes)
+
+
+def _of_processes(came: Mapping[Identity, Came]) -> Came:
+    """Of a group, one process after the other: some that somebody else has set do not keep the others from it."""
+    changed = [process.pid for process, each in came.items() if each.outcome == "changed"]
+    others = [each for each in came.values() if each.outcome != "changed"]
+    if not changed or not any(each.outcome in ("done", "again later") for each in others):
+        return together(came.values())
+    which = ", ".join(str(each) for each in changed[:_NAMED])
+    left = f"processes that somebody else has set since are left alone: {len(changed)}: {which}"
+    return together((*others, Came("done", left)))
 
 
 def _of(action: Place | Align, handle: Handle, process: Identity) -> Of:
