@@ -18,12 +18,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The lab begins at once: it takes longest."""
-    items.sort(key=lambda item: not in_lab(item.nodeid))
+    """The lab begins at once: it takes longest. What it has on packages comes last, for whoever is done first."""
+    items.sort(key=lambda item: 2 if on_packages(item.nodeid) else not in_lab(item.nodeid))
 
 
 def in_lab(test: str) -> bool:
     return test.startswith("tests/lab/")
+
+
+def on_packages(test: str) -> bool:
+    """Of the lab, machines of two packages, whose processors are emulated in turns: they take one of ours."""
+    return test.startswith("tests/lab/test_packages_")
 
 
 @pytest.hookimpl(optionalhook=True)  # unless pytest-xdist is there, as in guests of the lab
@@ -31,13 +36,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Of two processes (`make test`) one works through the lab, the other through the rest, file by file; who is done
     first helps with the rest.
 
-    Two guests of the lab would be too much for two processors; the other tests wait most of their time. What is of one
-    file stays together, for the sake of what its tests share.
+    Two guests of the lab would be too much for two processors; the other tests wait most of their time. Only machines
+    of two packages, which come last, may be there beside another guest. What is of one file stays together, for the
+    sake of what its tests share.
     """
     from xdist.scheduler import LoadScopeScheduling
 
     class LabBesideTheRest(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "lab" if in_lab(nodeid) else nodeid.partition("::")[0]
+            apart = on_packages(nodeid) or not in_lab(nodeid)
+            return nodeid.partition("::")[0] if apart else "lab"
 
     return LabBesideTheRest(config, log)

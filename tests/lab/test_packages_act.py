@@ -43,6 +43,7 @@ def test_two_packages(kernel: vm.Kernel, tmp_path: Path) -> None:
     passes(kernel, tmp_path, f"{TESTS}/test_two_packages.py", *OTHERS)
 
 
+@two_sockets.more
 def test_a_kernel_that_forgets_affinities(older_kernel: vm.Kernel, tmp_path: Path) -> None:
     chosen = " or ".join(FORGOTTEN)
     passes(older_kernel, tmp_path, "-k", chosen, f"{TESTS}/test_two_packages.py", f"{TESTS}/test_act.py")

@@ -24,6 +24,7 @@ answer(done.returncode)
 """
 
 
+@two_sockets.more
 @pytest.mark.parametrize("chosen", ["threads affinity cpuset irqs", "numa_memory move_pages"])
 def test_the_surfaces_own_tests_pass_on_two_sockets(kernel: vm.Kernel, tmp_path: Path, chosen: str) -> None:
     assert two_sockets.run(kernel, tmp_path, TESTS, limit_s=500, environment={"CHOSEN": chosen}) == 0
