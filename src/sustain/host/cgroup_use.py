@@ -122,6 +122,17 @@ def processes(path: str, where: Trees) -> list[int]:
     return sorted(set(found))
 
 
+def first_process(path: str, where: Trees) -> int | None:
+    """One of its processes, or of those below it; None: it has none. Raises HostError."""
+    return next((each for folder in below(path, where) for each in _numbers(folder / "cgroup.procs")), None)
+
+
+def has_cpus(path: str, where: Trees) -> bool:
+    """Whether it has a cpuset of its own. Raises HostError."""
+    name = "cpuset.cpus.effective" if where.version == 2 else "cpuset.effective_cpus"
+    return where.cpus is not None and bool(_content(f"{where.cpus}{path}/{name}"))
+
+
 def cpus(path: str, where: Trees) -> frozenset[int] | None:
     """The processors that its threads may use, of those that are online: its own, or what it has from above; None:
     unknown, there is no cpuset here. Raises HostError."""

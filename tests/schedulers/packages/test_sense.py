@@ -258,6 +258,25 @@ def test_a_group_that_was_just_placed_is_seen_there_and_what_was_known_stands(
             seen = sensor.read()
 
 
+def test_a_cgroup_without_a_cpuset_is_where_its_threads_are(tmp_path: Path) -> None:
+    host = hosts.intel(tmp_path, packages=2, cores=2, threads=1)
+    host.write("sys/fs/cgroup/cpuset.cpus.effective", "0-3\n")
+    group(host, "vms/a", 1.0, "", {101: "0-3", 102: "0-3"})
+    host.write("sys/fs/cgroup/vms/a/cgroup.procs", "101\n")
+    with sensor_of(host, Wanted(name="vms", cgroup="vms/*")) as sensor:
+        seen = sensor.read()
+        assert seen.places[seen.groups.place[0]] == (0, 1, 2, 3)
+        for tid in (101, 102):
+            thread(host, tid, "0-1")
+        host.advance(10.0)
+        seen = sensor.read()
+        assert seen.places[seen.groups.place[0]] == (0, 1)
+        thread(host, 101, "2-3")
+        host.advance(10.0)
+        seen = sensor.read()
+        assert seen.groups.place[0] == MIXED
+
+
 def test_of_a_large_group_nothing_is_said_before_all_its_threads_were_seen(tmp_path: Path) -> None:
     host = hosts.bare(tmp_path)
     group(host, "vms/a", 1.0, "0-3", dict.fromkeys(range(1000, 3050), "0-3"))

@@ -35,6 +35,7 @@ class _Now:
     used_s: float
     threads: int  # _UNKNOWN
     cpus: Cpus  # it may use, of those that are online
+    whole: bool  # all its threads may; else the first one may, and the others are to be looked at
 
 
 class GroupReader:
@@ -71,7 +72,7 @@ class GroupReader:
         problems += [f"{by_life[life].name}: threads: {why}" for life, why in unknown.items()]
         self._look_at_memory(now_s, known, nodes, problems)
         places: dict[tuple[int, ...], int] = {}
-        place = [_place(each, here[each.life], surveys.get(each.life), online, places) for each in known]
+        place = [_place(here[each.life], surveys.get(each.life), online, places) for each in known]
         told = [surveys.get(each.life) for each in known]
         return (
             Groups(
@@ -131,16 +132,25 @@ class GroupReader:
             used_s = used.get(found.cgroup)
             if used_s is None and cgroup_use.named(found.cgroup.path, self._trees) != found.cgroup:
                 return None
-            cpus = cgroup_use.cpus(found.cgroup.path, self._trees)
-            return _Now(
-                np.nan if used_s is None else used_s, _UNKNOWN, online if cpus is None else cpus & online
-            )
+            cpus, whole = self._cpus(found.cgroup.path, online)
+            return _Now(np.nan if used_s is None else used_s, _UNKNOWN, cpus, whole)
         assert found.who is not None
         use = threads.use(found.who.pid, self._root)
         setup = thread_setup.read(found.who.pid, self._root)
         if use is None or use.who != found.who or setup is None:
             return None
-        return _Now(use.used_ticks / TICKS_PER_S, use.threads, setup.cpus & online)
+        return _Now(use.used_ticks / TICKS_PER_S, use.threads, setup.cpus & online, whole=False)
+
+    def _cpus(self, path: str, online: Cpus) -> tuple[Cpus, bool]:
+        """Where a cgroup may run, and whether that is its cpuset: one without is bound thread by thread."""
+        assert self._trees is not None
+        if not cgroup_use.has_cpus(path, self._trees):
+            first = cgroup_use.first_process(path, self._trees)
+            setup = None if first is None else thread_setup.read(first, self._root)
+            if setup is not None:
+                return setup.cpus & online, False
+        cpus = cgroup_use.cpus(path, self._trees)
+        return online if cpus is None else cpus & online, True
 
     def _threads(self, found: Found) -> Sequence[int]:
         if found.cgroup is not None:
@@ -193,11 +203,9 @@ class GroupReader:
         return table.reshape(-1)
 
 
-def _place(
-    found: Found, now: _Now, survey: Survey | None, online: Cpus, places: dict[tuple[int, ...], int]
-) -> int:
-    """Of a cgroup what its cpuset says; of a process what all its threads may use, if that is the same."""
-    if found.cgroup is None:
+def _place(now: _Now, survey: Survey | None, online: Cpus, places: dict[tuple[int, ...], int]) -> int:
+    """Of a cgroup what its cpuset says; else what all its threads may use, if that is the same."""
+    if not now.whole:
         sets = {cpus & online for cpus, _ in survey.sets} if survey is not None else set()
         if sets != {now.cpus}:
             return MIXED
