@@ -12,6 +12,7 @@ import numpy as np
 
 from sustain.schedulers.packages.decide import decide
 from sustain.schedulers.packages.model import (
+    MIXED,
     Action,
     Cpus,
     Effect,
@@ -81,6 +82,7 @@ class Machine:
         self.written = 0
         self.refuse: set[str] = set()
         self.later: set[str] = set()
+        self.mixed: set[str] = set()  # groups a part of which somebody else has bound
         self.unseen: set[str] = set()  # groups that are there, and not in the next looks
         self.random = np.random.default_rng(self.seed)
 
@@ -145,7 +147,10 @@ class Machine:
         places: list[tuple[int, ...]] = []
         place = []
         shown = {name: group for name, group in self.groups.items() if name not in self.unseen}
-        for group in shown.values():
+        for name, group in shown.items():
+            if name in self.mixed and group.ours is not None:
+                place.append(MIXED)
+                continue
             where = tuple(sorted(group.cpus)) if group.cpus else self.online
             if where not in places:
                 places.append(where)

@@ -333,6 +333,14 @@ def test_hands_off_what_somebody_else_sets_meanwhile() -> None:
     assert all(group.cpus is None for name, group in machine.groups.items() if name != "vm4")
 
 
+def test_a_group_of_which_others_have_bound_a_part_is_not_placed_again_and_again() -> None:
+    machine = Machine(groups=guests())
+    machine.mixed = {"vm4"}  # once it is placed
+    plans = machine.ticks(LIGHT)
+    assert parked(plans[-1]) == [0]
+    assert sum(each.group == "vm4" for plan in plans for each in plan.actions) == 3
+
+
 def test_what_is_refused_is_not_tried_for_ever() -> None:
     machine = Machine(groups=guests())
     machine.refuse = {"vm1"}

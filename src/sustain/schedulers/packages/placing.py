@@ -217,7 +217,8 @@ def moves(
     memory is to be, None: it stays."""
     memory, groups = now.memory, seen.groups
     ours = memory.placed != NOT_PLACED
-    there = at(seen, memory, want.sets) & (memory.placed == want.of)
+    there = at(seen, memory, want.sets) | (memory.settled & (groups.place == MIXED))
+    there &= memory.placed == want.of
     back = ours & (want.of == NOT_PLACED)
     forth = now.movable & (want.of != NOT_PLACED) & ~there
     known = ~np.isnan(groups.memory_bytes.reshape(len(groups), -1)).any(axis=1) if len(groups) else there
@@ -266,7 +267,7 @@ def heard(
     if not effects:
         return memory, sets
     rows = {key: at for at, key in enumerate(zip(memory.names, memory.lives, strict=True))}
-    placed, hands_off = memory.placed.copy(), memory.hands_off.copy()
+    placed, settled, hands_off = memory.placed.copy(), memory.settled.copy(), memory.hands_off.copy()
     followed, aligned = memory.followed.copy(), memory.aligned.copy()
     found = list(sets)
     for effect in effects:
@@ -282,7 +283,7 @@ def heard(
             if effect.done or begun:
                 index = _index(found, action.cpus)
                 followed[row] = effect.done and action.nodes is not None
-                placed[row] = index
+                placed[row], settled[row] = index, effect.done
             elif effect.outcome != "again later":  # where it was placed before, the next plan puts it back
                 hands_off[row] = True
         elif isinstance(action, Release):
@@ -294,7 +295,9 @@ def heard(
         elif effect.outcome != "again later" and action.slack_s is not None:
             hands_off[row] = True
     return (
-        replace(memory, placed=placed, hands_off=hands_off, followed=followed, aligned=aligned),
+        replace(
+            memory, placed=placed, settled=settled, hands_off=hands_off, followed=followed, aligned=aligned
+        ),
         tuple(found),
     )
 

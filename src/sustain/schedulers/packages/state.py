@@ -46,6 +46,9 @@ class GroupMemory:
     kinds: tuple[Kind, ...]
     mean: NDArray[np.float64]  # processors in use; NaN: unknown
     placed: NDArray[np.int32]  # index into State.sets: where we put it; NOT_PLACED
+    settled: NDArray[
+        np.bool_
+    ]  # it is as we placed it, as far as it goes: some of its threads may be bound by others
     hands_off: NDArray[np.bool_]  # somebody else set it, or it cannot be placed: for this life
     followed: NDArray[np.bool_]  # its memory is where it was to be
     aligned: NDArray[np.bool_]  # its timers were told to be late
@@ -177,6 +180,7 @@ def _carried(seen: Observation, state: State | None, policy: Policy) -> GroupMem
         np.zeros(count, np.bool_),
         np.zeros(count, np.bool_),
         np.zeros(count, np.bool_),
+        np.zeros(count, np.bool_),
         np.zeros(count, np.int32),
         np.zeros(count, np.bool_),
     )
@@ -185,7 +189,7 @@ def _carried(seen: Observation, state: State | None, policy: Policy) -> GroupMem
         index = {key: at for at, key in enumerate(zip(old.names, old.lives, strict=True))}
         rows = np.array([index.get(key, -1) for key in zip(groups.name, groups.life, strict=True)], np.intp)
         known = rows >= 0
-        for name in ("mean", "placed", "hands_off", "followed", "aligned"):
+        for name in ("mean", "placed", "settled", "hands_off", "followed", "aligned"):
             getattr(fresh, name)[known] = getattr(old, name)[rows[known]]
     return _by_policy(fresh, policy)
 
