@@ -28,6 +28,12 @@ def begin(pair: Cluster, *app: str, options: tuple[str, ...] = ()) -> tuple[Host
     return a, b
 
 
+def begin_work(pair: Cluster, commits: int) -> tuple[Host, Host]:
+    """a works on what it will finish. Each commit waits for its copy, so that b has the store before that."""
+    words = ("--until", str(commits), "--wait")
+    return pair[0].start(*words, options=("--create",)).becomes("primary"), pair[1].start(*words)
+
+
 def one_primary_at_a_time(cluster: Cluster) -> None:
     """No commit of an older epoch was confirmed after one of a newer epoch."""
     newest = 0
@@ -118,7 +124,7 @@ def test_a_command_whose_supervisor_alone_was_killed_commits_nothing_past_the_le
 
 
 def test_finished_work_is_not_started_again(pair: Cluster) -> None:
-    a, b = begin(pair, "--until", "400")
+    a, b = begin_work(pair, 400)
     assert a.ends() == 0, a.output()
     assert b.ends() == 0, b.output()
     assert not b.said("start")
@@ -337,7 +343,7 @@ def test_a_full_report_directory_does_not_stop_a_takeover(pair: Cluster) -> None
 
 
 def test_nothing_is_left_in_the_hosts_directories(pair: Cluster) -> None:
-    a, b = begin(pair, "--until", "200")
+    a, b = begin_work(pair, 200)
     assert (a.ends(), b.ends()) == (0, 0)
     for host in (a, b):
         assert {path.name for path in host.dir.iterdir() if not path.name.startswith("takeover")} == {

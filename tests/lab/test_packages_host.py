@@ -84,10 +84,9 @@ def seen(kernel: vm.Kernel, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 def test_a_cpuset_moves_busy_threads_and_their_memory_to_another_package(seen: dict[str, Any]) -> None:
     moves = seen["moves"]
     assert moves["ran"] == [True, True, True]
-    assert moves["before"]["0"] > 18 << 20
-    assert moves["before"].get("1", 0) < 4 << 20
-    assert moves["after"].get("0", 0) < 4 << 20
-    assert moves["after"]["1"] > 18 << 20
+    # 24 MiB of its own, and what it shares with other programs, wherever that is.
+    assert moves["before"]["0"] > 18 << 20 > 2 * moves["before"].get("1", 0)
+    assert moves["after"]["1"] > 18 << 20 > 2 * moves["after"].get("0", 0)
     assert moves["whole"]
 
 
