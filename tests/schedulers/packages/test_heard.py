@@ -26,8 +26,10 @@ def memory(placed: int) -> GroupMemory:
     return GroupMemory(
         names=("web",),
         lives=("1",),
+        kinds=("cgroup",),
         mean=np.ones(1),
         placed=np.array([placed], np.int32),
+        settled=no,
         hands_off=no,
         followed=no,
         aligned=no,
@@ -45,9 +47,9 @@ def memory(placed: int) -> GroupMemory:
         ("again later", {"moved_bytes": 0.0}, True, False, False),  # its memory is on its way
         ("again later", {"written": 3}, True, False, False),  # some of its threads are there
         ("again later", {}, None, False, False),  # it had no turn: it is where it was
-        ("refused", {}, False, False, True),
-        ("refused", {"written": 3}, False, False, True),  # and put back
-        ("changed", {}, False, False, True),
+        ("refused", {}, None, False, True),  # where it was placed before it is still, until the next plan
+        ("refused", {"written": 3}, None, False, True),  # and put back
+        ("changed", {}, None, False, True),
         ("gone", {}, None, False, False),
     ],
 )
