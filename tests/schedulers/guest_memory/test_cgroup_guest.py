@@ -23,7 +23,8 @@ from tests.host.held import MIB, own_cgroup, some_swap
 
 COLD, HOT, FILE, LIMIT = 48 * MIB, 16 * MIB, 32 * MIB, 256 * MIB
 
-# Writes all of its memory and a file; then, for each line, reads what is hot, or all, and says how much is right.
+# Writes all of its memory and a file; then, for each line, reads what is hot, or all, and says how much is right; or
+# reads the file.
 _PROGRAM = """
 import mmap, os, sys
 path, cold, hot, size = sys.argv[1], *map(int, sys.argv[2:])
@@ -36,6 +37,10 @@ for page in range(0, cold + hot, 4096):
     view[page : page + 8] = page.to_bytes(8, "little")
 print("ready", flush=True)
 for line in sys.stdin:
+    if line == "file\\n":
+        with open(path, "rb", buffering=0) as file:
+            print(len(file.read()), flush=True)
+        continue
     first = 0 if line == "all\\n" else cold
     right = sum(view[page : page + 8] == page.to_bytes(8, "little") for page in range(first, cold + hot, 4096))
     print(right * 4096, flush=True)
@@ -104,7 +109,14 @@ def test_a_container_is_seen_reclaimed_and_whole(container: Container, tmp_path:
     )
     with Journal(tmp_path / "journal") as journal:
         sensor = Sensor(ways, changes=journal)
-        before = seen(sensor, lambda each: anonymous_of(each) >= COLD + HOT and buffers_of(each) >= FILE)
+
+        def whole(each: Figures) -> bool:
+            return anonymous_of(each) >= COLD + HOT and buffers_of(each) >= FILE
+
+        before = seen(sensor, whole)
+        if not whole(before.figures):  # a host that others press takes buffers first
+            assert container.use("file") == FILE
+            before = seen(sensor, whole)
         figures = before.figures
         assert (before.kind, before.source, before.can) == ("cgroup", "cgroup", ("reclaim",))
         assert before.life == str(group.directory.stat().st_ino)
