@@ -6,8 +6,6 @@ Used by `decide`. Only one thing at a time: what is short of room comes first, a
 import math
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from sustain.schedulers.packages import trial as trials
 from sustain.schedulers.packages.classify import Class
 from sustain.schedulers.packages.model import Purpose, Verdict
@@ -24,7 +22,7 @@ from sustain.schedulers.packages.placing import (
 from sustain.schedulers.packages.rates import Rates
 from sustain.schedulers.packages.situation import Situation
 from sustain.schedulers.packages.state import NOT_PLACED, PackageMemory, Trial
-from sustain.schedulers.packages.worth import Worth, last_verdict, memory_fits, nodes_of, unit_of
+from sustain.schedulers.packages.worth import Worth, last_verdict, memory_fits, nodes_of, on_nodes, unit_of
 
 _INTRUDED = 5.0  # times the load of a parked package, from which it is none any more; also averages to wait
 _INTRUDED_LEAST = 0.1  # processors
@@ -264,8 +262,8 @@ def _begin(base: Course, at: Situation, worths: dict[int, Worth], short: bool) -
         return base
     best = max(ready, key=lambda each: (each.score, -each.package))
     pairs = 1 if _told(best.package, at) else at.policy.pairs
-    untried = best.known or at.policy.trial == "never"
-    trial = trials.begin(best.package, best.unit, untried, at_s, pairs)
+    unmeasured = best.known or at.policy.trial == "never"
+    trial = trials.begin(best.package, best.unit, unmeasured, at_s, pairs)
     parked = base.parked + ((best.package,) if trials.parks(trial) else ())
     why = f"package {best.package} is emptied: {'; '.join(best.reasons)}"
     return replace(base, trial=trial, parked=parked, why=why)
@@ -292,6 +290,4 @@ def _moving_s(at: Situation, package: int) -> float:
     nodes = nodes_of(seen, [package])
     if not nodes or at.policy.memory_bytes_per_s <= 0 or not len(seen.groups):
         return 0.0
-    table = seen.groups.memory_bytes.reshape(len(seen.groups), -1)
-    columns = [index for index, node in enumerate(seen.nodes) if node.number in nodes]
-    return 2 * float(np.nan_to_num(table[:, columns]).sum()) / at.policy.memory_bytes_per_s
+    return 2 * float(on_nodes(seen, nodes).sum()) / at.policy.memory_bytes_per_s

@@ -40,7 +40,6 @@ _NAMES = 5  # in a line for people
 class Standing:
     """What each group may use now, and whether it is ours to move."""
 
-    free: NDArray[np.bool_]  # all processors that are online
     movable: NDArray[np.bool_]
     packages: tuple[frozenset[int], ...]  # of each place
     left: tuple[GroupPlan, ...]  # those that are not moved, by reason
@@ -78,7 +77,7 @@ def standing(seen: Observation, memory: GroupMemory, sets: tuple[Set, ...]) -> S
         if len(those):
             names = tuple(groups.name[row] for row in those[:_NAMES].tolist())
             left.append(GroupPlan(why=why, count=len(those), names=names))
-    return Standing(free, movable, packages, tuple(left), memory)
+    return Standing(movable, packages, tuple(left), memory)
 
 
 def at(seen: Observation, memory: GroupMemory, sets: tuple[Set, ...]) -> NDArray[np.bool_]:

@@ -98,8 +98,7 @@ class Packages:
         self._look = look(seen)
         if not self._problem:
             return seen
-        fields = {name: getattr(seen, name) for name in seen.__struct_fields__}
-        return Observation(**(fields | {"problems": (*seen.problems, self._problem)}))
+        return msgspec.structs.replace(seen, problems=(*seen.problems, self._problem))
 
     def decide(
         self, observation: Observation, state: State | None, now_s: float, effects: Sequence[Effect]

@@ -6,6 +6,8 @@ Used by `decide`, and by `worth`, `course` and `written`, which read it.
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import msgspec
+
 from sustain.schedulers.packages.capacity import Room, rooms
 from sustain.schedulers.packages.classify import classify
 from sustain.schedulers.packages.model import (
@@ -87,8 +89,7 @@ def situation(
     room = rooms(seen.cpus, policy)
     proved = passive(between, seen) if between is not None else ()
     if proved:
-        fields = {name: getattr(seen, name) for name in seen.__struct_fields__}
-        seen = Observation(**(fields | {"findings": seen.findings + proved}))
+        seen = msgspec.structs.replace(seen, findings=seen.findings + proved)
     memory = {}
     for package in seen.packages:
         if package.number in room:

@@ -13,12 +13,14 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import msgspec
+
 from sustain.schedulers.packages.model import Observation, Package, Verdict
 from sustain.schedulers.packages.policy import Policy
 from sustain.schedulers.packages.rates import Look, power_between, residency_between, use_between
 from sustain.schedulers.packages.saving import Sample, estimate, of_metric
 from sustain.schedulers.packages.state import Trial, independent_share
-from sustain.schedulers.packages.worth import words_of
+from sustain.schedulers.packages.worth import interval_of
 
 _SAMPLE_S = 10.0  # at least
 _LEAST = 3  # samples in a window
@@ -148,11 +150,11 @@ def judge(trial: Trial, now_s: float, policy: Policy) -> Verdict | None:
     )
     hurt = suffers(samples, policy)
     if hurt:
-        verdict = _with(verdict, kept=False, detail=f"{hurt}; {words_of(verdict).partition(': ')[2]}")
+        verdict = msgspec.structs.replace(verdict, kept=False, detail=f"{hurt}; {interval_of(verdict)}")
     elif low <= 0:
-        verdict = _with(verdict, detail=f"{words_of(verdict).partition(': ')[2]}: it may be nothing")
+        verdict = msgspec.structs.replace(verdict, detail=f"{interval_of(verdict)}: it may be nothing")
     else:
-        verdict = _with(verdict, detail=words_of(verdict).partition(": ")[2])
+        verdict = msgspec.structs.replace(verdict, detail=interval_of(verdict))
     return verdict
 
 
@@ -222,8 +224,3 @@ def _read_s(package: Package, unit: str) -> float:
 def _look(seen: Observation) -> Look:
     packages = {each.number: each for each in seen.packages}
     return Look(seen.now_s, seen.cpus, packages, (), (), seen.groups.used_s[:0])
-
-
-def _with(verdict: Verdict, **fields: object) -> Verdict:
-    values = {name: getattr(verdict, name) for name in verdict.__struct_fields__}
-    return Verdict(**(values | fields))

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sustain.schedulers.packages.capacity import left, slowdown
 from sustain.schedulers.packages.classify import Class
@@ -107,7 +108,7 @@ def expected(
     mine = [each for each in findings if each.package == number]
     tested = [each for each in mine if each.parked_w is not None]
     if verdict is not None and verdict.unit == "W":
-        return verdict.saving, f"a trial measured {_interval(verdict)}"
+        return verdict.saving, f"a trial measured {interval_of(verdict)}"
     if not tested:
         return None, "what parking it would save is unknown until a trial"
     finding = tested[-1]
@@ -132,10 +133,11 @@ def last_verdict(number: int, verdicts: tuple[Verdict, ...], now_s: float, polic
 
 def words_of(verdict: Verdict) -> str:
     """For people."""
-    return f"{'kept' if verdict.kept else 'undone'}: {_interval(verdict)}"
+    return f"{'kept' if verdict.kept else 'undone'}: {interval_of(verdict)}"
 
 
-def _interval(verdict: Verdict) -> str:
+def interval_of(verdict: Verdict) -> str:
+    """The saving and its interval, for people."""
     if verdict.unit == "W":
         return f"{verdict.saving:.1f} W saved ({verdict.low:.1f} to {verdict.high:.1f})"
     return (
@@ -268,8 +270,7 @@ def _remote(number: int, now: Standing, seen: Observation, rest: list[int], poli
     if not nodes or not len(seen.groups):
         return _Remote(0.0, 0.0)
     table = seen.groups.memory_bytes.reshape(len(seen.groups), -1)
-    columns = [at for at, node in enumerate(seen.nodes) if node.number in nodes]
-    there = np.nan_to_num(table[:, columns]).sum(axis=1)
+    there = on_nodes(seen, nodes)
     whole = float(np.nansum(table))
     movable = now.movable
     follows = movable & now.memory.follow if policy.memory_bytes_per_s > 0 else np.zeros_like(movable)
@@ -296,15 +297,20 @@ def nodes_of(seen: Observation, packages: list[int]) -> tuple[int, ...]:
     return tuple(sorted(set(node[mine].tolist()) - set(node[~mine].tolist())))
 
 
+def on_nodes(seen: Observation, nodes: tuple[int, ...]) -> NDArray[np.float64]:
+    """Of each group, bytes that are known to be there."""
+    table = seen.groups.memory_bytes.reshape(len(seen.groups), -1)
+    columns = [index for index, node in enumerate(seen.nodes) if node.number in nodes]
+    found: NDArray[np.float64] = np.nan_to_num(table[:, columns]).sum(axis=1)
+    return found
+
+
 def memory_fits(seen: Observation, now: Standing, from_packages: list[int], to_packages: list[int]) -> bool:
     """Whether the memory of groups that follow has room on the other nodes."""
     nodes = nodes_of(seen, from_packages)
     if not nodes or not len(seen.groups):
         return False
-    table = seen.groups.memory_bytes.reshape(len(seen.groups), -1)
-    columns = [at for at, node in enumerate(seen.nodes) if node.number in nodes]
-    rows = now.movable & now.memory.follow
-    moves = float(np.nan_to_num(table[rows][:, columns]).sum())
+    moves = float(on_nodes(seen, nodes)[now.movable & now.memory.follow].sum())
     return moves <= _FILL * _free(seen, to_packages)
 
 
