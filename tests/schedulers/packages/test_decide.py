@@ -509,6 +509,7 @@ def test_a_plan_is_a_function_of_what_goes_in_and_goes_into_json() -> None:
 
 
 @example(use=5.0, swing=0.2, packages=2, period_s=120.0, seed=1)
+@example(use=5.75, swing=0.25, packages=2, period_s=3600.0, seed=0)  # it grows between two comparisons
 @settings(max_examples=8, deadline=None)
 @given(
     use=st.floats(0.0, 6.0),

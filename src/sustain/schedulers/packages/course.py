@@ -22,7 +22,15 @@ from sustain.schedulers.packages.placing import (
 from sustain.schedulers.packages.rates import Rates
 from sustain.schedulers.packages.situation import Situation
 from sustain.schedulers.packages.state import NOT_PLACED, PackageMemory, Trial
-from sustain.schedulers.packages.worth import Worth, last_verdict, memory_fits, nodes_of, on_nodes, unit_of
+from sustain.schedulers.packages.worth import (
+    Worth,
+    last_verdict,
+    memory_fits,
+    no_room,
+    nodes_of,
+    on_nodes,
+    unit_of,
+)
 
 _INTRUDED = 5.0  # times the load of a parked package, from which it is none any more; also averages to wait
 _INTRUDED_LEAST = 0.1  # processors
@@ -211,6 +219,10 @@ def _go_on(base: Course, trial: Trial, at: Situation) -> Course:
     base = replace(base, relieved=EVERYBODY if trial.steps[0] == "unpack" else NOBODY)
     pending = to_move(at, base)[1].pending
     held = trials.advance(trial, at.seen, at.load, pending, _moving_s(at, package), at.policy)
+    if held.trial is not None and trials.parks(held.trial) and package not in at.parked:
+        # Load may have grown since it was found worth it, or was emptied for the first comparison.
+        full = no_room([each for each in at.awake if each != package], at)
+        held = trials.Advance(None, "undone", None, full) if full else held
     if held.trial is not None:
         parks = trials.parks(held.trial)
         why = f"package {package} is emptied, to see what that saves: {_WORDS[held.trial.steps[0]]}"

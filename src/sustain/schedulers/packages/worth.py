@@ -69,7 +69,7 @@ def worth(number: int, at: Situation) -> Worth:
         mine.rest_why if mine.rest_until_s > seen.now_s else "",
         _refuted(verdict),
         _rests(number, at, expected_w),
-        _room(rest, at),
+        no_room(rest, at),
         _apart(at, rest),
         ""
         if _moves(number, at) or at.policy.interrupts
@@ -232,8 +232,8 @@ def _rests(number: int, at: Situation, expected_w: float | None) -> str:
     return f"it is in independent states for {share:.0%} of the time already"
 
 
-def _room(rest: list[int], at: Situation) -> str:
-    """Whether what is needed has room on the others."""
+def no_room(rest: list[int], at: Situation) -> str:
+    """Why these packages have no room for what is needed; "": they have."""
     if at.demand is None:
         return "how much is in use is unknown"
     needed, headroom = at.demand.needed, at.policy.headroom
