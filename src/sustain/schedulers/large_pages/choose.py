@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sustain.schedulers.large_pages.budget import guaranteed
-from sustain.schedulers.large_pages.columns import Mask, select
+from sustain.schedulers.large_pages.columns import Mask
 from sustain.schedulers.large_pages.judge import Rows
 from sustain.schedulers.large_pages.state import slices
 
@@ -38,15 +38,17 @@ def choose(
 ) -> Chosen:
     """Of a pool. `targets`: the blocks of each; `places`: how many at most, None: no limit; `own`: how many are each
     target's own; `caps`: how many each may have (None: no limit to any)."""
-    never = np.full(len(score), -np.inf, np.float32)
-    score = select(pool, score, never)
+    never = np.float32(-np.inf)
+    score = np.fmax(score, never)  # what has none is NaN
+    outside = np.flatnonzero(~pool & (score > never))
+    score[outside] = never
     allowed = pool
     if caps is not None:
         allowed = np.zeros_like(pool)
         for rows, cap in zip(targets, caps.tolist(), strict=True):
             allowed[rows] = are_best(score[rows], cap)
         allowed &= pool
-        score = select(allowed, score, never)
+        score[~allowed] = never
     mine = np.zeros_like(allowed)
     if places is None or places >= int(np.count_nonzero(allowed)):
         return Chosen(allowed, mine)
@@ -56,8 +58,11 @@ def choose(
     for rows, count in zip(targets, own.tolist(), strict=True):
         mine[rows] = are_best(score[rows], count)
     mine &= allowed
-    others = are_best(select(mine, never, score), places - int(np.count_nonzero(mine)))
-    return Chosen((mine | others) & allowed, mine)
+    open_ = np.flatnonzero(allowed & ~mine)
+    others = open_[are_best(score[open_], places - int(np.count_nonzero(mine)))]
+    found = mine.copy()
+    found[others] = True
+    return Chosen(found, mine)
 
 
 def are_best(score: Scores, count: int) -> Mask:

@@ -5,7 +5,7 @@ Used by whatever looks at every block. What makes it quick, for a million of the
 - In pieces: what is made of some rows on the way stays in the processor's caches.
 - On the boundaries of cache lines (`column`): arithmetic that writes across them takes twice as long, and memory as it
   is commonly given lies across them. So steps of a sum are written to columns of ours, one after the other in place.
-- Without branches (`select`, `write`, `put`): a mask at random makes a processor guess wrong every other time, at some
+- Without branches (`write`, `masked`, `put`): a mask at random makes a processor guess wrong every other time, at some
   15 ns each; bits are combined at a few elements in a nanosecond. `numpy.where` takes several times as long.
 """
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 Mask = NDArray[np.bool_]
 F = TypeVar("F", np.float32, np.float64)
 
-PIECE = 1 << 15  # rows that are dealt with at once; whole cache lines of any column
+PIECE = 1 << 16  # rows that are dealt with at once; whole cache lines of any column
 _LINE_BYTES = 64
 _SIGNED: dict[Any, Any] = {np.float32: np.int32, np.float64: np.int64}
 _FEW = 32  # of so many rows one or fewer: they are gone through by themselves
@@ -35,24 +35,6 @@ def column(count: int, kind: type[F]) -> NDArray[F]:
     room = np.empty(size + _LINE_BYTES, np.uint8)
     begin = -room.__array_interface__["data"][0] % _LINE_BYTES
     return room[begin : begin + size].view(kind)
-
-
-def select(where: Mask, chosen: NDArray[F], other: NDArray[F], out: NDArray[F] | None = None) -> NDArray[F]:
-    """`chosen` where the mask is set, else `other`, both of one type, float32 or float64. Written to `out`, which is
-    neither, else to a new column; without `out` it may be one of the two itself."""
-    assert chosen.dtype == other.dtype
-    count = int(np.count_nonzero(where))
-    if out is None:
-        if not count or count == len(where):
-            return chosen if count else other
-        out = column(len(where), chosen.dtype.type)
-    if count > len(where) // _FEW and count < len(where):
-        for rows in pieces(len(where)):
-            _combine(where[rows], chosen[rows], other[rows], out[rows])
-    else:
-        out[:] = chosen if count == len(where) else other
-        write(out, where, chosen)
-    return out
 
 
 def write(into: NDArray[F], where: Mask, values: NDArray[F]) -> None:
@@ -85,6 +67,17 @@ def blank(where: Mask, values: NDArray[F], out: NDArray[F]) -> None:
     np.bitwise_or(bits, values.view(bits.dtype), out=out.view(bits.dtype))
 
 
+def later(
+    times: NDArray[np.float64], others: NDArray[np.float64], where: Mask, out: NDArray[np.float64]
+) -> None:
+    """Write to `out`, which is none of these, the later of both times where the mask is set, else the first."""
+    with np.errstate(divide="ignore"):
+        np.divide(1.0, where, out=out)
+    out -= 1.0  # 0, or infinite where it is not set
+    np.subtract(others, out, out=out)
+    np.maximum(out, times, out=out)
+
+
 def put(codes: NDArray[np.uint8], value: int, where: Mask) -> None:
     """Write `value` where the mask is set."""
     if np.count_nonzero(where):
@@ -99,14 +92,6 @@ def spread(of_each: Mask, target: NDArray[np.int32]) -> Mask:
     if not count or count == len(of_each):
         return np.full(len(target), count > 0, np.bool_)
     return of_each.take(target)
-
-
-def _combine(where: Mask, chosen: NDArray[F], other: NDArray[F], out: NDArray[F]) -> None:
-    bits = _lanes(where, out.dtype.type)
-    ours, theirs, found = (each.view(bits.dtype) for each in (chosen, other, out))
-    np.bitwise_xor(ours, theirs, out=found)
-    found &= bits
-    found ^= theirs
 
 
 def _lanes(where: Mask, kind: Any) -> Any:

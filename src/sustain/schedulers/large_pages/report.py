@@ -29,8 +29,11 @@ def target_plans(
     for index, (target, rows) in enumerate(zip(seen.targets, rows_of(seen), strict=True)):
         large, mine = seen.blocks.large[rows], targets[target.life]
         estimate = memory.estimate[rows]
-        estimate = masked(~np.isnan(estimate), estimate)
-        accessed, inside = _sum(estimate), _sum(masked(large, estimate))
+        accessed = _sum(estimate)
+        if np.isnan(accessed):  # of some nothing is known
+            estimate = masked(~np.isnan(estimate), estimate)
+            accessed = _sum(estimate)
+        inside = _sum(masked(large, estimate))
         only = rows.start == rows.stop or finding[rows.start] == Finding.COUNTED_ONLY  # all of it, or nothing
         problems = [*target.problems]
         if mine.reason:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sustain.schedulers.large_pages.columns import Mask, column, masked, pieces, select, write
+from sustain.schedulers.large_pages.columns import Mask, column, later, masked, pieces, write
 from sustain.schedulers.large_pages.model import BLOCK_BYTES, Blocks, Observation
 from sustain.schedulers.large_pages.policy import Policy
 
@@ -163,7 +163,7 @@ def _count(found: Memory, memory: Memory, blocks: Blocks, now_s: float, policy: 
     passed_s[idle] = ended_s[idle] - memory.counted_s[idle]
     passed_s /= policy.weight_period_s
     _move(found, memory, blocks, passed_s, used, policy)
-    select(news & ~whole, ended_s, memory.fine_s, found.fine_s)
+    later(memory.fine_s, ended_s, news & ~whole, found.fine_s)
     np.add(memory.counts, (news & (memory.counts < 255)).view(np.uint8), out=found.counts)
     old = ~news
     for name in ("estimate", "error", "counted_s"):
