@@ -50,7 +50,7 @@ def test_a_package_that_pays_is_parked_after_a_trial() -> None:
     before = sum((1 - share) * 25.0 for share in machine.residency(np.array([1.5, 1.5])))
     after = sum((1 - share) * 25.0 for share in machine.residency(np.array([0.0, 3.0])))
     assert verdict.low <= before - after <= verdict.high
-    assert machine.written == 3 * len(machine.groups)  # there, back, and there again
+    assert machine.written == len(machine.groups) + 2 * 4  # there; half of the work back, and there again
     assert plans[-1].totals.saved_j > 0
 
 
@@ -328,7 +328,7 @@ def test_hands_off_what_somebody_else_sets_meanwhile() -> None:
     assert action.group == "vm4"
     assert any("vm4" in each.names and "somebody else has set" in each.why for each in plans[-1].left)
     machine.groups["vm3"].use = 6.0
-    machine.ticks(100.0 + 4 * machine.policy.rest_s, 50.0)
+    machine.ticks(400.0 + 48 * machine.policy.rest_s, 200.0)
     assert machine.groups["vm4"].cpus == (0, 9)
     assert all(group.cpus is None for name, group in machine.groups.items() if name != "vm4")
 
@@ -338,7 +338,7 @@ def test_a_group_of_which_others_have_bound_a_part_is_not_placed_again_and_again
     machine.mixed = {"vm4"}  # once it is placed
     plans = machine.ticks(LIGHT)
     assert parked(plans[-1]) == [0]
-    assert sum(each.group == "vm4" for plan in plans for each in plan.actions) == 3
+    assert sum(each.group == "vm4" for plan in plans for each in plan.actions) == 1
 
 
 def test_what_is_refused_is_not_tried_for_ever() -> None:
@@ -440,7 +440,7 @@ def test_what_a_verdict_found_holds_and_is_measured_again_in_time() -> None:
     plans = machine.ticks(1000.0)
     assert [each.kept for plan in plans for each in plan.judged] == [True]
     assert parked(plans[-1]) == [0]
-    assert machine.written == 3 * len(machine.groups)
+    assert machine.written == len(machine.groups) + 2 * 4  # nobody else moves for that
 
 
 def test_a_parked_package_that_works_all_the_same_is_woken() -> None:

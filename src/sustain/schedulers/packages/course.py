@@ -6,6 +6,8 @@ Used by `decide`. Only one thing at a time: what is short of room comes first, a
 import math
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from sustain.schedulers.packages import trial as trials
 from sustain.schedulers.packages.classify import Class
 from sustain.schedulers.packages.model import Purpose, Verdict
@@ -37,7 +39,8 @@ _INTRUDED_LEAST = 0.1  # processors
 _INTRUDED_RESTS = (
     12.0  # times a package rests that was woken for that: else it would be emptied and woken in turns
 )
-_RESTS = 4.0  # times a package rests after it was woken, until groups that stayed behind may use it, too
+_RESTS = 48.0  # times a package rests after it was woken, until groups that stayed behind may use it, too
+_NOTHING = 0.02  # of a package's share of the load, that a group uses which need not move for a comparison
 _AGAIN = 0.01  # of the time that a verdict holds: a trial that is due does not wait for its last second
 _WORDS = {
     "off": "first it is measured as it is",
@@ -164,14 +167,14 @@ def _dwell(memory: PackageMemory, found: Worth | None, at_s: float) -> PackageMe
 
 def _short(at: Situation, between: Rates) -> _Short | None:
     """Whether what is awake has too little room; None: it has enough, as far as is known."""
-    if between.pressure is not None and between.pressure >= at.policy.pressure_limit:
-        words = f"tasks waited for a processor in {between.pressure:.0%} of the time"
-        return _Short(tuple(at.awake), math.inf, words)
     hot = tuple(
         each for each in at.awake if between.busy.get(each, 0.0) >= at.policy.high * at.rooms[each].capacity
     )
     if not hot:
-        return None
+        if between.pressure is None or between.pressure < at.policy.pressure_limit:
+            return None
+        words = f"tasks waited for a processor in {between.pressure:.0%} of the time"
+        return _Short(tuple(at.awake), math.inf, words)
     use, capacity = sum(between.busy[each] for each in hot), at.capacity(list(hot))
     where = ", ".join(map(str, hot))
     words = f"{use:.1f} of {capacity:.1f} processors of package {where} are in use"
@@ -216,7 +219,7 @@ def _wake(base: Course, package: int, why: str, at: Situation) -> Course:
 def _go_on(base: Course, trial: Trial, at: Situation) -> Course:
     """One step of what is under way."""
     package = trial.package
-    base = replace(base, relieved=EVERYBODY if trial.steps[0] == "unpack" else NOBODY)
+    base = replace(base, relieved=_compared(package, at) if trial.steps[0] == "unpack" else NOBODY)
     pending = to_move(at, base)[1].pending
     held = trials.advance(trial, at.seen, at.load, pending, _moving_s(at, package), at.policy)
     if held.trial is not None and trials.parks(held.trial) and package not in at.parked:
@@ -232,7 +235,7 @@ def _go_on(base: Course, trial: Trial, at: Situation) -> Course:
             parked=(*base.without(package), *((package,) if parks else ())),
             purpose="pack" if parks else "measure",
             why=why,
-            relieved=EVERYBODY if held.trial.steps[0] == "unpack" else NOBODY,
+            relieved=_compared(package, at) if held.trial.steps[0] == "unpack" else NOBODY,
         )
     judged = (held.verdict,) if held.verdict is not None else ()
     base = replace(base, trial=None, verdicts=base.verdicts + judged, judged=judged)
@@ -243,10 +246,33 @@ def _go_on(base: Course, trial: Trial, at: Situation) -> Course:
         base,
         parked=base.without(package),
         purpose="revert",
-        relieved=EVERYBODY,
+        relieved=NOBODY if at.parked not in ((), (package,)) else EVERYBODY,
         why=f"package {package} is used again: {held.why}",
         packages=base.resting(package, at.seen.now_s + at.policy.rest_s, f"its trial was undone: {held.why}"),
     )
+
+
+def _compared(package: int, at: Situation) -> Relief:
+    """Groups that use a package which was empty, to compare: the heaviest that together use no more than its even share
+    of what is in use, so that it works as much as the others do. Where no group fits, or a workload tells its own
+    metric, which is to be compared with what it was before anything moved, all may use it."""
+    if at.seen.metrics:
+        return EVERYBODY
+    mine = set(at.rooms[package].cpus)
+    there = np.array([bool(set(each) & mine) for each in at.sets] + [False])[at.now.memory.placed]
+    used = np.nan_to_num(at.between.used) if at.between is not None else np.zeros(len(there))
+    share = (at.load or 0.0) / (len([each for each in at.awake if each != package]) + 1)
+    left = share - float(used[there].sum())
+    if there.any() and left < share / 2:
+        return NOBODY
+    rows: list[int] = []
+    for row in np.argsort(-used, kind="stable").tolist():
+        if at.now.movable[row] and not there[row] and _NOTHING * share < used[row] <= left:
+            rows.append(row)
+            left -= used[row]
+    if not rows and there.any():
+        return NOBODY
+    return Relief(frozenset(rows), (package,)) if rows else EVERYBODY
 
 
 def _begin(base: Course, at: Situation, worths: dict[int, Worth], short: bool) -> Course:

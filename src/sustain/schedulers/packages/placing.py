@@ -33,6 +33,10 @@ from sustain.schedulers.packages.policy import Policy
 from sustain.schedulers.packages.state import NOT_PLACED, GroupMemory
 
 Set = tuple[int, ...]
+_LIGHT, _ALL_LIGHT = (
+    0.01,
+    0.05,
+)  # of a package, that one group uses, and all together, which need not be balanced
 _NAMES = 5  # in a line for people
 
 
@@ -136,6 +140,8 @@ def wanted(
     if len(awake) < len(rooms):
         of[now.movable] = _index(found, _cpus(rooms, awake))
         of[stays] = memory.placed[stays]
+        if not relieved.everybody:
+            of[_light(now, rooms[max(awake)], stays)] = _index(found, rooms[max(awake)].cpus)
         for rows in apart(seen, now, policy).values():
             for row, home in _homes(rows, awake, rooms, memory, sets).items():
                 of[row] = _index(found, rooms[home].cpus)
@@ -144,6 +150,15 @@ def wanted(
     if relieved.to and len(relieved.to) < len(rooms):
         of[list(relieved.rows)] = _index(found, _cpus(rooms, list(relieved.to)))
     return Wanted(tuple(found), of)
+
+
+def _light(now: Standing, to: Room, stays: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Of the groups that leave a package those that use next to nothing, each and all together: they go to one, `to`,
+    so that none of them moves again when another package is emptied."""
+    mean = now.memory.mean
+    rows = np.flatnonzero(now.movable & ~stays & (mean <= _LIGHT * to.capacity))
+    order = rows[np.argsort(mean[rows], kind="stable")]
+    return order[np.cumsum(mean[order]) <= _ALL_LIGHT * to.capacity]
 
 
 def _homes(
