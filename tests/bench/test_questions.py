@@ -56,8 +56,6 @@ MAY_MISS = {
     "rsync": lambda: bool(shutil.which("rsync")),
     "dd | nc": lambda: bool(shutil.which("nc")),
 }
-# Minutes each, since they boot guests that other tests boot, too: the suite is to end within half an hour or so.
-LONG = {"guest_memory_guests", "large_pages_counting"}
 
 
 def bench(*words: str) -> str:
@@ -76,8 +74,6 @@ def bench(*words: str) -> str:
 
 @pytest.mark.parametrize("name", QUESTIONS)
 def test_answers_in_the_documented_shape_and_its_peers_ran(name: str) -> None:
-    if name in LONG and not os.environ.get("SUSTAIN_LAB_MORE"):
-        pytest.skip("takes minutes; SUSTAIN_LAB_MORE=1 runs it")
     answer: dict[str, Any] = json.loads(bench(name, "--quick", "--json"))
     assert set(answer) == SHAPE
     assert answer["quick"] is True

@@ -51,7 +51,6 @@ def test_a_full_package_is_relieved_of_its_heaviest_also_when_tasks_wait() -> No
     plans = machine.ticks(40.0)
     assert moved(plans) == ["vm2"]
     assert parked(plans[-1]) == []
-    machine.pressure = 0.0
 
 
 def test_a_comparison_moves_no_more_than_a_share_of_the_work() -> None:
@@ -73,8 +72,6 @@ def test_a_workloads_metric_is_compared_with_what_was_before_anything_moved() ->
 
 
 def test_a_trial_that_shows_nothing_leaves_what_another_one_has_found() -> None:
-    """The second package of three takes as much when it is empty."""
-
     machine = Machine(packages=3, groups=mixed(heavy=3, use=0.5))
     while machine.state is None or machine.state.trial is not None or not machine.state.parked:
         machine.tick()

@@ -33,10 +33,8 @@ from sustain.schedulers.packages.policy import Policy
 from sustain.schedulers.packages.state import NOT_PLACED, GroupMemory
 
 Set = tuple[int, ...]
-_LIGHT, _ALL_LIGHT = (
-    0.01,
-    0.05,
-)  # of a package, that one group uses, and all together, which need not be balanced
+# Of a package: what one group uses, and all such together, that need not be balanced.
+_LIGHT, _ALL_LIGHT = 0.01, 0.05
 _NAMES = 5  # in a line for people
 
 
