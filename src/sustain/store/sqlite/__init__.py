@@ -1,0 +1,37 @@
+"""SQLite on a store: databases that are files of a store, so that any SQLite application is replicated and taken over.
+
+`Store.sqlite` uses it. SQLite does its input and output through a VFS (`vfs.py`) whose database files lie in the
+store. What a transaction writes is kept beside the file (`overlay.py`) until SQLite asks for it to be made durable;
+then it goes into the file and the store commits, which is atomic (`session.py`). So the store's log is the journal,
+and what SQLite would write into a journal of its own stays in memory: docs/decisions/0035-sqlite-on-a-store.md.
+
+It needs the package `apsw` (extra `sqlite`), imported here only and only when a database is asked for.
+"""
+
+from typing import TYPE_CHECKING
+
+from sustain.errors import ConfigError
+
+if TYPE_CHECKING:
+    import apsw
+
+    from sustain.store.store import Store
+
+
+def connect(store: "Store", name: str, timeout: float) -> "apsw.Connection":
+    """A connection to the database `name` of `store`; see `Store.sqlite`."""
+    try:
+        from sustain.store.sqlite.connection import Connection
+    except ModuleNotFoundError as error:
+        if error.name != "apsw":
+            raise
+        raise ConfigError(
+            "SQLite on a store needs the package apsw, which is not installed",
+            hint="pip install 'sustain[sqlite]'",
+        ) from None
+    if not name or name == ":memory:" or name.startswith("file:") or "\0" in name:
+        raise ConfigError(
+            f"a database of a store cannot be called {name!r}",
+            hint="give the name of an object of the store, such as 'main.db'",
+        )
+    return Connection(store, name, timeout)

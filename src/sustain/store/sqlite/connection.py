@@ -1,0 +1,37 @@
+"""Connections: apsw's own, to a database of a store."""
+
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import apsw
+
+from sustain.errors import SustainError
+from sustain.store.sqlite.session import Session
+
+if TYPE_CHECKING:
+    from sustain.store.store import Store
+
+
+class Connection(apsw.Connection):
+    """Made by `Store.sqlite`."""
+
+    def __init__(self, store: "Store", name: str, timeout: float) -> None:
+        access = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
+        if store.readonly:
+            access = apsw.SQLITE_OPEN_READONLY
+        session = Session(store)  # the connection keeps it
+        super().__init__(name, flags=access | apsw.SQLITE_OPEN_URI, vfs=session.vfs_name)
+        self.set_busy_timeout(round(timeout * 1000))
+        # Kept by SQLite in its own memory: cheaper than in ours, and only a rollback reads it.
+        self.pragma("journal_mode", "memory")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        """The end of the transaction of a `with` block, where apsw lets go of the reason why it failed."""
+        try:
+            return super().__exit__(kind, error, trace)
+        except apsw.Error as failure:
+            if isinstance(failure.__context__, SustainError) and failure.__context__ is not error:
+                raise failure.__context__ from None
+            raise
