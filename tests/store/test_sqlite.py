@@ -441,7 +441,7 @@ def test_a_reader_without_a_database(path: Path, store: sustain.Store) -> None:
 
 
 def test_names(store: sustain.Store) -> None:
-    for name in ("", ":memory:", "file:main.db", "a\0b"):
+    for name in ("", ":memory:", "file:main.db", "a\0b", "\udcff", "x" * 256):
         with pytest.raises(sustain.ConfigError):
             store.sqlite(name)
     store.map("users")[b"a"] = b"b"
@@ -451,6 +451,24 @@ def test_names(store: sustain.Store) -> None:
     connection.execute("CREATE TABLE t (a)")
     assert "with space, ä?%41.db" in [name for name, _, _ in store.objects()]
     connection.close()
+
+
+def test_attached_names(database: apsw.Connection) -> None:
+    with pytest.raises(sustain.ConfigError) as caught:
+        database.execute("ATTACH ? AS other", ("x" * 256,))
+    assert isinstance(caught.value, apsw.CantOpenError)
+    database.execute("ATTACH 'file:other.db?mode=rwc' AS other; CREATE TABLE other.u (x)")
+    assert database.db_filename("other") == "other.db"
+
+
+def test_nothing_is_left_registered(store: sustain.Store) -> None:
+    before = apsw.vfs_names()
+    connection = store.sqlite("main.db")
+    connection.execute("CREATE TABLE t (a)")
+    assert len(apsw.vfs_names()) == len(before) + 1
+    connection.close()
+    del connection
+    assert apsw.vfs_names() == before
 
 
 def test_a_database_with_connections_is_not_deleted(store: sustain.Store, database: apsw.Connection) -> None:
@@ -478,3 +496,98 @@ def test_without_apsw(store: sustain.Store, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(sustain.ConfigError) as caught:
         store.sqlite("main.db")
     assert "sustain[sqlite]" in caught.value.hint
+
+
+@pytest.mark.parametrize("mode", ["wal", "delete"])
+def test_a_database_is_brought_in_and_out(
+    store: sustain.Store, database: apsw.Connection, tmp_path: Path, mode: str
+) -> None:
+    old = apsw.Connection(str(tmp_path / "old.db"))
+    old.pragma("journal_mode", mode)
+    old.execute("CREATE TABLE u (x); INSERT INTO u VALUES (1), (2)")
+    with database.backup("main", old, "main") as backup:
+        backup.step(-1)
+    old.close()
+    assert count(database, "u") == 2
+    store.file("bytes.db").pwrite((tmp_path / "old.db").read_bytes(), 0)
+    store.commit()
+    other = store.sqlite("bytes.db")
+    for connection in (database, other):
+        connection.execute("INSERT INTO u VALUES (3)")
+        assert connection.pragma("journal_mode") == "memory"
+        assert whole(connection)
+    other.close()
+    out = apsw.Connection(str(tmp_path / "out.db"))
+    with out.backup("main", database, "main") as backup:
+        backup.step(-1)
+    database.execute("VACUUM INTO ?", (f"file:{tmp_path}/vacuumed.db?vfs=unix",))
+    assert count(out, "u") == count(apsw.Connection(str(tmp_path / "vacuumed.db")), "u") == 3
+
+
+@pytest.fixture
+def three(store: sustain.Store, database: apsw.Connection) -> apsw.Connection:
+    """With two more databases, whose journals SQLite wants in files: together they need a super-journal."""
+    database.execute("ATTACH 'two.db' AS two; ATTACH 'three.db' AS three")
+    database.execute("CREATE TABLE two.u (x); CREATE TABLE three.v (x)")
+    assert database.pragma("journal_mode", schema="two") == "delete"
+    return database
+
+
+CHANGE = "INSERT INTO u VALUES (1); INSERT INTO v VALUES (1)"
+
+
+@pytest.mark.parametrize("synchronous", ["off", "full"])
+@pytest.mark.parametrize("begin", ["BEGIN", "BEGIN IMMEDIATE"])
+def test_one_commit_under_a_super_journal(
+    path: Path, store: sustain.Store, three: apsw.Connection, synchronous: str, begin: str
+) -> None:
+    for schema in ("main", "two", "three"):
+        three.pragma("synchronous", synchronous, schema=schema)
+    before = groups(store)
+    three.execute(f"{begin}; {CHANGE}; COMMIT")
+    assert groups(store) == before + 1
+    control = Control(str(path), writable=True)
+    control.set_lease(1, boottime_ns())
+    three.execute(f"{begin}; {CHANGE}; INSERT INTO t VALUES (1000, 'x')")
+    with pytest.raises(sustain.StoreFenced):
+        three.execute("COMMIT")
+    three.execute(f"{begin}; {CHANGE}")
+    with pytest.raises(sustain.StoreFenced):
+        three.execute("COMMIT")
+    control.set_lease(1, boottime_ns() + 3_600_000_000_000)
+    assert [count(three, table) for table in ("t", "u", "v")] == [100, 1, 1]
+    three.execute(f"{begin}; {CHANGE}; COMMIT")
+    assert [count(three, table) for table in ("t", "u", "v")] == [100, 2, 2]
+    assert groups(store) == before + 2
+    for schema in ("main", "two", "three"):
+        assert three.pragma("integrity_check", schema=schema) == "ok"
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_commit_of_vacuum_that_fails(
+    path: Path, store: sustain.Store, database: apsw.Connection, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    """It has two: the content, and the end of the file."""
+    database.execute("INSERT INTO t VALUES (1000, randomblob(1000000)); DELETE FROM t WHERE a = 1000")
+    commit, commits = type(store).commit, iter(range(1, 100))
+
+    def fail(self: sustain.Store) -> int:
+        if next(commits) == failing:
+            raise sustain.LogFull("made up by the test")
+        return commit(self)
+
+    monkeypatch.setattr(sustain.Store, "commit", fail)
+    with pytest.raises(sustain.LogFull) as caught:
+        database.execute("VACUUM")
+    assert isinstance(caught.value, apsw.FullError)
+    assert next(commits) > failing
+    monkeypatch.undo()
+    assert count(database) == 100
+    assert whole(database)
+    database.execute("VACUUM")
+    assert store.file("main.db").size < 100_000
+    with sustain.open(path, readonly=True) as reader:
+        connection = reader.sqlite("main.db")
+        assert count(connection) == 100
+        assert whole(connection)
+        connection.close()

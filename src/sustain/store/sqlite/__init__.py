@@ -22,6 +22,7 @@ def connect(store: "Store", name: str, timeout: float) -> "apsw.Connection":
     """A connection to the database `name` of `store`; see `Store.sqlite`."""
     try:
         from sustain.store.sqlite.connection import Connection
+        from sustain.store.sqlite.databases import check_name
     except ModuleNotFoundError as error:
         if error.name != "apsw":
             raise
@@ -29,9 +30,10 @@ def connect(store: "Store", name: str, timeout: float) -> "apsw.Connection":
             "SQLite on a store needs the package apsw, which is not installed",
             hint="pip install 'sustain[sqlite]'",
         ) from None
-    if not name or name == ":memory:" or name.startswith("file:") or "\0" in name:
+    check_name(name)
+    if name == ":memory:" or name.startswith("file:"):
         raise ConfigError(
-            f"a database of a store cannot be called {name!r}",
+            f"{name!r} means something else to SQLite than a database of a store",
             hint="give the name of an object of the store, such as 'main.db'",
         )
     return Connection(store, name, timeout)

@@ -9,12 +9,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from sustain import _native
-from sustain.errors import NoSuchObject, ObjectInUse
+from sustain.errors import ConfigError, NoSuchObject, ObjectInUse
 from sustain.store.sqlite.locks import Locks
 from sustain.store.sqlite.overlay import Overlay
 
 if TYPE_CHECKING:
     from sustain.store.store import Store
+
+
+_NAME_BYTES = 255  # of an object's name: docs/formats/objects.md
 
 
 class Database:
@@ -78,6 +81,26 @@ def _undoing(file: _native.File, size: int, before: bytes, offset: int) -> Calla
     return undo
 
 
+def check_name(name: str) -> None:
+    """ConfigError for one that no database of a store can have."""
+    if not name.isprintable() or not 0 < len(name.encode()) <= _NAME_BYTES:
+        raise ConfigError(
+            f"a database of a store cannot be called {name!r}",
+            hint=f"give the name of an object of the store, such as 'main.db': up to {_NAME_BYTES} bytes of text",
+        )
+
+
+_making = threading.Lock()
+
+
+def databases_of(store: "Store") -> "Databases":
+    """Those of `store`, made by its first connection."""
+    with _making:
+        if store._databases is None:
+            store._databases = Databases(store)
+        return store._databases
+
+
 class Databases:
     """All databases of one open store that have connections."""
 
@@ -87,6 +110,8 @@ class Databases:
         self._open: dict[str, Database] = {}
 
     def open(self, name: str) -> Database:
+        """The database of that name, for one more connection. ConfigError for a name that cannot be; NoSuchObject."""
+        check_name(name)
         with self._mutex:
             database = self._open.get(name)
             if database is None:

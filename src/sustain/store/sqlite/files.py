@@ -9,6 +9,7 @@ import apsw
 
 from sustain.errors import ConfigError
 from sustain.store.sqlite.errors import for_sqlite, telling
+from sustain.store.sqlite.header import shown, written
 from sustain.store.sqlite.locks import NONE, RESERVED
 from sustain.store.sqlite.overlay import Overlay
 
@@ -53,15 +54,15 @@ class DatabaseFile:
 
     @telling(apsw.SQLITE_IOERR_READ)
     def xRead(self, amount: int, offset: int) -> bytes:
-        return (
-            self.database.pread(amount, offset) if self.overlay is None else self.overlay.read(amount, offset)
-        )
+        overlay = self.overlay
+        data = self.database.pread(amount, offset) if overlay is None else overlay.read(amount, offset)
+        return shown(data) if offset == 0 else data
 
     @telling(apsw.SQLITE_IOERR_WRITE)
     def xWrite(self, data: bytes, offset: int) -> None:
         if self.overlay is None:
             self.overlay = Overlay(self.database)
-        self.overlay.write(bytes(data), offset)
+        self.overlay.write(bytes(data) if offset else written(bytes(data)), offset)
 
     @telling(apsw.SQLITE_IOERR_TRUNCATE)
     def xTruncate(self, newsize: int) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import apsw
 
-from sustain.store.sqlite.databases import Databases
+from sustain.store.sqlite.databases import databases_of
 from sustain.store.sqlite.errors import telling
 from sustain.store.sqlite.files import DatabaseFile, JournalFile
 
@@ -30,11 +30,10 @@ class Session(apsw.VFS):
     def __init__(self, store: "Store") -> None:
         self.store = store
         self.vfs_name = f"sustain-{next(_numbers)}"
-        if store._databases is None:
-            store._databases = Databases(store)
-        self._databases = store._databases
+        self._databases = databases_of(store)
         self._open: list[DatabaseFile] = []
         self._journals: dict[str, JournalFile] = {}
+        self._super_journals: set[str] = set()
         super().__init__(self.vfs_name, "unix")
 
     @telling(apsw.SQLITE_CANTOPEN)
@@ -43,6 +42,8 @@ class Session(apsw.VFS):
         if text is None or not flags[0] & (apsw.SQLITE_OPEN_MAIN_DB | _JOURNALS):
             return super().xOpen(name, flags)
         flags[1] = flags[0]
+        if flags[0] & apsw.SQLITE_OPEN_SUPER_JOURNAL:
+            self._super_journals.add(text)
         if flags[0] & _JOURNALS:
             # What SQLite needs of a file, as apsw allows; its stub asks for apsw's own.
             return self._journals.setdefault(text, JournalFile())  # type: ignore[return-value]
@@ -54,7 +55,13 @@ class Session(apsw.VFS):
         self._open.append(file)
         return file  # type: ignore[return-value]
 
+    @telling(apsw.SQLITE_IOERR_DELETE)
     def xDelete(self, filename: str, syncdir: bool) -> None:
+        if filename in self._super_journals and syncdir:
+            # To SQLite this is the moment at which a transaction over several databases counts; of errors that come
+            # later it takes no notice.
+            self.commit()
+        self._super_journals.discard(filename)
         self._journals.pop(filename, None)
 
     def xAccess(self, pathname: str, flags: int) -> bool:
