@@ -26,7 +26,8 @@ def test_application_killed_at_random(tmp_path: Path, durability: str) -> None:
     sustain.create(path, size="8MiB", log_size="2MiB", durability=durability).close()
     model, pause, acknowledged = Model(), threading.Event(), 0
     for _ in range(rounds(20)):
-        with Victim("tests.crash.sqlite_writer", path, log=tmp_path / "writer.log") as writer:
+        beside = ["--beside"] if dice.random() < 0.5 else []
+        with Victim("tests.crash.sqlite_writer", path, *beside, log=tmp_path / "writer.log") as writer:
             if dice.random() < 0.7:
                 writer.wait_for("open")
                 writer.wait_for("commit", writer.last["open"] + int(dice.expovariate(1 / 60)))
@@ -37,6 +38,9 @@ def test_application_killed_at_random(tmp_path: Path, durability: str) -> None:
         # Sometimes the recovery is left to the next one, which may be killed in it; a reader must not mind.
         with sustain.open(path, readonly=dice.random() < 0.5, verify="full") as store:
             n = model.check(store)
+            if "beside" in {name for name, _, _ in store.objects()}:
+                entries = store.map("beside")
+                assert entries.get(b"one") == entries.get(b"two")
         assert acknowledged <= n <= acknowledged + 1, f"acknowledged {acknowledged}, recovered {n}"
         acknowledged = n
     assert acknowledged > 0

@@ -8,10 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import apsw
+import apsw.bestpractice
 import pytest
 
 import sustain
 from sustain._native import Control, boottime_ns
+from sustain.store.sqlite.databases import Database
+from sustain.store.sqlite.overlay import Overlay
 
 
 @pytest.fixture
@@ -170,6 +173,31 @@ def test_it_waits_for_a_transaction_of_another_thread(
     assert done.is_set()
 
 
+def test_another_thread_s_commit_waits_for_the_whole_transaction(
+    path: Path, store: sustain.Store, database: apsw.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, committed = threading.Event(), threading.Event()
+    put = Database.put
+
+    def put_and_look(self: Database, overlay: Overlay, undo: list[Callable[[], object]]) -> None:
+        put(self, overlay, undo)
+        written.set()
+        assert not committed.wait(0.1), "a commit between what SQLite wrote and its own"
+
+    def commit() -> None:
+        written.wait()
+        store.map("users")[b"ada"] = b"1815"
+        store.commit()
+        committed.set()
+
+    def insert() -> None:
+        database.execute("INSERT INTO t VALUES (1000, 'x')")
+
+    monkeypatch.setattr(Database, "put", put_and_look)
+    in_threads(insert, commit)
+    assert committed.is_set()
+
+
 def test_two_connections(store: sustain.Store, database: apsw.Connection) -> None:
     other = store.sqlite("main.db", timeout=0.05)
     database.execute("BEGIN IMMEDIATE; DELETE FROM t")
@@ -260,6 +288,19 @@ def test_other_journals_are_refused(database: apsw.Connection, mode: str, lockin
     assert database.pragma("journal_mode") == "memory"
     database.execute("INSERT INTO t VALUES (1000, 'x')")
     assert whole(database)
+
+
+def test_what_is_done_to_every_connection(store: sustain.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """apsw's own recommendation asks for WAL."""
+    monkeypatch.setattr(apsw, "connection_hooks", [])
+    apsw.bestpractice.apply(apsw.bestpractice.recommended[1:])  # the first is about the whole process
+    assert apsw.connection_hooks
+    connection = store.sqlite("main.db")
+    assert connection.pragma("journal_mode") == "memory"
+    connection.execute("CREATE TABLE t (a)")
+    with pytest.raises(sustain.ConfigError):
+        connection.pragma("journal_mode", "wal")
+    connection.close()
 
 
 @pytest.mark.parametrize("page_size", [512, 1024, 8192, 65536])
@@ -379,8 +420,13 @@ def test_a_fenced_store(path: Path, store: sustain.Store, database: apsw.Connect
     assert whole(database)
 
 
-def test_fenced_between_two_databases(path: Path, store: sustain.Store, database: apsw.Connection) -> None:
+@pytest.mark.parametrize("locking", ["normal", "exclusive"])
+def test_fenced_between_two_databases(
+    path: Path, store: sustain.Store, database: apsw.Connection, locking: str
+) -> None:
     database.execute("ATTACH 'other.db' AS other; CREATE TABLE other.u (x)")
+    for schema in ("main", "other"):
+        database.pragma("locking_mode", locking, schema=schema)
     control = Control(str(path), writable=True)
     for statement in (
         "INSERT INTO u VALUES (1); INSERT INTO t VALUES (1000, 'x')",
@@ -538,11 +584,13 @@ CHANGE = "INSERT INTO u VALUES (1); INSERT INTO v VALUES (1)"
 
 @pytest.mark.parametrize("synchronous", ["off", "full"])
 @pytest.mark.parametrize("begin", ["BEGIN", "BEGIN IMMEDIATE"])
+@pytest.mark.parametrize("locking", ["normal", "exclusive"])
 def test_one_commit_under_a_super_journal(
-    path: Path, store: sustain.Store, three: apsw.Connection, synchronous: str, begin: str
+    path: Path, store: sustain.Store, three: apsw.Connection, synchronous: str, begin: str, locking: str
 ) -> None:
     for schema in ("main", "two", "three"):
         three.pragma("synchronous", synchronous, schema=schema)
+        three.pragma("locking_mode", locking, schema=schema)
     before = groups(store)
     three.execute(f"{begin}; {CHANGE}; COMMIT")
     assert groups(store) == before + 1

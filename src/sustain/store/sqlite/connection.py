@@ -21,6 +21,7 @@ class Connection(apsw.Connection):
             access = apsw.SQLITE_OPEN_READONLY
         session = Session(store)  # the connection keeps it
         super().__init__(name, flags=access | apsw.SQLITE_OPEN_URI, vfs=session.vfs_name)
+        session.opening = False
         self.set_busy_timeout(round(timeout * 1000))
         # Kept by SQLite in its own memory: cheaper than in ours, and only a rollback reads it.
         self.pragma("journal_mode", "memory")

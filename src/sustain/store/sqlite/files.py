@@ -93,11 +93,8 @@ class DatabaseFile:
     @telling(apsw.SQLITE_IOERR_COMMIT_ATOMIC)
     def xFileControl(self, op: int, ptr: int) -> bool:
         if op == apsw.SQLITE_FCNTL_PRAGMA:
-            pragma = apsw.VFSFcntlPragma(ptr)
-            refusal = _refusal(pragma.value) if pragma.name.lower() == "journal_mode" else None
-            if refusal is not None:
-                raise for_sqlite(refusal, apsw.SQLITE_ERROR)
-        elif op == apsw.SQLITE_FCNTL_COMMIT_PHASETWO:
+            return self._pragma(apsw.VFSFcntlPragma(ptr))
+        if op == apsw.SQLITE_FCNTL_COMMIT_PHASETWO:
             # With synchronous=OFF nobody has asked for anything, and of several databases not all may have changed.
             try:
                 self._session.commit()
@@ -105,6 +102,18 @@ class DatabaseFile:
                 self._session.forget()  # SQLite has its journal closed already: it reads all anew
                 raise
         return False
+
+    def _pragma(self, pragma: apsw.VFSFcntlPragma) -> bool:
+        """Whether the pragma is dealt with. ConfigError for a journal mode that cannot be."""
+        refusal = _refusal(pragma.value) if pragma.name.lower() == "journal_mode" else None
+        if refusal is None:
+            return False
+        if not self._session.opening:
+            raise for_sqlite(refusal, apsw.SQLITE_ERROR)
+        # What an application does to every connection (apsw.connection_hooks, as apsw.bestpractice has it) does not
+        # mean this one: it is answered as SQLite answers where there is no WAL, by the mode that stays.
+        pragma.result = "memory"
+        return True
 
     def xSectorSize(self) -> int:
         return _SECTOR_BYTES

@@ -29,6 +29,7 @@ class Session(apsw.VFS):
 
     def __init__(self, store: "Store") -> None:
         self.store = store
+        self.opening = True  # hooks that see every connection run
         self.vfs_name = f"sustain-{next(_numbers)}"
         self._databases = databases_of(store)
         self._open: list[DatabaseFile] = []
