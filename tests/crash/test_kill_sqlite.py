@@ -81,6 +81,25 @@ def test_a_replica_is_taken_over_at_any_moment(tmp_path: Path, durability: str) 
     assert takeovers > 0
 
 
+def test_readers_beside_the_application(tmp_path: Path) -> None:
+    """Each refresh is to a state between two transactions, and not before what was acknowledged; the replica's too."""
+    hosts = Hosts(tmp_path, "tests.crash.sqlite_writer", copies_every=5)
+    sustain.create(hosts.primary, size="8MiB", log_size="2MiB", durability="memory").close()
+    try:
+        hosts.start()
+        writer = hosts.running["writer"]
+        writer.wait_for("copied")
+        for path, word in ((hosts.primary, "commit"), (hosts.replica, "copied")):
+            model, said = Model(), 0
+            with sustain.open(path, readonly=True) as reader:
+                for _ in range(rounds(8)):
+                    said = writer.wait_for(word, said)
+                    reader.refresh()
+                    assert model.check(reader) >= said
+    finally:
+        hosts.close()
+
+
 def whole(path: Path) -> bool:
     """Whether a first snapshot has come."""
     return path.exists() and not _native.Control(str(path)).superblock()["incomplete"]

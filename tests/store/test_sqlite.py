@@ -499,6 +499,13 @@ def test_names(store: sustain.Store) -> None:
     connection.close()
 
 
+def test_timeouts(store: sustain.Store) -> None:
+    for timeout in (-1, float("nan"), float("inf"), 1e9):
+        with pytest.raises(sustain.ConfigError):
+            store.sqlite("main.db", timeout=timeout)
+    store.sqlite("main.db", timeout=0).close()
+
+
 def test_attached_names(database: apsw.Connection) -> None:
     with pytest.raises(sustain.ConfigError) as caught:
         database.execute("ATTACH ? AS other", ("x" * 256,))

@@ -39,8 +39,7 @@ class Store(_native.Engine):
       Raises LogTooSmall (the changes cannot fit the log: roll back, commit in smaller steps), LogFull,
       BudgetExceeded, StoreFenced, StorePoisoned.
     - `rollback()`: forget all changes since the last commit.
-    - `objects()`: list of (name, kind, bytes held); `delete(name)`: ObjectInUse while NumPy views of it live.
-    - `refresh() -> int`: read-only stores move to the writer's newest commit.
+    - `objects()`: list of (name, kind, bytes held).
     - `checkpoint() -> int`: make the image durable and trim the log; it happens by itself too.
     - `close()`: changes that were not committed are dropped; `closed`, `path`, `readonly`, `position`,
       `capture`.
@@ -86,10 +85,10 @@ class Store(_native.Engine):
         connection reads, and sees what the store sees: `refresh` moves it. `timeout`: seconds that a statement waits
         for other connections' locks (apsw.BusyError).
 
-        What the store refuses comes out of `execute` as the store's error, which is an `apsw.Error` as well: StoreFull
-        and LogTooSmall (the transaction is rolled back) as SQLITE_FULL, StoreFenced, StorePoisoned and others as
-        SQLITE_IOERR. NoSuchObject: none in a read-only store, or another kind of object. ConfigError: a name that
-        cannot be, WAL mode, or the package apsw is missing.
+        What the store refuses comes out of `execute` as the store's error, which is an `apsw.Error` as well, and the
+        transaction is rolled back: StoreFull, LogTooSmall, LogFull and BudgetExceeded as SQLITE_FULL; StoreFenced,
+        StorePoisoned and others as SQLITE_IOERR. NoSuchObject: none in a read-only store, or another kind of object.
+        ConfigError: a name that cannot be, WAL mode, or the package apsw is missing.
         """
         from sustain.store.sqlite import connect
 
@@ -98,8 +97,9 @@ class Store(_native.Engine):
     def refresh(self) -> int:
         """Read-only stores move to the writer's newest commit; its position. ObjectInUse while a SQLite connection
         reads."""
-        databases = self._databases
-        return super().refresh() if databases is None else databases.refresh(super().refresh)
+        if self._databases is None or not self.readonly:
+            return super().refresh()
+        return self._databases.refresh(super().refresh)
 
     def delete(self, name: str) -> None:
         """Delete an object. NoSuchObject; ObjectInUse while NumPy views or SQLite connections of it live."""

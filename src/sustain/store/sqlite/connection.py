@@ -33,6 +33,7 @@ class Connection(apsw.Connection):
         try:
             return super().__exit__(kind, error, trace)
         except apsw.Error as failure:
-            if isinstance(failure.__context__, SustainError) and failure.__context__ is not error:
-                raise failure.__context__ from None
-            raise
+            reason = failure.__context__
+            if isinstance(failure, SustainError) or not isinstance(reason, SustainError) or reason is error:
+                raise
+            raise reason from None

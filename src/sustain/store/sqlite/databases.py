@@ -4,7 +4,7 @@
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,6 @@ from sustain.store.sqlite.overlay import Overlay
 
 if TYPE_CHECKING:
     from sustain.store.store import Store
-
 
 _NAME_BYTES = 255  # of an object's name: docs/formats/objects.md
 
@@ -59,6 +58,7 @@ class Database:
             file.truncate(overlay.size)
 
     def cut(self, size: int) -> None:
+        """Drop what lies behind `size`."""
         if self._file is not None:
             self._file.truncate(size)
 
@@ -139,7 +139,7 @@ class Databases:
                     )
             return refresh()
 
-    def commit(self, changes: Iterable[tuple[Database, Overlay]]) -> None:
+    def commit(self, changes: Sequence[tuple[Database, Overlay]]) -> None:
         """Put all changes into their files and commit the store, or leave all as it was and raise what the store says.
 
         Other changes made in the store since its last commit are part of the commit, as always.

@@ -15,7 +15,6 @@ from sustain.errors import BudgetExceeded, LogFull, LogTooSmall, StoreFull, Sust
 P = ParamSpec("P")
 R = TypeVar("R")
 
-
 _kinds: dict[tuple[type[SustainError], type[apsw.Error]], type[SustainError]] = {}
 
 

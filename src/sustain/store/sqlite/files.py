@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
 # A commit is all or nothing, whatever was written in which order.
 _CHARACTERISTICS: Final = (
-    apsw.SQLITE_IOCAP_ATOMIC
-    | apsw.SQLITE_IOCAP_SAFE_APPEND
+    apsw.SQLITE_IOCAP_SAFE_APPEND
     | apsw.SQLITE_IOCAP_SEQUENTIAL
     | apsw.SQLITE_IOCAP_POWERSAFE_OVERWRITE
     | apsw.SQLITE_IOCAP_UNDELETABLE_WHEN_OPEN

@@ -1,6 +1,6 @@
 """What one connection has written to one database and not committed: blocks over the file as it is. Pure.
 
-`vfs.py` reads and writes through it. SQLite writes whole pages, but not always of one size (VACUUM may change it) nor
+`files.py` reads and writes through it. SQLite writes whole pages, but not always of one size (VACUUM may change it) nor
 of ours, so writes are cut into blocks of 4 KiB; with SQLite's default page size each write is one block. The
 alternative, to write into the store's file at once, would leave half a transaction where the next commit of another
 thread takes it along.

@@ -87,9 +87,11 @@ class Session(apsw.VFS):
             each.forget()
 
     def forget(self) -> None:
+        """Drop everything that was written."""
         for each in self._open:
             each.forget()
 
     def closed(self, file: DatabaseFile) -> None:
+        """`file` is used no more."""
         self._open.remove(file)
         self._databases.close(file.database)
