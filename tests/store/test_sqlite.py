@@ -1,6 +1,7 @@
 """SQLite on a store: what an application sees of it, and what becomes of it when the store says no."""
 
 import sqlite3
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -246,6 +247,40 @@ def test_a_connection_that_goes_amid_a_transaction(store: sustain.Store, databas
     assert database.execute("SELECT b FROM t WHERE a = 5").get == "row 5"
     database.execute("INSERT INTO t VALUES (1000, 'x')")
     assert whole(database)
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        "",
+        "del db",
+        "store.close()",
+        "store.close(); db.close()",
+        "db.close(force=True)",
+        "raise SystemExit",
+        "try:\n  store.file('main.db').pwrite(b'x', -1)\nexcept Exception: pass",
+    ],
+)
+def test_a_program_that_ends_amid_a_transaction(path: Path, ending: str) -> None:
+    program = f"""
+import sustain
+store = sustain.create({str(path)!r}, size="16MiB", log_size="8MiB", durability="memory")
+db = store.sqlite("main.db")
+db.execute("CREATE TABLE t (a, b); INSERT INTO t VALUES (1, randomblob(100000))")
+db.pragma("cache_size", 2)
+db.pragma("page_size", 1024)
+db.execute("BEGIN; INSERT INTO t VALUES (2, randomblob(100000)); UPDATE t SET b = randomblob(200000)")
+{ending}
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    with sustain.open(path) as store:
+        connection = store.sqlite("main.db")
+        assert count(connection) == 1
+        assert whole(connection)
+        connection.close()
 
 
 def test_several_databases_in_one_commit(path: Path, store: sustain.Store, database: apsw.Connection) -> None:

@@ -2,7 +2,7 @@
 
 import threading
 
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sustain.store.sqlite.header import shown, written
@@ -43,7 +43,10 @@ steps = st.lists(
 )
 
 
+@settings(max_examples=300)
 @given(base=sizes, work=steps)
+@example(base=20_000, work=[("truncate", 24, 0, 0), ("truncate", 65_536, 0, 0)])
+@example(base=20_000, work=[("truncate", 0, 0, 0), ("write", 12_288, 512, 7)])
 def test_the_overlay_is_what_was_written_over_what_was_there(
     base: int, work: list[tuple[str, int, int, int]]
 ) -> None:

@@ -15,16 +15,30 @@ if TYPE_CHECKING:
 class Connection(apsw.Connection):
     """Made by `Store.sqlite`."""
 
+    _session: Session | None = None
+
     def __init__(self, store: "Store", name: str, timeout: float) -> None:
         access = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
         if store.readonly:
             access = apsw.SQLITE_OPEN_READONLY
-        session = Session(store)  # the connection keeps it
+        session = self._session = Session(store)
         super().__init__(name, flags=access | apsw.SQLITE_OPEN_URI, vfs=session.vfs_name)
         session.opening = False
         self.set_busy_timeout(round(timeout * 1000))
         # Kept by SQLite in its own memory: cheaper than in ours, and only a rollback reads it.
         self.pragma("journal_mode", "memory")
+
+    def close(self, force: bool = False) -> None:
+        """Roll back what is not committed, and close."""
+        self._going()
+        super().close(force)
+
+    def __del__(self) -> None:
+        self._going()
+
+    def _going(self) -> None:
+        if self._session is not None:
+            self._session.closing = True
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -30,6 +30,7 @@ class Session(apsw.VFS):
     def __init__(self, store: "Store") -> None:
         self.store = store
         self.opening = True  # hooks that see every connection run
+        self.closing = False  # nothing can be committed any more, only rolled back
         self.vfs_name = f"sustain-{next(_numbers)}"
         self._databases = databases_of(store)
         self._open: list[DatabaseFile] = []
@@ -74,6 +75,8 @@ class Session(apsw.VFS):
     def synced(self, file: DatabaseFile) -> None:
         """SQLite wants durable what it wrote to `file`: commit, unless other databases are part of the transaction and
         still to come. Then the last of them commits all."""
+        if self.closing:
+            return  # it has rolled back, and the store may be closed, or the interpreter near its end
         file.synced = True
         if not any(each.writing and not each.synced for each in self._open):
             self.commit()
