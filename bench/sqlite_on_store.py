@@ -9,8 +9,9 @@ disk when its COMMIT returns:
   round; what came after it is lost with the host.
 - *DELETE FULL*: SQLite as it is without being asked.
 
-Not equal: with plain SQLite several processes may write. Ours writes only what differs, and its file system calls are
-Python's.
+Not equal: with plain SQLite several processes may write. The receiver flushes each transaction to the same disk, which
+a second host would do on its own; the backup is flushed once. Ours writes only what differs, and its file system calls
+are Python's.
 """
 
 import random
