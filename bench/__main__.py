@@ -20,6 +20,7 @@ QUESTIONS = (
     "commit_disk_1",
     "commit_disk_16",
     "commit_array",
+    "sqlite_on_store",
     "ship_throughput",
     "commit_with_shipper",
     "recovery",

@@ -21,6 +21,7 @@ PEERS = {
     "commit_disk_1": {"SQLite WAL FULL", "pwrite+fdatasync"},
     "commit_disk_16": {"sustain, one thread", "pwrite+fdatasync, 16 threads", "SQLite WAL FULL, 16 threads"},
     "commit_array": {"copy", "pickle", "LMDB"},
+    "sqlite_on_store": {"WAL FULL", "DELETE FULL"},
     "ship_throughput": {"raw loopback TCP"},
     "commit_with_shipper": {"without a shipper"},
     "recovery": {"memory copy"},

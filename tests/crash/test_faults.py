@@ -44,10 +44,10 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return library
 
 
-def faults(shim: Path, folder: Path, durability: str, error: int, how: str) -> Any:
+def faults(shim: Path, folder: Path, durability: str, error: int, how: str, *more: str) -> Any:
     """What `tests.crash.faults` printed."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.crash.faults", folder, durability, str(error), how],
+        [sys.executable, "-m", "tests.crash.faults", folder, durability, str(error), how, *more],
         cwd=TOP,
         env={**os.environ, "LD_PRELOAD": str(shim)},
         stdin=subprocess.DEVNULL,
@@ -57,6 +57,7 @@ def faults(shim: Path, folder: Path, durability: str, error: int, how: str) -> A
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    assert not done.stderr, done.stderr  # no error that came in vain either
     return json.loads(done.stdout)
 
 
@@ -79,3 +80,12 @@ def test_memory_stores_too(shim: Path, tmp_path: Path) -> None:
     """They write to the medium only when they are closed in order."""
     told = faults(shim, tmp_path, "memory", errno.EIO, "once")
     assert told["hits"] == told["calls"] > 0
+
+
+@pytest.mark.parametrize("how", ["once", "always"])
+@pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC], ids=["EIO", "ENOSPC"])
+def test_transactions_of_sqlite_too(shim: Path, tmp_path: Path, error: int, how: str) -> None:
+    """The application hears of it from SQLite as the store's error; what was acknowledged is there, and whole."""
+    told = faults(shim, tmp_path, "disk", error, how, "sqlite")
+    print(told)
+    assert told["hits"] == told["calls"] > 12

@@ -25,8 +25,9 @@ class Hosts:
     """A primary with its writer and shipper, a standby with its receiver; each process started anew when it is
     gone."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, writer: str = "tests.crash.writer", copies_every: int = 50) -> None:
         self.folder = folder
+        self.writer = (writer, folder / "a.sus", "--copies-every", str(copies_every))
         self.primary, self.replica = folder / "a.sus", folder / "b.sus"
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -43,7 +44,7 @@ class Hosts:
                 *("sustain.cli", "ship", "--store", self.primary, "--peer", f"tcp://{self.address}"),
                 *("--heartbeat", "200ms", "--timeout", "2s"),
             ),
-            "writer": ("tests.crash.writer", self.primary, "--copies-every", "50"),
+            "writer": self.writer,
         }
         for name, command in commands.items():
             if name not in self.running:

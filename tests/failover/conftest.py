@@ -56,14 +56,14 @@ class Host:
         self.events_file = self.dir / "events.jsonl"
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self, *app: str, options: tuple[str, ...] = ()) -> "Host":
+    def start(self, *app: str, options: tuple[str, ...] = (), program: Path = APP) -> "Host":
         others = [each for each in self.cluster.hosts if each is not self]
         argv = [sys.executable, "-m", "sustain.cli", "run", "--store", str(self.store), "--name", self.name]
         argv += ["--lease", f"file://{self.cluster.lease}", "--ttl", f"{TTL_S}s"]
         argv += ["--listen", f"127.0.0.1:{self.port}", "--event-log", str(self.events_file)]
         argv += [word for each in others for word in ("--peer", f"tcp://127.0.0.1:{each.port}")]
         argv += ["--size", "16MiB", "--log-size", "4MiB", "--stop-timeout", "2s", "--drain-timeout", "3s"]
-        argv += [*options, "--", sys.executable, str(APP), str(self.log), *app]
+        argv += [*options, "--", sys.executable, str(program), str(self.log), *app]
         with (self.dir / "output.txt").open("ab") as output:
             self.process = subprocess.Popen(argv, stdout=output, stderr=output, start_new_session=True)
         return self

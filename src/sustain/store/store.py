@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, SupportsIndex
 
 from sustain import _native
-from sustain.errors import ConfigError, StoreError, WaitTimeout
+from sustain.errors import ConfigError, ObjectInUse, StoreError, WaitTimeout
 from sustain.store.arrays import open_array
 from sustain.store.files import File
 from sustain.store.maps import Map
@@ -21,7 +21,10 @@ from sustain.store.status import StoreStatus, store_status
 from sustain.units import format_duration, parse_size
 
 if TYPE_CHECKING:
+    import apsw
     import numpy as np
+
+    from sustain.store.sqlite.databases import Databases
 
 _BLOCK_BYTES = 2 << 20
 _LARGEST_BYTES = 64 << 40
@@ -36,8 +39,7 @@ class Store(_native.Engine):
       Raises LogTooSmall (the changes cannot fit the log: roll back, commit in smaller steps), LogFull,
       BudgetExceeded, StoreFenced, StorePoisoned.
     - `rollback()`: forget all changes since the last commit.
-    - `objects()`: list of (name, kind, bytes held); `delete(name)`: ObjectInUse while NumPy views of it live.
-    - `refresh() -> int`: read-only stores move to the writer's newest commit.
+    - `objects()`: list of (name, kind, bytes held).
     - `checkpoint() -> int`: make the image durable and trim the log; it happens by itself too.
     - `close()`: changes that were not committed are dropped; `closed`, `path`, `readonly`, `position`,
       `capture`.
@@ -46,6 +48,7 @@ class Store(_native.Engine):
     """
 
     _transaction_thread: int | None = None
+    _databases: "Databases | None" = None  # that have connections; none was ever asked for
 
     def map(self, name: str) -> Map:
         """The map `name`, made when there is none. NoSuchObject when the name is of another kind of
@@ -72,6 +75,39 @@ class Store(_native.Engine):
         """The file `name`, made when there is none. NoSuchObject when the name is of another kind of
         object."""
         return File(self, name)
+
+    def sqlite(self, name: str, *, timeout: float = 5.0) -> "apsw.Connection":
+        """A new connection to the SQLite database `name`, which lies in the store as a file; made by its first
+        transaction when there is none.
+
+        Each transaction of SQLite is a commit of the store, with its durability, and takes along whatever else was
+        changed in the store; `store.wait(store.position)` then waits until others hold it. Of a read-only store the
+        connection reads, and sees what the store sees: `refresh` moves it. `timeout`: seconds that a statement waits
+        for other connections' locks (apsw.BusyError).
+
+        What the store refuses comes out of `execute` as the store's error, which is an `apsw.Error` as well, and the
+        transaction is rolled back: StoreFull, LogTooSmall, LogFull and BudgetExceeded as SQLITE_FULL; StoreFenced,
+        StorePoisoned and others as SQLITE_IOERR. NoSuchObject: none in a read-only store, or another kind of object.
+        ConfigError: a name that cannot be, WAL mode, or the package apsw is missing.
+        """
+        from sustain.store.sqlite import connect
+
+        return connect(self, name, timeout)
+
+    def refresh(self) -> int:
+        """Read-only stores move to the writer's newest commit; its position. ObjectInUse while a SQLite connection
+        reads."""
+        if self._databases is None or not self.readonly:
+            return super().refresh()
+        return self._databases.refresh(super().refresh)
+
+    def delete(self, name: str) -> None:
+        """Delete an object. NoSuchObject; ObjectInUse while NumPy views or SQLite connections of it live."""
+        if self._databases is not None and self._databases.in_use(name):
+            raise ObjectInUse(
+                f"{self.path}: connections to the database {name!r} are open", hint="close them first"
+            )
+        super().delete(name)
 
     def transaction(self) -> "Transaction":
         """A context manager: commit at its end, or rollback when an exception leaves it.
