@@ -435,6 +435,7 @@ class Supervisor:
             self._power.stop(2.0)
         if not self._worker.stop(2.0):
             self._journal.tell("the lease store does not answer; leaving all the same")
+        self._lease.close()
         status, busy = self._worker.status()
         plan = Plan((), self._state, 0, 0, "" if self._exit is None else self._exit.reason)
         self._write_run_file(plan, status, self._observe(status, busy))

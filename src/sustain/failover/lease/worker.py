@@ -126,11 +126,11 @@ class LeaseWorker:
         self._tasks.put(counted)
 
     def _read(self) -> None:
-        view = self._lease.read()
-        changes: dict[str, object] = {"view": view, "error": "", "error_hint": ""}
         if self._status.grant is None:
-            changes["candidates"] = tuple(self._lease.candidates())
-        self._note(**changes)
+            view, candidates = self._lease.look()
+            self._note(view=view, candidates=tuple(candidates), error="", error_hint="")
+        else:
+            self._note(view=self._lease.read(), error="", error_hint="")
 
     def _acquire(self, seen: LeaseView, ttl_s: float, at_least_epoch: int) -> None:
         grant = self._lease.acquire(seen, self._holder, ttl_s, at_least_epoch)
