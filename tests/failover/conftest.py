@@ -11,12 +11,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from sustain.host.maps import all_pids
 from sustain.host.processes import parents
+
+if TYPE_CHECKING:
+    from tests.failover.etcd import Etcd
 
 APP = Path(__file__).with_name("app.py")
 TTL_S = 3.0  # a disk of a busy machine may take seconds to flush a renewal
@@ -184,6 +187,17 @@ class Cluster:
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Etcd"]:
+    """A real etcd of one member, for all tests of a file; each has names of its own there."""
+    from tests.failover.etcd import available, running
+
+    if not available():
+        pytest.skip("no etcd (Debian: etcd-server)")
+    with running(tmp_path_factory.mktemp("etcd")) as found:
+        yield found
 
 
 @pytest.fixture

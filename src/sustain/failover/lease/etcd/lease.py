@@ -107,6 +107,7 @@ class EtcdLease(SwapLease):
         if answer.get("succeeded") or (not asked_before and self._found(answer) == new):
             # What was asked before cannot be carried out any more: the records that it compares with have gone.
             self._asked.clear()
+            self._asked.append(new)  # the same may be asked again, of a grant that is not the newest
             return True
         return False
 
