@@ -17,7 +17,7 @@ import pytest
 
 from sustain._native import Control
 from sustain.host.processes import start_ticks
-from tests.failover.conftest import Cluster, Host, until
+from tests.failover.conftest import LEASES, Cluster, Host, until
 
 
 def begin(pair: Cluster, *app: str, options: tuple[str, ...] = ()) -> tuple[Host, Host]:
@@ -54,6 +54,7 @@ def commits_in(host: Host, epoch: int) -> bool:
     return any(entry["epoch"] >= epoch for entry in host.said("commit"))
 
 
+@LEASES
 def test_the_standby_takes_over_when_everything_of_the_primary_is_killed(pair: Cluster) -> None:
     a, b = begin(pair, "--wait")
     until(lambda: a.said("acked"), "a commit is acknowledged")
@@ -92,6 +93,7 @@ def test_a_primary_tells_a_former_one_that_its_time_is_over(pair: Cluster) -> No
     assert b.stop() == 0
 
 
+@LEASES
 def test_a_primary_that_was_stopped_past_its_lease_does_no_harm(pair: Cluster) -> None:
     a, b = begin(pair, "--stubborn")
     a.signal_all(signal.SIGSTOP)
@@ -107,6 +109,7 @@ def test_a_primary_that_was_stopped_past_its_lease_does_no_harm(pair: Cluster) -
     assert len(late) <= 1
 
 
+@LEASES
 def test_a_command_whose_supervisor_alone_was_killed_commits_nothing_past_the_lease(pair: Cluster) -> None:
     a, b = begin(pair, "--stubborn")
     command = a.state()["command_pid"]
@@ -157,6 +160,7 @@ def test_a_command_that_fails_without_a_standby_goes_on_being_restarted(pair: Cl
     assert a.stop() == 0
 
 
+@LEASES
 def test_stopping_the_primary_hands_over_at_once_and_loses_nothing(pair: Cluster) -> None:
     a, b = begin(pair)
     assert a.stop() == 0

@@ -214,9 +214,7 @@ def _alive(draft: Draft, candidate: Candidate, changed_ns: int) -> bool:
 
 
 def _beat(draft: Draft) -> None:
-    """Tell the others now and then that this standby lives."""
-    if draft.seen.store is None or _rank(draft).log_epoch == 0:
-        return
+    """Tell the others now and then that this standby lives; also one that has nothing yet, for people to see."""
     if draft.due(draft.state.announced_ns + draft.policy.beat_ns):
         _announce(draft, 0)
 

@@ -271,7 +271,7 @@ class Supervisor:
             case ForgetLease():
                 worker.forget()
             case Announce():
-                worker.announce(action.rank, action.usable, action.round)
+                worker.announce(action.rank, action.usable, action.round, str(self._state.role))
             case _:
                 return False
         return True

@@ -82,8 +82,8 @@ class LeaseWorker:
         with self._lock:
             self._status = replace(self._status, grant=None, lost="")
 
-    def announce(self, rank: Rank, usable: bool, round_: int) -> None:
-        self._tasks.put(lambda: self._announce(rank, usable, round_))
+    def announce(self, rank: Rank, usable: bool, round_: int, role: str) -> None:
+        self._tasks.put(lambda: self._announce(rank, usable, round_, role))
 
     def stop(self, timeout_s: float) -> bool:
         """End the thread after what is queued; False when the lease store hangs (the thread is left behind)."""
@@ -158,10 +158,11 @@ class LeaseWorker:
         self._note(grant=None, lost="", error="")
         self._read()
 
-    def _announce(self, rank: Rank, usable: bool, round_: int) -> None:
+    def _announce(self, rank: Rank, usable: bool, round_: int, role: str) -> None:
         self._beat += 1
         self._announced = True
-        note = Candidate(self._holder, self._instance, rank, usable, round_, self._beat)
+        now_ns = self._clock.realtime_ns()
+        note = Candidate(self._holder, self._instance, rank, usable, round_, self._beat, role, now_ns)
         self._lease.announce(note)
 
     def _withdraw(self) -> None:
