@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import signal
-import ssl
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -64,7 +63,13 @@ class Member:
 
     def says(self) -> dict[str, Any]:
         """What it says of itself; empty when it does not answer."""
-        return ask(self.address, "/v3/maintenance/status", {}, tls=self.https is not None)
+        return ask(self.address, "/v3/maintenance/status", {})
+
+    def serves(self) -> bool:
+        """Whether it takes part in a cluster that has a leader."""
+        if self.https is not None:  # it may want a certificate
+            return "ready to serve client requests" in self.output()
+        return bool(self.says().get("leader", "0") != "0")
 
     def stop(self, number: int = signal.SIGKILL) -> None:
         if self.process is not None and self.process.poll() is None:
@@ -107,14 +112,12 @@ class Etcd:
         for each in self.members:
             each.start(self.layout, more)
         for each in self.members:
-            until(
-                lambda each=each: each.says().get("leader", "0") != "0", f"{each.name} is up\n{each.output()}"
-            )
+            until(each.serves, f"{each.name} is up\n{each.output()}")
         return self
 
     def restart(self, member: Member) -> None:
         member.start(self.layout)
-        until(lambda: member.says().get("leader", "0") != "0", f"{member.name} is back\n{member.output()}")
+        until(member.serves, f"{member.name} is back\n{member.output()}")
 
     @property
     def leader(self) -> Member:
@@ -141,20 +144,12 @@ def running(directory: Path, count: int = 1, https: tuple[str, str, str] | None 
         cluster.end()
 
 
-def ask(
-    address: str, path: str, request: dict[str, Any], *, token: str = "", tls: bool = False
-) -> dict[str, Any]:
+def ask(address: str, path: str, request: dict[str, Any]) -> dict[str, Any]:
     """One question, for tests; empty when there is no answer."""
     host, _, port = address.rpartition(":")
-    context = ssl._create_unverified_context()
-    connection = (
-        http.client.HTTPSConnection(host, int(port), timeout=5, context=context)
-        if tls
-        else http.client.HTTPConnection(host, int(port), timeout=5)
-    )
+    connection = http.client.HTTPConnection(host, int(port), timeout=5)
     try:
-        headers = {"Authorization": token} if token else {}
-        connection.request("POST", path, json.dumps(request), headers)
+        connection.request("POST", path, json.dumps(request))
         found = json.loads(connection.getresponse().read())
     except (OSError, ValueError, http.client.HTTPException):
         return {}
@@ -218,9 +213,8 @@ class Link:
         host, _, port = to.rpartition(":")
         upstream = http.client.HTTPConnection(host, int(port), timeout=60)
         try:
-            upstream.request(
-                "POST", handler.path, body, {"Authorization": handler.headers.get("Authorization", "")}
-            )
+            token = handler.headers.get("Authorization")
+            upstream.request("POST", handler.path, body, {"Authorization": token} if token else {})
             answer = upstream.getresponse()
             status, text = answer.status, answer.read()
         except OSError:

@@ -80,7 +80,9 @@ class Client:
     def __init__(self, url: EtcdUrl, limits: Limits) -> None:
         self._url = url
         self._limits = limits
-        self._endpoints = [Endpoint(each, lambda: tls_context(url)) for each in url.endpoints]
+        self._endpoints = [
+            Endpoint(each, lambda: tls_context(url), _closing_hint(url)) for each in url.endpoints
+        ]
         self._first = self._endpoints[0]
         self._cluster = ""
         self._token = ""
@@ -100,12 +102,18 @@ class Client:
         except Refused as error:
             if not _token_is_over(error) or self._url.user is None:
                 raise
+        except LeaseError:
+            self._token = ""  # etcd does not answer at all to a token of a later state than its own
+            raise
         # After a restart of etcd, five minutes of silence, or a change of users.
         self._token = self._log_in(until_s)
         return self._call(Question(path, body, self._token, until_s))
 
-    def survey(self) -> list[tuple[str, Answer]]:
-        """What each member says of itself (`/v3/maintenance/status`). Raises LeaseError for two clusters in one URL."""
+    def survey(self, *, hurry: bool = False) -> list[tuple[str, Answer]]:
+        """What each member says of itself (`/v3/maintenance/status`). Raises LeaseError for two clusters in one URL.
+
+        `hurry`: once one has answered, the others have only a little more time.
+        """
         until_s = time.monotonic() + self._limits.call_s
         call = _Call(Question("/v3/maintenance/status", b"{}", self._token, until_s))
         for each in self._endpoints:
@@ -113,6 +121,8 @@ class Client:
         found: dict[Endpoint, Answer] = {}
         while call.under_way and (heard := call.next_answer(until_s)) is not None:
             found[heard[0]] = heard[1]
+            if hurry and heard[1].body is not None:
+                until_s = min(until_s, time.monotonic() + 2 * self._limits.hedge_s)
         for each in call.under_way:
             each.abandon()
             found[each] = Answer(failure="does not answer")
@@ -225,6 +235,14 @@ def _refusal_hint(message: str, url: EtcdUrl) -> str:
     if "authentication is not enabled" in message:
         return "leave user and password-file out of the lease's URL, or run `etcdctl auth enable`"
     return "see what etcd logs"
+
+
+def _closing_hint(url: EtcdUrl) -> str:
+    if not url.tls:
+        return "if it speaks TLS only, add ca=FILE (or tls=1) to the lease's URL; otherwise see what it logs"
+    if url.cert is None:
+        return "if it wants certificates of its clients, add cert=FILE&key=FILE to the lease's URL"
+    return "see what it logs"
 
 
 def _state_hint(message: str) -> str:

@@ -27,6 +27,7 @@ _ANSWER_LIMIT_BYTES = 4 << 20
 _TLS_HINT = (
     "ca= must name the authority that signed the certificate of this etcd, and that must name its host"
 )
+_CLOSES = "closes the connection"
 _NO_ETCD = "is it the port for etcd's clients (2379), and is its JSON gateway on (--enable-grpc-gateway)?"
 
 
@@ -54,8 +55,12 @@ class Answer:
 class Endpoint:
     """Asks one at a time; `ask`, `abandon` and `close` return at once."""
 
-    def __init__(self, address: Address, tls: Callable[[], ssl.SSLContext | None]) -> None:
+    def __init__(
+        self, address: Address, tls: Callable[[], ssl.SSLContext | None], closing_hint: str = ""
+    ) -> None:
+        """`closing_hint`: what it may mean that this one closes new connections."""
         self.address = address
+        self._closing_hint = closing_hint
         self._tls = tls
         self._lock = threading.Lock()
         self._tasks: queue.SimpleQueue[tuple[Question, Callable[[Answer], None]] | None] = queue.SimpleQueue()
@@ -101,6 +106,8 @@ class Endpoint:
         except Exception as error:  # noqa: BLE001 whatever it is, whoever asked must hear of it
             self._drop()
             failure, hint = _why(error)
+            if failure == _CLOSES:
+                hint = self._closing_hint
             return Answer(failure=failure, hint=hint, took_s=time.monotonic() - began_s)
         return _understood(status, text, time.monotonic() - began_s)
 
@@ -180,8 +187,6 @@ def _understood(status: int, text: bytes, took_s: float) -> Answer:
         body = None
     if isinstance(body, dict) and (status != http.HTTPStatus.OK or isinstance(body.get("header"), dict)):
         return Answer(status, body, took_s=took_s)
-    if b"HTTPS server" in text[:200]:
-        return Answer(status, failure="asks for TLS", hint="add ca=FILE (or tls=1) to the lease's URL")
     return Answer(status, failure=f"is no etcd (HTTP status {status})", hint=_NO_ETCD, took_s=took_s)
 
 
@@ -198,10 +203,12 @@ def _why(error: Exception) -> tuple[str, str]:
         return "does not answer", ""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not accepted: {error.verify_message}", _TLS_HINT
+    if isinstance(error, ssl.SSLEOFError) and getattr(error, "reason", None) is None:  # after the handshake
+        return _CLOSES, ""
     if isinstance(error, ssl.SSLError):
         return _tls_failure(error)
     if isinstance(error, http.client.RemoteDisconnected | ConnectionResetError | BrokenPipeError):
-        return "closes the connection", ""
+        return _CLOSES, ""
     if isinstance(error, http.client.HTTPException):
         return "is no etcd (what it answers is no HTTP)", _NO_ETCD
     if isinstance(error, OSError):

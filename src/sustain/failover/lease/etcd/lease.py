@@ -147,7 +147,8 @@ class EtcdLease(SwapLease):
     def _ask(self, what: str, path: str, request: dict[str, Any]) -> dict[str, Any]:
         try:
             if not self._greeted:
-                self._client.survey()  # two clusters in one URL are noticed before either is asked for a lease
+                # Two clusters in one URL are noticed before either is asked for a lease.
+                self._client.survey(hurry=True)
                 self._greeted = True
             return self._client.call(path, request)
         except Refused as error:
