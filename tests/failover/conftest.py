@@ -59,11 +59,12 @@ class Host:
         self.log = self.dir / "app.log"
         self.events_file = self.dir / "events.jsonl"
         self.process: subprocess.Popen[bytes] | None = None
+        self.lease_url = cluster.lease_url
 
     def start(self, *app: str, options: tuple[str, ...] = ()) -> "Host":
         others = [each for each in self.cluster.hosts if each is not self]
         argv = [sys.executable, "-m", "sustain.cli", "run", "--store", str(self.store), "--name", self.name]
-        argv += ["--lease", self.cluster.lease_url, "--ttl", f"{TTL_S}s"]
+        argv += ["--lease", self.lease_url, "--ttl", f"{TTL_S}s"]
         argv += ["--listen", f"127.0.0.1:{self.port}", "--event-log", str(self.events_file)]
         argv += [word for each in others for word in ("--peer", f"tcp://127.0.0.1:{each.port}")]
         argv += ["--size", "16MiB", "--log-size", "4MiB", "--stop-timeout", "2s", "--drain-timeout", "3s"]

@@ -169,6 +169,7 @@ class Link:
     def __init__(self, to: str) -> None:
         self.fault = ""
         self.only = ""  # of questions to this path
+        self.times = 1 << 30  # so many questions; the others are not harmed
         self.count = 0  # of questions that met the fault
         self._go, self._closed = threading.Event(), threading.Event()
         link = self
@@ -189,8 +190,8 @@ class Link:
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
         self._thread.start()
 
-    def set(self, fault: str, only: str = "") -> None:
-        self.fault, self.only, self.count = fault, only, 0
+    def set(self, fault: str, only: str = "", times: int = 1 << 30) -> None:
+        self.fault, self.only, self.times, self.count = fault, only, times, 0
         self._go.clear()
 
     def let_go(self) -> None:
@@ -206,7 +207,7 @@ class Link:
 
     def _carry(self, handler: BaseHTTPRequestHandler, to: str) -> None:
         body = handler.rfile.read(int(handler.headers["Content-Length"]))
-        fault = self.fault if self.only in handler.path else ""
+        fault = self.fault if self.only in handler.path and self.count < self.times else ""
         self.count += bool(fault)
         if fault == "hold":
             self._go.wait(60)

@@ -202,8 +202,11 @@ def test_children_that_die_are_started_again(pair: Cluster) -> None:
     assert len(a.said("start")) == 1, "the command was touched"
 
 
-def test_three_hosts_the_one_that_holds_most_takes_over(clusters: Callable[[int], Cluster]) -> None:
-    cluster = clusters(3)
+@pytest.mark.parametrize("kind", ["file", "etcd"])
+def test_three_hosts_the_one_that_holds_most_takes_over(
+    clusters: Callable[..., Cluster], request: pytest.FixtureRequest, kind: str
+) -> None:
+    cluster = clusters(3, request.getfixturevalue("etcd").url if kind == "etcd" else "")
     a = cluster[0].start("--wait", options=("--create",)).becomes("primary")
     b, c = cluster[1].start("--wait"), cluster[2].start("--wait")
     cluster.replicated(a, b)
@@ -241,7 +244,10 @@ def _run(*words: str) -> tuple[int, str]:
     ("words", "status", "said"),
     [
         (("--lease", "file:///nowhere-at-all", "--", "true"), 1, "cannot read the lease"),
-        (("--lease", "etcd://x", "--", "true"), 2, "unknown kind"),
+        (("--lease", "zk://x", "--", "true"), 2, "unknown kind"),
+        (("--lease", "etcd://127.0.0.1:1", "--", "true"), 1, "connection refused"),
+        (("--lease", "etcd://127.0.0.1?nonsense=1", "--", "true"), 2, "nonsense"),
+        (("--lease", "etcd://127.0.0.1?ca=/nowhere-at-all", "--", "true"), 1, "nowhere-at-all"),
         (
             (
                 "--lease",

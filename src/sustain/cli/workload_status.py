@@ -86,7 +86,7 @@ def describe_workload(data: dict[str, Any]) -> str:
     rows += [
         (
             each["name"],
-            or_unknown(each["role"]),
+            _role(each, data["holder"]),
             or_unknown(each["epoch"]),
             or_unknown(each["position"]),
             "-" if each["role"] == "primary" else "yes" if each["can_take_over"] else "no",
@@ -95,6 +95,12 @@ def describe_workload(data: dict[str, Any]) -> str:
         for each in data["members"]
     ]
     return f"{text}\n\n{table(rows)}"
+
+
+def _role(member: dict[str, Any], holder: str | None) -> str:
+    """As it last said; of a primary that another host has followed since, that it was one."""
+    was = member["role"] == "primary" and member["name"] != holder
+    return "was primary" if was else or_unknown(member["role"])
 
 
 def _owner(data: dict[str, Any]) -> str:

@@ -103,7 +103,8 @@ def _unfit(draft: Draft, record: LeaseRecord) -> str:
     if record.state is LeaseState.ABSENT and store.epoch >= GOVERNED_EPOCH and not policy.new_lease:
         return (
             f"there is no lease record, but this store is in epoch {store.epoch}: "
-            "is the lease's directory mounted? To begin anew with this store, run once with --new-lease"
+            "is the lease's directory mounted, or its etcd the right one? "
+            "To begin anew with this store, run once with --new-lease"
         )
     if store.end is None:
         return "the store's last position is not known yet"

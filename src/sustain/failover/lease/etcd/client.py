@@ -2,7 +2,9 @@
 
 Used by `lease` and by `sustain doctor`. The member that answered last is asked first. When it has not answered after
 `hedge_s`, the next one is asked, too, and so on; the first usable answer counts. So a member that is dead, stopped or
-cut off costs a fraction of the lease's length, and one that is only slow still gets all the time there is.
+cut off costs a fraction of the lease's length. While none has answered all are asked again, a few times, over a second
+connection each: what was on its way to a leader that is gone is lost in silence, though another leads meanwhile; and
+an etcd that is only slow still answers over the first.
 
 All questions may thus be carried out twice, and later than anybody waits for: `lease` asks only such as allow that.
 
@@ -14,14 +16,16 @@ import base64
 import json
 import queue
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
 from sustain.errors import LeaseError
 from sustain.failover.lease.etcd.credentials import password, tls_context
 from sustain.failover.lease.etcd.endpoint import Answer, Endpoint, Question
-from sustain.failover.lease.etcd.url import EtcdUrl
+from sustain.failover.lease.etcd.url import Address, EtcdUrl
 
+_ROUNDS = 4
 _UNAUTHENTICATED, _DENIED, _INVALID, _NOT_FOUND, _PRECONDITION = 16, 7, 3, 5, 9  # gRPC's numbers
 _HINT = "are the etcd members up, and can this host reach them? `sustain doctor --lease URL` asks each"
 
@@ -58,10 +62,12 @@ class _Call:
 
     question: Question
     answers: "queue.SimpleQueue[tuple[Endpoint, Answer]]" = field(default_factory=queue.SimpleQueue)
-    under_way: list[Endpoint] = field(default_factory=list)
+    under_way: list[Endpoint] = field(default_factory=list)  # each as often as it still has to answer
     failures: dict[Endpoint, Answer] = field(default_factory=dict)
 
     def ask(self, endpoint: Endpoint) -> None:
+        if endpoint in self.under_way:
+            endpoint.abandon()
         self.under_way.append(endpoint)
         endpoint.ask(self.question, lambda answer: self.answers.put((endpoint, answer)))
 
@@ -80,16 +86,19 @@ class Client:
     def __init__(self, url: EtcdUrl, limits: Limits) -> None:
         self._url = url
         self._limits = limits
-        self._endpoints = [
-            Endpoint(each, lambda: tls_context(url), _closing_hint(url)) for each in url.endpoints
-        ]
-        self._first = self._endpoints[0]
+
+        def endpoint(address: Address) -> Endpoint:
+            return Endpoint(address, lambda: tls_context(url), _closing_hint(url))
+
+        self._lanes = [(endpoint(each), endpoint(each)) for each in url.endpoints]  # of each member two
+        self._first = 0
         self._cluster = ""
         self._token = ""
 
     def close(self) -> None:
-        for each in self._endpoints:
-            each.close()
+        for lanes in self._lanes:
+            for each in lanes:
+                each.close()
 
     def call(self, path: str, request: dict[str, Any]) -> dict[str, Any]:
         """What the cluster answers to `request` (as etcd's JSON has it). Raises LeaseError, Refused."""
@@ -116,7 +125,7 @@ class Client:
         """
         until_s = time.monotonic() + self._limits.call_s
         call = _Call(Question("/v3/maintenance/status", b"{}", self._token, until_s))
-        for each in self._endpoints:
+        for each, _ in self._lanes:
             call.ask(each)
         found: dict[Endpoint, Answer] = {}
         while call.under_way and (heard := call.next_answer(until_s)) is not None:
@@ -132,7 +141,7 @@ class Client:
                 f"{self._url.url}: its hosts are of {len(clusters)} different etcd clusters",
                 hint="name the members of one cluster: two would give the lease away twice",
             )
-        return [(str(each.address), found[each]) for each in self._endpoints]
+        return [(str(each.address), found[each]) for each, _ in self._lanes]
 
     def _call(self, question: Question) -> dict[str, Any]:
         call = _Call(question)
@@ -143,24 +152,32 @@ class Client:
                 each.abandon()
 
     def _hear(self, call: _Call) -> dict[str, Any]:
-        to_ask = [self._first, *(each for each in self._endpoints if each is not self._first)]
-        next_s, until_s = time.monotonic(), call.question.until_s
-        while to_ask or call.under_way:
+        until_s, now_s = call.question.until_s, time.monotonic()
+        order = [*range(self._first, len(self._lanes)), *range(self._first)]
+        first = deque(
+            (now_s + at * self._limits.hedge_s, self._lanes[each][0]) for at, each in enumerate(order)
+        )
+        round_s = (until_s - now_s) / _ROUNDS
+        again = deque(
+            (now_s + count * round_s, self._lanes[each][count % 2])
+            for count in range(1, _ROUNDS)
+            for each in order
+        )
+        while now_s < until_s:
+            for asks in (first, again):
+                while asks and asks[0][0] <= now_s:
+                    call.ask(asks.popleft()[1])
+            if not first and not call.under_way:
+                break  # everybody has failed, and nobody need be waited for
+            heard = call.next_answer(min([until_s, *(asks[0][0] for asks in (first, again) if asks)]))
+            if heard is not None:
+                body = self._usable(*heard, call)
+                if body is not None:
+                    self._first = next(at for at, lanes in enumerate(self._lanes) if heard[0] in lanes)
+                    return body
+                if first:
+                    first[0] = (now_s, first[0][1])  # the next one need not wait
             now_s = time.monotonic()
-            if now_s >= until_s:
-                break
-            if to_ask and now_s >= next_s:
-                call.ask(to_ask.pop(0))
-                next_s = now_s + self._limits.hedge_s
-            heard = call.next_answer(min(next_s, until_s) if to_ask else until_s)
-            if heard is None:
-                continue
-            endpoint, answer = heard
-            body = self._usable(endpoint, answer, call)
-            if body is not None:
-                self._first = endpoint
-                return body
-            next_s = time.monotonic()  # the next one need not wait
         raise self._nobody(call)
 
     def _usable(self, endpoint: Endpoint, answer: Answer, call: _Call) -> dict[str, Any] | None:
@@ -191,12 +208,9 @@ class Client:
     def _nobody(self, call: _Call) -> LeaseError:
         for each in call.under_way:
             call.failures[each] = Answer(failure="does not answer")
-        told = [
-            f"{each.address} {call.failures[each].failure}"
-            for each in self._endpoints
-            if each in call.failures
-        ]
-        hints = [call.failures[each].hint for each in self._endpoints if each in call.failures]
+        failures = {each.address: answer for each, answer in call.failures.items()}
+        told = [f"{each} {failures[each].failure}" for each in self._url.endpoints if each in failures]
+        hints = [failures[each].hint for each in self._url.endpoints if each in failures]
         return LeaseError("; ".join(told), hint=next((hint for hint in hints if hint), _HINT))
 
 

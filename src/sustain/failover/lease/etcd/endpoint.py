@@ -67,7 +67,7 @@ class Endpoint:
         self._connection: http.client.HTTPConnection | None = None
         self._socket: socket.socket | None = None  # also while it is being connected
         self._thread: threading.Thread | None = None
-        self._closed = False
+        self._given_up = False  # nobody waits for what is under way
 
     def ask(self, question: Question, tell: Callable[[Answer], None]) -> None:
         """`tell` is called in this endpoint's thread, once, however late."""
@@ -79,13 +79,13 @@ class Endpoint:
     def abandon(self) -> None:
         """End what is under way; the next question gets a new connection."""
         with self._lock:
+            self._given_up = True
             if self._socket is not None:
                 with contextlib.suppress(OSError):
                     # Not SSLSocket's own, which changes what the reading thread uses.
                     socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
     def close(self) -> None:
-        self._closed = True
         self.abandon()
         self._tasks.put(None)
 
@@ -94,6 +94,8 @@ class Endpoint:
     def _run(self) -> None:
         while (task := self._tasks.get()) is not None:
             question, tell = task
+            with self._lock:
+                self._given_up = False
             tell(self._answer(question))
         self._drop()
 
@@ -116,7 +118,7 @@ class Endpoint:
         try:
             return self._once(question)
         except (http.client.RemoteDisconnected, ConnectionError):
-            if not kept or self._closed or time.monotonic() >= question.until_s:
+            if not kept or self._given_up or time.monotonic() >= question.until_s:
                 raise
             self._drop()
             return self._once(question)
@@ -159,6 +161,8 @@ class Endpoint:
             except OSError as failure:
                 error = failure
                 sock.close()
+                if self._given_up:
+                    break
                 continue
             connection = http.client.HTTPConnection(host, port)
             connection.auto_open = 0
