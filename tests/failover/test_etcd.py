@@ -402,3 +402,20 @@ def test_a_note_whose_etcd_lease_has_run_out_is_written_again(etcd: Etcd, name: 
     assert lease.candidates() == []
     lease.announce(Candidate("a", "a1", Rank(2, 100), True, 0, 2))
     assert [each.candidate.beat for each in lease.candidates()] == [2]
+
+
+def test_doctor_asks_each_member_and_says_what_is_wrong(etcd: Etcd, name: str) -> None:
+    from sustain.cli.doctor_lease import lease_findings
+
+    (port,) = real.free_ports(1)
+    lease, there, gone = lease_findings(f"{etcd.url},127.0.0.1:{port}/{name}")
+    assert (lease.state, there.state, gone.state) == ("reduced", "ok", "reduced")
+    assert "three" in lease.means
+    assert "leads" in there.found
+    assert gone.found == "connection refused"
+    (nothing,) = lease_findings(f"etcd://127.0.0.1:{port}/{name}")
+    assert nothing.state == "missing"
+    assert "connection refused" in nothing.found
+    for url in ("etcd://h?nonsense=1", "zk://h"):
+        (wrong,) = lease_findings(url)
+        assert wrong.state == "missing"
