@@ -36,6 +36,9 @@ power_needs=(
     upsd nut-server
     certutil libnss3-tools
 )
+lease_needs=(
+    etcd etcd-server
+)
 # libvirt's own QEMU driver, used without its daemon; the headers are what its Python binding is built with.
 libvirt_needs=(
     gcc gcc
@@ -110,8 +113,8 @@ install_packages() {
         trap - EXIT
         # Nor at the next boot: what the tests need they start themselves.
         for each in "$@"; do
-            if [[ $each = redis-server || $each = nut-server || $each = rsync ]] && command -v systemctl >/dev/null; then
-                systemctl disable --quiet "$each" 2>/dev/null || true
+            if [[ $each = redis-server || $each = nut-server || $each = rsync || $each = etcd-server ]] && command -v systemctl >/dev/null; then
+                systemctl disable --quiet "${each/etcd-server/etcd}" 2>/dev/null || true
             fi
         done
     fi
@@ -175,7 +178,7 @@ want_kernels=
 for what in "$@"; do
     case $what in
         lab) needs+=("${lab_needs[@]}"); want_kernels=1 ;;
-        test) needs+=("${lab_needs[@]}" "${bench_needs[@]}" "${power_needs[@]}" "${libvirt_needs[@]}"); want_kernels=1 ;;
+        test) needs+=("${lab_needs[@]}" "${bench_needs[@]}" "${power_needs[@]}" "${lease_needs[@]}" "${libvirt_needs[@]}"); want_kernels=1 ;;
         bench) needs+=("${bench_needs[@]}") ;;
         *) usage ;;
     esac

@@ -60,6 +60,7 @@ STATUS: dict[str, Any] = {
     "power": (dict, type(None)),
     "destinations": [],
     "run": (dict, type(None)),
+    "workload": (dict, type(None)),
 }
 
 

@@ -9,14 +9,18 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from sustain.host.maps import all_pids
 from sustain.host.processes import parents
+
+if TYPE_CHECKING:
+    from tests.failover.etcd import Etcd
 
 APP = Path(__file__).with_name("app.py")
 TTL_S = 3.0  # a disk of a busy machine may take seconds to flush a renewal
@@ -55,11 +59,12 @@ class Host:
         self.log = self.dir / "app.log"
         self.events_file = self.dir / "events.jsonl"
         self.process: subprocess.Popen[bytes] | None = None
+        self.lease_url = cluster.lease_url
 
     def start(self, *app: str, options: tuple[str, ...] = (), program: Path = APP) -> "Host":
         others = [each for each in self.cluster.hosts if each is not self]
         argv = [sys.executable, "-m", "sustain.cli", "run", "--store", str(self.store), "--name", self.name]
-        argv += ["--lease", f"file://{self.cluster.lease}", "--ttl", f"{TTL_S}s"]
+        argv += ["--lease", self.lease_url, "--ttl", f"{TTL_S}s"]
         argv += ["--listen", f"127.0.0.1:{self.port}", "--event-log", str(self.events_file)]
         argv += [word for each in others for word in ("--peer", f"tcp://127.0.0.1:{each.port}")]
         argv += ["--size", "16MiB", "--log-size", "4MiB", "--stop-timeout", "2s", "--drain-timeout", "3s"]
@@ -135,12 +140,13 @@ class Host:
 
 
 class Cluster:
-    """Hosts that share a lease."""
+    """Hosts that share a lease: of the directory `lease`, or another by its URL."""
 
-    def __init__(self, directory: Path, count: int) -> None:
+    def __init__(self, directory: Path, count: int, lease_url: str = "") -> None:
         self.dir = directory
         self.lease = directory / "lease"
         self.lease.mkdir()
+        self.lease_url = lease_url or f"file://{self.lease}"
         self.hosts: list[Host] = []
         ports = free_ports(count)
         self.hosts = [Host(self, chr(97 + at), port) for at, port in enumerate(ports)]
@@ -186,12 +192,23 @@ class Cluster:
                     os.kill(pid, signal.SIGKILL)
 
 
+@pytest.fixture(scope="module")
+def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Etcd"]:
+    """A real etcd of one member, for all tests of a file; each has names of its own there."""
+    from tests.failover.etcd import available, running
+
+    if not available():
+        pytest.skip("no etcd (Debian: etcd-server)")
+    with running(tmp_path_factory.mktemp("etcd")) as found:
+        yield found
+
+
 @pytest.fixture
-def clusters(tmp_path: Path) -> Iterator[Callable[[int], Cluster]]:
+def clusters(tmp_path: Path) -> Iterator[Callable[..., Cluster]]:
     made: list[Cluster] = []
 
-    def make(count: int = 2) -> Cluster:
-        made.append(Cluster(tmp_path, count))
+    def make(count: int = 2, lease_url: str = "") -> Cluster:
+        made.append(Cluster(tmp_path, count, lease_url))
         return made[-1]
 
     yield make
@@ -200,5 +217,11 @@ def clusters(tmp_path: Path) -> Iterator[Callable[[int], Cluster]]:
 
 
 @pytest.fixture
-def pair(clusters: Callable[[int], Cluster]) -> Cluster:
-    return clusters(2)
+def pair(clusters: Callable[..., Cluster], request: pytest.FixtureRequest) -> Cluster:
+    """Two hosts; with a directory for a lease, or with `etcd` where a test asks for that, too (`LEASES`)."""
+    if getattr(request, "param", "file") == "file":
+        return clusters(2)
+    return clusters(2, f"{request.getfixturevalue('etcd').url}/{uuid.uuid4().hex}")
+
+
+LEASES = pytest.mark.parametrize("pair", ["file", "etcd"], indirect=True)

@@ -265,6 +265,27 @@ def test_a_standby_does_not_wait_for_others(seen: Observation) -> None:
     assert TryAcquire in kinds(decide(seen, State(), POLICY, NOW))
 
 
+def test_a_primary_says_where_it_is_now_and_then_and_never_when_that_could_delay_a_renewal() -> None:
+    plan = decide(primary(), PRIMARY, POLICY, NOW)
+    (said,) = [each for each in plan.actions if isinstance(each, Announce)]
+    assert (said.rank, said.usable, said.round) == (Rank(3, 500), False, 0)
+    soon = decide(primary(grant=grant(left_ns=3 * S)), plan.state, POLICY, NOW + POLICY.beat_ns // 2)
+    assert Announce not in kinds(soon)
+    for seen in (
+        primary(grant=grant(left_ns=S)),
+        primary(lease_busy=True),
+        primary(lease_error="it does not answer", lease_error_ns=NOW),
+        primary(command=ChildView()),
+    ):
+        assert Announce not in kinds(decide(seen, PRIMARY, POLICY, NOW))
+
+
+def test_a_host_without_a_copy_is_heard_of_and_waited_for_by_nobody() -> None:
+    waiting = Observation(lease=held_by_a(NOW + S))
+    (said,) = [each for each in decide(waiting, State(), POLICY, NOW).actions if isinstance(each, Announce)]
+    assert (said.rank, said.usable) == (Rank(0, 0), False)
+
+
 def test_a_standby_waits_for_what_was_said_after_the_lease_ran_out() -> None:
     plan = decide(election(Rank(2, 1), 8), State(), POLICY, NOW)
     assert TryAcquire not in kinds(plan)

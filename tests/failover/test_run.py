@@ -17,7 +17,7 @@ import pytest
 
 from sustain._native import Control
 from sustain.host.processes import start_ticks
-from tests.failover.conftest import Cluster, Host, until
+from tests.failover.conftest import LEASES, Cluster, Host, until
 
 
 def begin(pair: Cluster, *app: str, options: tuple[str, ...] = ()) -> tuple[Host, Host]:
@@ -54,6 +54,7 @@ def commits_in(host: Host, epoch: int) -> bool:
     return any(entry["epoch"] >= epoch for entry in host.said("commit"))
 
 
+@LEASES
 def test_the_standby_takes_over_when_everything_of_the_primary_is_killed(pair: Cluster) -> None:
     a, b = begin(pair, "--wait")
     until(lambda: a.said("acked"), "a commit is acknowledged")
@@ -92,6 +93,7 @@ def test_a_primary_tells_a_former_one_that_its_time_is_over(pair: Cluster) -> No
     assert b.stop() == 0
 
 
+@LEASES
 def test_a_primary_that_was_stopped_past_its_lease_does_no_harm(pair: Cluster) -> None:
     a, b = begin(pair, "--stubborn")
     a.signal_all(signal.SIGSTOP)
@@ -107,6 +109,7 @@ def test_a_primary_that_was_stopped_past_its_lease_does_no_harm(pair: Cluster) -
     assert len(late) <= 1
 
 
+@LEASES
 def test_a_command_whose_supervisor_alone_was_killed_commits_nothing_past_the_lease(pair: Cluster) -> None:
     a, b = begin(pair, "--stubborn")
     command = a.state()["command_pid"]
@@ -157,6 +160,7 @@ def test_a_command_that_fails_without_a_standby_goes_on_being_restarted(pair: Cl
     assert a.stop() == 0
 
 
+@LEASES
 def test_stopping_the_primary_hands_over_at_once_and_loses_nothing(pair: Cluster) -> None:
     a, b = begin(pair)
     assert a.stop() == 0
@@ -198,8 +202,11 @@ def test_children_that_die_are_started_again(pair: Cluster) -> None:
     assert len(a.said("start")) == 1, "the command was touched"
 
 
-def test_three_hosts_the_one_that_holds_most_takes_over(clusters: Callable[[int], Cluster]) -> None:
-    cluster = clusters(3)
+@pytest.mark.parametrize("kind", ["file", "etcd"])
+def test_three_hosts_the_one_that_holds_most_takes_over(
+    clusters: Callable[..., Cluster], request: pytest.FixtureRequest, kind: str
+) -> None:
+    cluster = clusters(3, request.getfixturevalue("etcd").url if kind == "etcd" else "")
     a = cluster[0].start("--wait", options=("--create",)).becomes("primary")
     b, c = cluster[1].start("--wait"), cluster[2].start("--wait")
     cluster.replicated(a, b)
@@ -237,7 +244,10 @@ def _run(*words: str) -> tuple[int, str]:
     ("words", "status", "said"),
     [
         (("--lease", "file:///nowhere-at-all", "--", "true"), 1, "cannot read the lease"),
-        (("--lease", "etcd://x", "--", "true"), 2, "unknown kind"),
+        (("--lease", "zk://x", "--", "true"), 2, "unknown kind"),
+        (("--lease", "etcd://127.0.0.1:1", "--", "true"), 1, "connection refused"),
+        (("--lease", "etcd://127.0.0.1?nonsense=1", "--", "true"), 2, "nonsense"),
+        (("--lease", "etcd://127.0.0.1?ca=/nowhere-at-all", "--", "true"), 1, "nowhere-at-all"),
         (
             (
                 "--lease",

@@ -2,8 +2,8 @@
 each finding means, and the command that would enable the rest. Fails when something is missing for the first two; the
 others are for hosts that schedule them.
 
-Looks at the kernel, at the medium under PATH (where a store is or would be) and, when asked, at a lease
-directory. It tries things with a temporary file and removes it; nothing is changed.
+Looks at the kernel, at the medium under PATH (where a store is or would be) and, when asked, at a lease. It tries
+things with a temporary file and removes it; nothing is changed.
 """
 
 import argparse
@@ -42,7 +42,9 @@ class Finding:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", nargs="?", default=".", help="a store, or a directory for one (.)")
-    parser.add_argument("--lease", metavar="URL", help="also look at a lease: file:///dir")
+    parser.add_argument(
+        "--lease", metavar="URL", help="also look at a lease: file:///dir, etcd://host:2379,…"
+    )
     add_json(parser)
 
 
@@ -67,7 +69,9 @@ def run(args: argparse.Namespace) -> int:
         check_fdatasync(directory),
     ]
     if args.lease:
-        findings.append(check_lease(args.lease))
+        from sustain.cli.doctor_lease import lease_findings
+
+        findings += lease_findings(args.lease)
     from sustain.cli.doctor_packages import package_findings
     from sustain.cli.doctor_pages import page_findings
     from sustain.cli.doctor_regions import region_findings
@@ -252,12 +256,6 @@ def check_fdatasync(directory: Path) -> Finding:
         )
 
     return _with_file(directory, name, attempt, "use a file system on a disk of this host")
-
-
-def check_lease(url: str) -> Finding:
-    if not url.startswith("file://"):
-        return Finding("lease", "unknown", url, "this version knows file:///dir", "use --lease file:///DIR")
-    return check_directory("lease", Path(url.removeprefix("file://")))
 
 
 def _with_file(directory: Path, name: str, attempt: Callable[[int], Finding], enable: str) -> Finding:

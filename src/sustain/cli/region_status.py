@@ -21,6 +21,7 @@ def is_region(path: str) -> bool:
 
 def collect_region(path: str) -> dict[str, Any]:
     """The JSON shape of `sustain status` of a region."""
+    from sustain.cli.workload_status import workload_of
     from sustain.failover import runfile
     from sustain.host.processes import start_ticks
 
@@ -50,11 +51,19 @@ def collect_region(path: str) -> dict[str, Any]:
         else max(0.0, (now_ns - status["updated_boottime_ns"]) / 1e9),
         "destinations": [_destination(each) for each in (status or {}).get("destinations", ())],
         "run": run,
+        "workload": workload_of(run),
     }
 
 
 def describe_region(data: dict[str, Any]) -> str:
     """The same for a person."""
+    from sustain.cli.workload_status import describe_workload
+
+    text = _described(data)
+    return text if data["workload"] is None else f"{text}\n\n{describe_workload(data['workload'])}"
+
+
+def _described(data: dict[str, Any]) -> str:
     from sustain.cli.status import run_text
 
     size = or_unknown(data["size_bytes"], format_size)

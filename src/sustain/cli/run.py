@@ -30,7 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--name", required=True, metavar="NAME", help="of this host, unlike the others'")
     parser.add_argument(
-        "--lease", required=True, metavar="URL", help="file:///dir, a directory that all hosts share"
+        "--lease",
+        required=True,
+        metavar="URL",
+        help="etcd://HOST:2379,HOST:2379,…/NAME, an etcd cluster, or file:///dir, a directory that all hosts share",
     )
     parser.add_argument("--listen", metavar="HOST:PORT", help="where to receive the store while standing by")
     parser.add_argument(

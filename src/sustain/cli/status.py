@@ -1,8 +1,8 @@
 """A store as it is now, seen from outside its processes: positions, destinations and their lags, lease, who
 is alive.
 
-Reads the superblock, the control words and `PATH.run.json` (which `sustain run` keeps); takes no lock and
-stops nobody. What cannot be known is "unknown" (null in JSON), never zero.
+Reads the superblock, the control words and `PATH.run.json` (which `sustain run` keeps), and asks the lease store that
+is named there; takes no lock and stops nobody. What cannot be known is "unknown" (null in JSON), never zero.
 """
 
 import argparse
@@ -23,11 +23,13 @@ from sustain.units import format_duration, format_size
 if TYPE_CHECKING:
     from sustain._native import ControlWords, Superblock
 
-HELP = "show a live store or region: positions, destinations, lag, lease, power"
+HELP = "show a live store, region or workload: positions, destinations, lag, lease, members, power"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", help="the store, or the region")
+    parser.add_argument(
+        "path", help="the store, the region, or a lease (etcd://…, file:///dir): its workload, from any host"
+    )
     parser.add_argument("--watch", action="store_true", help="show it again and again until Ctrl-C")
     parser.add_argument(
         "--interval",
@@ -54,7 +56,10 @@ def run(args: argparse.Namespace) -> int:
 def _look(path: str) -> tuple[dict[str, Any], Callable[[dict[str, Any]], str]]:
     """What is at the path, and how it is said to a person."""
     from sustain.cli.region_status import collect_region, describe_region, is_region
+    from sustain.cli.workload_status import collect_workload, describe_workload, is_lease
 
+    if is_lease(path):
+        return collect_workload(path), describe_workload
     if is_region(path):
         return collect_region(path), describe_region
     return collect(path), describe
@@ -62,6 +67,7 @@ def _look(path: str) -> tuple[dict[str, Any], Callable[[dict[str, Any]], str]]:
 
 def collect(path: str) -> dict[str, Any]:
     """The JSON shape of `sustain status`. Raises NotAStore and the like."""
+    from sustain.cli.workload_status import workload_of
     from sustain.failover import runfile
 
     control = Control(path)
@@ -81,6 +87,7 @@ def collect(path: str) -> dict[str, Any]:
         for each in destinations
     ]
     power = None if words is None else power_status(words, shown, boottime_ns())
+    run = runfile.read(path)
     return {
         "path": path,
         "store_uuid": str(uuid.UUID(bytes=block["store_uuid"])),
@@ -102,7 +109,8 @@ def collect(path: str) -> dict[str, Any]:
         "primary": _primary(words, boottime_ns()),
         "power": None if power is None else asdict(power),
         "destinations": [asdict(each) for each in shown],
-        "run": runfile.read(path),
+        "run": run,
+        "workload": workload_of(run),
     }
 
 
@@ -132,6 +140,13 @@ def _arriving_text(arriving: dict[str, Any]) -> str:
 
 def describe(data: dict[str, Any]) -> str:
     """The same for a person."""
+    from sustain.cli.workload_status import describe_workload
+
+    text = _described(data)
+    return text if data["workload"] is None else f"{text}\n\n{describe_workload(data['workload'])}"
+
+
+def _described(data: dict[str, Any]) -> str:
     positions, log = data["positions"], data["log"]
     age = positions["last_commit_age_s"]
     last = "" if age is None else f", the last {format_duration(age)} ago"

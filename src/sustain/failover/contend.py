@@ -12,7 +12,7 @@ leaves the lease alone, for the old primary's store is whole, and says so.
 """
 
 from sustain.failover.draft import Draft
-from sustain.failover.lease.record import Candidate, LeaseRecord, LeaseState, Rank
+from sustain.failover.lease.record import Candidate, LeaseGrant, LeaseRecord, LeaseState, Rank
 from sustain.failover.types import Announce, Exit, SetAside, StoreView, TryAcquire
 
 GOVERNED_EPOCH = 2  # a store that never was under a lease is in epoch 1; every lease opens a new one
@@ -103,7 +103,8 @@ def _unfit(draft: Draft, record: LeaseRecord) -> str:
     if record.state is LeaseState.ABSENT and store.epoch >= GOVERNED_EPOCH and not policy.new_lease:
         return (
             f"there is no lease record, but this store is in epoch {store.epoch}: "
-            "is the lease's directory mounted? To begin anew with this store, run once with --new-lease"
+            "is the lease's directory mounted, or its etcd the right one? "
+            "To begin anew with this store, run once with --new-lease"
         )
     if store.end is None:
         return "the store's last position is not known yet"
@@ -175,7 +176,9 @@ def _elected(draft: Draft, record: LeaseRecord) -> bool:
         draft.wake_at(draft.now_ns + policy.busy_poll_ns)
         return False
     mine = _rank(draft)
-    others = [each.candidate for each in seen.candidates if _alive(draft, each.candidate, each.changed_ns)]
+    # Who says that it cannot take over (a primary, above all) is not waited for.
+    alive = [each.candidate for each in seen.candidates if _alive(draft, each.candidate, each.changed_ns)]
+    others = [each for each in alive if each.usable]
     if not others:
         return True
     if state.election_round != record.version:
@@ -184,14 +187,12 @@ def _elected(draft: Draft, record: LeaseRecord) -> bool:
     if due or draft.state.announced_round != record.version:
         _announce(draft, record.version)
     waited_ns = draft.now_ns - draft.state.election_from_ns
-    silent = [each.name for each in others if each.usable and each.round != record.version]
+    silent = [each.name for each in others if each.round != record.version]
     if silent and waited_ns < policy.election_ns:
         draft.note(f"waiting for {', '.join(silent)} to say how much they hold")
         draft.wake_at(draft.state.election_from_ns + policy.election_ns)
         return False
-    better = [
-        each for each in others if each.usable and _order(each.rank, each.name) > _order(mine, policy.name)
-    ]
+    better = [each for each in others if _order(each.rank, each.name) > _order(mine, policy.name)]
     # One that holds more may have failed just now. Each in the order of what they hold gets its time, so that the
     # best of those that are left goes before the others lose patience.
     patience_ns = (1 + 2 * len(better)) * policy.election_ns
@@ -214,11 +215,20 @@ def _alive(draft: Draft, candidate: Candidate, changed_ns: int) -> bool:
 
 
 def _beat(draft: Draft) -> None:
-    """Tell the others now and then that this standby lives."""
-    if draft.seen.store is None or _rank(draft).log_epoch == 0:
-        return
+    """Tell the others now and then that this standby lives; also one that has nothing yet, for people to see."""
     if draft.due(draft.state.announced_ns + draft.policy.beat_ns):
         _announce(draft, 0)
+
+
+def say_where(draft: Draft, grant: LeaseGrant) -> None:
+    """A primary's place among the members, for people only: just after a renewal, so that it delays none."""
+    seen, state, policy = draft.seen, draft.state, draft.policy
+    if seen.store is None or not seen.command.running or seen.lease_busy or seen.lease_error:
+        return
+    fresh = grant.deadline_ns - draft.now_ns > policy.ttl_ns * 3 // 5
+    if fresh and draft.due(state.announced_ns + policy.beat_ns):
+        draft.remember(announced_ns=draft.now_ns, announced_round=0)
+        draft.do(Announce("say where this primary is", _rank(draft), False, 0))
 
 
 def _announce(draft: Draft, round_: int) -> None:

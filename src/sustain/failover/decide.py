@@ -17,7 +17,7 @@ state, and such tables are where the forgotten cell hides.
 from dataclasses import replace
 
 from sustain.failover import outage
-from sustain.failover.contend import contend
+from sustain.failover.contend import contend, say_where
 from sustain.failover.draft import Draft
 from sustain.failover.handover import fence, hand_over
 from sustain.failover.keep import keep_fetcher, keep_receiver, keep_shipper
@@ -221,6 +221,7 @@ def _run(draft: Draft, grant: LeaseGrant) -> None:
         # Only said: nobody waits for it, the command least of all.
         draft.do(Renew("say in the owner record that the command runs", state=LeaseState.HELD))
     keep_shipper(draft)
+    say_where(draft, grant)
 
 
 def _after_exit(draft: Draft, grant: LeaseGrant) -> None:

@@ -271,7 +271,7 @@ class Supervisor:
             case ForgetLease():
                 worker.forget()
             case Announce():
-                worker.announce(action.rank, action.usable, action.round)
+                worker.announce(action.rank, action.usable, action.round, str(self._state.role))
             case _:
                 return False
         return True
@@ -435,6 +435,7 @@ class Supervisor:
             self._power.stop(2.0)
         if not self._worker.stop(2.0):
             self._journal.tell("the lease store does not answer; leaving all the same")
+        self._lease.close()
         status, busy = self._worker.status()
         plan = Plan((), self._state, 0, 0, "" if self._exit is None else self._exit.reason)
         self._write_run_file(plan, status, self._observe(status, busy))

@@ -1,4 +1,4 @@
-"""Leases by URL. `file:///dir` is built in; the interface (`base.Lease`) is made for others."""
+"""Leases by URL: `file:///dir`, a directory that all hosts share; `etcd://host:2379,…/name`, an etcd cluster."""
 
 from urllib.parse import unquote, urlsplit
 
@@ -29,13 +29,18 @@ __all__ = [
     "open_lease",
 ]
 
+KINDS = "file:///dir, etcd://host:2379,…/name"
+
 
 def open_lease(url: str, instance: str, clock: Clock, ttl_s: float) -> Lease:
     """The lease store at `url` for one run of a supervisor, `instance`. Nothing is read yet.
 
     Raises ConfigError for a URL that names no lease store.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise ConfigError(f"lease {url!r}: {error}", hint=f"known: {KINDS}") from None
     if parts.scheme == "file":
         path = unquote(parts.path)
         if parts.netloc not in ("", "localhost") or not path.startswith("/"):
@@ -45,4 +50,8 @@ def open_lease(url: str, instance: str, clock: Clock, ttl_s: float) -> Lease:
         from sustain.failover.lease.file import FileLease
 
         return FileLease(path, instance, clock, ttl_s)
-    raise ConfigError(f"lease {url!r} is of an unknown kind", hint="known: file:///dir")
+    if parts.scheme == "etcd":
+        from sustain.failover.lease.etcd import EtcdLease, parse_etcd_url
+
+        return EtcdLease(parse_etcd_url(url), instance, clock, ttl_s)
+    raise ConfigError(f"lease {url!r} is of an unknown kind", hint=f"known: {KINDS}")

@@ -1,6 +1,6 @@
 """What a lease is: one record that names who may run the workload, changed only by compare-and-swap.
 
-Used by `failover.supervise` through `open_lease(url)`; stores of leases (a directory now, etcd later)
+Used by `failover.supervise` through `open_lease(url)`; stores of leases (a directory, etcd)
 implement `Lease`, `sustain.testing.MemoryLease` is the fake.
 
 Model. Hosts have unrelated clocks, so no time of day is in the record: a holder shows that it lives by
@@ -11,6 +11,9 @@ missed lies before what it saw, so the holder's end always comes first, as long 
 less than about twice the margin. The swap itself, by version, decides races; `Watch` keeps the observation
 time.
 
+Every change begins from what the holder knows to be there and, when that has moved, from what is there now:
+a write of its own whose answer was lost, and that may have come late, is not another host's.
+
 Rejected: expiry times in the record (needs synchronised clocks, and a clock that jumps hands the lease out
 twice); a lock held open for as long as the lease (a stopped process would hold it for ever, and network
 file systems lose such locks silently).
@@ -20,9 +23,11 @@ notes are hints with a heartbeat; nothing depends on them for safety of the leas
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
 
 from sustain.clock import Clock
+from sustain.errors import LeaseError
 from sustain.failover.lease.record import (
     RATE_MARGIN,
     Candidate,
@@ -34,6 +39,8 @@ from sustain.failover.lease.record import (
     Watch,
 )
 from sustain.units import to_ns
+
+_ATTEMPTS = 5  # of a holder, each after another write of its own came between
 
 
 class Lease(ABC):
@@ -85,6 +92,13 @@ class Lease(ABC):
     def candidates(self) -> list[CandidateView]:
         """What standbys have announced, each with the time when this host last saw it change."""
 
+    def look(self) -> tuple[LeaseView, list[CandidateView]]:
+        """Both, in one access where the store can do that."""
+        return self.read(), self.candidates()
+
+    def close(self) -> None:  # noqa: B027 most stores have nothing to close
+        """Give back what the access holds; it is not used any more."""
+
 
 class SwapLease(Lease):
     """Everything of `Lease` but the storage: `_load`, and `_swap`, which must be atomic among all hosts."""
@@ -135,54 +149,43 @@ class SwapLease(Lease):
         return self._granted(record, began_ns) if self._swap(seen.record, record) else None
 
     def resume(self, grant: LeaseGrant, at_least_epoch: int) -> LeaseGrant | None:
-        began_ns = self._clock.boottime_ns()
-        current = self._load()
-        if not self._mine(current, grant):
-            return None
-        record = replace(
-            current,
-            version=current.version + 1,
-            epoch=max(current.epoch, at_least_epoch) + 1,
-            counter=1,
-            state=LeaseState.HELD,  # at once: a region that was sealed before is not saved any more
+        return self._change(
+            grant,
+            lambda current: replace(
+                current,
+                epoch=max(current.epoch, at_least_epoch) + 1,
+                counter=1,
+                state=LeaseState.HELD,  # at once: a region that was sealed before is not saved any more
+            ),
         )
-        return self._granted(record, began_ns) if self._swap(current, record) else None
 
     def renew(
         self, grant: LeaseGrant, store_uuid: str = "", state: LeaseState | None = None
     ) -> LeaseGrant | None:
         assert state is None or state.owned
-        began_ns = self._clock.boottime_ns()
-        current = self._load()
-        if not self._mine(current, grant):
-            return None
-        # `current` may be ahead of `grant`: a write of ours whose answer was lost.
-        record = replace(
-            current,
-            version=current.version + 1,
-            counter=current.counter + 1,
-            store_uuid=store_uuid or current.store_uuid,
-            state=state or current.state,
+        return self._change(
+            grant,
+            lambda current: replace(
+                current,
+                counter=current.counter + 1,
+                store_uuid=store_uuid or current.store_uuid,
+                state=state or current.state,
+            ),
         )
-        return self._granted(record, began_ns) if self._swap(current, record) else None
 
     def release(self, grant: LeaseGrant, state: LeaseState, position: int | None, reason: str) -> bool:
-        current = self._load()
-        if not self._mine(current, grant):
-            return False
-        record = replace(
-            current,
-            version=current.version + 1,
-            counter=current.counter + 1,
-            state=state,
-            reason=reason,
-        )
-        if position is not None:
-            record = replace(record, position=position, position_epoch=grant.epoch)
-        return self._swap(current, record)
+        def released(current: LeaseRecord) -> LeaseRecord:
+            record = replace(current, counter=current.counter + 1, state=state, reason=reason)
+            if position is None:
+                return record
+            return replace(record, position=position, position_epoch=grant.epoch)
+
+        return self._change(grant, released) is not None
 
     def candidates(self) -> list[CandidateView]:
-        announced, now_ns = self._announced(), self._clock.boottime_ns()
+        return self._heard(self._announced(), self._clock.boottime_ns())
+
+    def _heard(self, announced: list[Candidate], now_ns: int) -> list[CandidateView]:
         views = {}
         for each in announced:
             known = self._beats.get(each.name)
@@ -190,6 +193,22 @@ class SwapLease(Lease):
             views[each.name] = known if known is not None and same else CandidateView(each, now_ns)
         self._beats = views
         return list(views.values())
+
+    def _change(self, grant: LeaseGrant, changed: Callable[[LeaseRecord], LeaseRecord]) -> LeaseGrant | None:
+        """Swap the record of `grant`, or what it has become, for `changed` of it; None when it is another's now."""
+        began_ns = self._clock.boottime_ns()
+        current = grant.record
+        for _ in range(_ATTEMPTS):
+            if not self._mine(current, grant):
+                return None
+            record = replace(changed(current), version=current.version + 1)
+            if self._swap(current, record):
+                return self._granted(record, began_ns)
+            current = self._load()
+        raise LeaseError(
+            f"{self.url}: the lease record changes faster than it can be written",
+            hint="does another process use the same lease with this host's identity?",
+        )
 
     def _granted(self, record: LeaseRecord, began_ns: int) -> LeaseGrant:
         return LeaseGrant(record, began_ns, began_ns + to_ns(record.ttl_s * (1 - self._margin)))

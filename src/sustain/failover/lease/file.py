@@ -16,18 +16,14 @@ second lease, and two primaries.
 """
 
 import errno
-import json
 import os
-import zlib
-from dataclasses import asdict
-from typing import Any
 
 from sustain.clock import Clock
 from sustain.errors import LeaseError
 from sustain.failover.lease.base import SwapLease
-from sustain.failover.lease.record import RATE_MARGIN, Candidate, LeaseRecord, LeaseState, Rank
+from sustain.failover.lease.codec import parse, parse_note, render, render_note
+from sustain.failover.lease.record import RATE_MARGIN, Candidate, LeaseRecord
 
-FORMAT = 1
 _PREFIX = "lease."
 _NOTE_PREFIX, _NOTE_SUFFIX = "standby.", ".json"
 _KEEP = 8  # old versions left for late readers and for people
@@ -50,19 +46,29 @@ class FileLease(SwapLease):
                 return LeaseRecord()
             try:
                 with open(self._name(version), "rb") as file:
-                    return _parse(file.read(), version, self._name(version))
+                    return self._parsed(file.read(), version)
             except FileNotFoundError:
                 continue  # a newer one has come, and this one was cleared away
             except OSError as error:
                 raise self._failed("read", error) from error
         raise LeaseError(f"{self.url}: the record changes faster than it can be read", hint=_HINT)
 
+    def _parsed(self, text: bytes, version: int) -> LeaseRecord:
+        path, mend = self._name(version), "delete the file"
+        record = parse(text, path, mend)
+        if record.version != version:
+            raise LeaseError(
+                f"{path}: the lease record is damaged: it says version {record.version}",
+                hint=f"when every host of this workload is stopped, {mend}",
+            )
+        return record
+
     def _swap(self, old: LeaseRecord, new: LeaseRecord) -> bool:
         if new.version != old.version + 1:
             raise ValueError("a swap goes to the next version")
         target, draft = self._name(new.version), os.path.join(self._dir, f".draft-{self._instance}")
         try:
-            _write_flushed(draft, _render(new))
+            _write_flushed(draft, render(new))
             try:
                 if not self._link(draft, target):
                     return False
@@ -79,8 +85,8 @@ class FileLease(SwapLease):
     def announce(self, candidate: Candidate) -> None:
         draft = os.path.join(self._dir, f".note-{self._instance}")
         try:
-            with open(draft, "w", encoding="utf-8") as file:
-                json.dump(asdict(candidate), file)
+            with open(draft, "wb") as file:
+                file.write(render_note(candidate))
             os.replace(draft, self._note(candidate.name))
         except OSError as error:
             raise self._failed("write", error) from error
@@ -98,11 +104,12 @@ class FileLease(SwapLease):
         for name in self._names():
             if name.startswith(_NOTE_PREFIX) and name.endswith(_NOTE_SUFFIX):
                 try:
-                    with open(os.path.join(self._dir, name), encoding="utf-8") as file:
-                        held = json.load(file)
-                    found.append(Candidate(**{**held, "rank": Rank(**held["rank"])}))
-                except (OSError, ValueError, TypeError, KeyError):
-                    continue  # gone, or not ours; a note is only a hint
+                    with open(os.path.join(self._dir, name), "rb") as file:
+                        note = parse_note(file.read())
+                except OSError:
+                    continue  # gone
+                if note is not None:
+                    found.append(note)
         return found
 
     def _names(self) -> list[str]:
@@ -160,33 +167,6 @@ class FileLease(SwapLease):
 
 
 _HINT = "check the directory, its permissions and its file system"
-
-
-def _render(record: LeaseRecord) -> bytes:
-    body = json.dumps({"format": FORMAT, **asdict(record)}, sort_keys=True)
-    return f"{body}\n{zlib.crc32(body.encode()):08x}\n".encode()
-
-
-def _parse(text: bytes, version: int, path: str) -> LeaseRecord:
-    hint = (
-        "nobody takes a lease that cannot be understood; when every host of this workload is stopped, "
-        "delete the file"
-    )
-    try:
-        body, checksum, rest = text.decode().split("\n")
-        if rest or int(checksum, 16) != zlib.crc32(body.encode()):
-            raise ValueError("checksum")
-        held: dict[str, Any] = json.loads(body)
-        if held.pop("format") != FORMAT:
-            raise LeaseError(
-                f"{path}: a lease of another version of Sustain", hint="run one version on all hosts"
-            )
-        record = LeaseRecord(**{**held, "state": LeaseState(held["state"])})
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise LeaseError(f"{path}: the lease record is damaged", hint=hint) from error
-    if record.version != version:
-        raise LeaseError(f"{path}: the lease record is damaged: it says version {record.version}", hint=hint)
-    return record
 
 
 def _write_flushed(path: str, data: bytes) -> None:

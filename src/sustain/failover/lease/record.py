@@ -83,7 +83,10 @@ class Rank:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """What a standby announces. `round` is the record version for which `rank` was read after the lease ran out."""
+    """What a member says of itself. `round` is the record version for which `rank` was read after the lease ran out.
+
+    `role` and `realtime_ns` (its wall clock) are for people, and nothing is decided by them.
+    """
 
     name: str
     instance: str
@@ -91,6 +94,8 @@ class Candidate:
     usable: bool
     round: int = 0
     beat: int = 0
+    role: str = ""
+    realtime_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)

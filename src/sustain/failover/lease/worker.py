@@ -82,8 +82,8 @@ class LeaseWorker:
         with self._lock:
             self._status = replace(self._status, grant=None, lost="")
 
-    def announce(self, rank: Rank, usable: bool, round_: int) -> None:
-        self._tasks.put(lambda: self._announce(rank, usable, round_))
+    def announce(self, rank: Rank, usable: bool, round_: int, role: str) -> None:
+        self._tasks.put(lambda: self._announce(rank, usable, round_, role))
 
     def stop(self, timeout_s: float) -> bool:
         """End the thread after what is queued; False when the lease store hangs (the thread is left behind)."""
@@ -126,11 +126,11 @@ class LeaseWorker:
         self._tasks.put(counted)
 
     def _read(self) -> None:
-        view = self._lease.read()
-        changes: dict[str, object] = {"view": view, "error": "", "error_hint": ""}
         if self._status.grant is None:
-            changes["candidates"] = tuple(self._lease.candidates())
-        self._note(**changes)
+            view, candidates = self._lease.look()
+            self._note(view=view, candidates=tuple(candidates), error="", error_hint="")
+        else:
+            self._note(view=self._lease.read(), error="", error_hint="")
 
     def _acquire(self, seen: LeaseView, ttl_s: float, at_least_epoch: int) -> None:
         grant = self._lease.acquire(seen, self._holder, ttl_s, at_least_epoch)
@@ -158,10 +158,11 @@ class LeaseWorker:
         self._note(grant=None, lost="", error="")
         self._read()
 
-    def _announce(self, rank: Rank, usable: bool, round_: int) -> None:
+    def _announce(self, rank: Rank, usable: bool, round_: int, role: str) -> None:
         self._beat += 1
         self._announced = True
-        note = Candidate(self._holder, self._instance, rank, usable, round_, self._beat)
+        now_ns = self._clock.realtime_ns()
+        note = Candidate(self._holder, self._instance, rank, usable, round_, self._beat, role, now_ns)
         self._lease.announce(note)
 
     def _withdraw(self) -> None:
