@@ -28,6 +28,7 @@ VERBS = (
     "receive",
     "save",
     "restore",
+    "keys",
     "power",
     "agent",
     "memory",

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Protocol
 from sustain._native import LogTail
 from sustain.errors import PeerUnreachable, ProtocolError, SustainError
 from sustain.replication import wire
-from sustain.replication.auth import NO_KEY, STORES, Refused
+from sustain.replication.auth import STORES, Refused
 from sustain.replication.channel import Channel
+from sustain.replication.credentials import NO_CREDENTIALS, Credentials
 from sustain.replication.dial import introduce
 from sustain.replication.pins import UNKNOWN
 from sustain.replication.records import chain_at
@@ -48,7 +49,7 @@ def _silent(_: str) -> None:
 class LinkConfig:
     """How to treat a connection. Sizes in bytes, times in seconds."""
 
-    key: bytes = NO_KEY
+    credentials: Credentials = NO_CREDENTIALS
     name: str = ""
     chunk_bytes: int = 1 << 20
     linger_s: float = 0.0003
@@ -126,7 +127,7 @@ class Outlet:
         welcome = introduce(
             self.channel,
             self._destination.peer,
-            self._config.key,
+            self._config.credentials,
             STORES,
             hello,
             self._config.handshake_timeout_s,

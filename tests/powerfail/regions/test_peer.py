@@ -34,6 +34,7 @@ from sustain.powerfail.regions.session import SaveSession
 from sustain.replication import wire
 from sustain.replication.auth import STORES, ReceiverHandshake
 from sustain.replication.channel import Channel
+from sustain.replication.credentials import Credentials
 from sustain.replication.dial import dial, introduce
 from sustain.replication.listener import Listener
 from sustain.replication.urls import parse_peer
@@ -64,7 +65,10 @@ class Lab:
         defaults: dict[str, Any] = {"heartbeat_s": 0.2, "timeout_s": 3.0, "handshake_timeout_s": 3.0}
         keeper = Keeper(
             KeeperConfig(
-                listen=("127.0.0.1", 0), key=key, report=self.said.append, **{**defaults, **options}
+                listen=("127.0.0.1", 0),
+                credentials=Credentials(key),
+                report=self.said.append,
+                **{**defaults, **options},
             ),
             lambda name: MemorySink(self.place(name)),
             lambda name: MemorySource(self.place(name)),
@@ -74,7 +78,7 @@ class Lab:
         return keeper
 
     def options(self, key: bytes = b"", **options: Any) -> PeerOptions:
-        return PeerOptions(key=key, host="a", heartbeat_s=0.2, timeout_s=3.0, **options)
+        return PeerOptions(credentials=Credentials(key), host="a", heartbeat_s=0.2, timeout_s=3.0, **options)
 
     def sink(self, where: Keeper | Link, key: bytes = b"", name: str = "nv", **options: Any) -> PeerSink:
         sink = PeerSink(parse_peer(url(where)), name, self.options(key, **options))
