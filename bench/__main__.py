@@ -21,6 +21,7 @@ QUESTIONS = (
     "commit_disk_16",
     "commit_array",
     "ship_throughput",
+    "ship_tls",
     "commit_with_shipper",
     "recovery",
     "takeover",

@@ -22,6 +22,7 @@ PEERS = {
     "commit_disk_16": {"sustain, one thread", "pwrite+fdatasync, 16 threads", "SQLite WAL FULL, 16 threads"},
     "commit_array": {"copy", "pickle", "LMDB"},
     "ship_throughput": {"raw loopback TCP"},
+    "ship_tls": {"raw loopback TCP", "without TLS", "bare TLS, nothing else"},
     "commit_with_shipper": {"without a shipper"},
     "recovery": {"memory copy"},
     "takeover": set(),

@@ -111,6 +111,15 @@ def test_above_the_size_limit(lab: Lab) -> None:
     assert "limit" in str(error)
 
 
+def test_a_log_that_would_fill_the_memory(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(lab.create(log_size="4MiB"), 0, 10)
+    small = {"SC_PHYS_PAGES": 1024, "SC_PAGE_SIZE": 4096}
+    monkeypatch.setattr("sustain.replication.standby.os.sysconf", small.__getitem__)
+    error = undelivered(lab, lab.receiver())
+    assert isinstance(error, PeerRefused)
+    assert "memory" in str(error)
+
+
 def test_an_old_epoch_is_fenced_by_every_standby(lab: Lab) -> None:
     old, b, c = lab.create("a"), lab.receiver("b"), lab.receiver("c")
     running = lab.ship(b, c)

@@ -13,7 +13,7 @@ import threading
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from sustain.cli.output import duration_argument, emit, progress
+from sustain.cli.output import duration_argument, emit, printable, progress
 from sustain.units import format_size
 
 if TYPE_CHECKING:
@@ -170,4 +170,4 @@ def _text(data: dict[str, Any]) -> str:
 
 def say(text: str) -> None:
     """A line for the operator."""
-    print(f"sustain restore: {text}", file=sys.stderr, flush=True)
+    print(f"sustain restore: {printable(text)}", file=sys.stderr, flush=True)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sustain.cli._credentials import add_credentials, load
-from sustain.cli.output import add_json, duration_argument, emit, size_argument
+from sustain.cli.output import add_json, duration_argument, emit, printable, size_argument
 
 HELP = "keep a standby of a store, or regions, that another host ships"
 
@@ -176,4 +176,4 @@ def _write(fd: int, text: str) -> None:
 
 
 def _say(text: str) -> None:
-    print(f"sustain receive: {text}", file=sys.stderr, flush=True)
+    print(f"sustain receive: {printable(text)}", file=sys.stderr, flush=True)

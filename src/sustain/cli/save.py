@@ -9,8 +9,9 @@ import sys
 import uuid
 from typing import Any
 
+from sustain.cli import complain
 from sustain.cli._credentials import add_credentials, load
-from sustain.cli.output import add_json, emit, progress
+from sustain.cli.output import add_json, emit, printable, progress
 from sustain.errors import SustainError
 from sustain.units import format_duration, format_size
 
@@ -86,9 +87,7 @@ def run(args: argparse.Namespace) -> int:
     emit(args, data, lambda: _text(data))
     for each in data["destinations"]:
         if each["error"]:
-            print(f"error: {each['url']}: {each['error']}", file=sys.stderr)
-            if each["hint"]:
-                print(f"hint: {each['hint']}", file=sys.stderr)
+            complain(f"{each['url']}: {each['error']}", each["hint"])
     return 0 if report.complete else 1
 
 
@@ -146,4 +145,4 @@ def natural(text: str) -> int:
 
 
 def _say(text: str) -> None:
-    print(f"sustain save: {text}", file=sys.stderr, flush=True)
+    print(f"sustain save: {printable(text)}", file=sys.stderr, flush=True)

@@ -12,7 +12,7 @@ import threading
 from typing import Any
 
 from sustain.cli._credentials import add_credentials, load
-from sustain.cli.output import add_json, duration_argument, emit, size_argument
+from sustain.cli.output import add_json, duration_argument, emit, printable, size_argument
 
 HELP = "ship a store's log, or a region's pages, to standbys"
 
@@ -164,4 +164,4 @@ def _line(url: str, acked: int | None) -> str:
 
 
 def _say(text: str) -> None:
-    print(f"sustain ship: {text}", file=sys.stderr, flush=True)
+    print(f"sustain ship: {printable(text)}", file=sys.stderr, flush=True)

@@ -5,7 +5,7 @@ import signal
 import sys
 
 from sustain.cli._credentials import load
-from sustain.cli.output import size_argument
+from sustain.cli.output import printable, size_argument
 
 _WAYS = ("auto", "content", "soft-dirty", "write-protect")
 
@@ -104,4 +104,4 @@ def _destination(text: str) -> tuple[str, bool]:
 
 
 def _say(text: str) -> None:
-    print(f"sustain ship: {text}", file=sys.stderr, flush=True)
+    print(f"sustain ship: {printable(text)}", file=sys.stderr, flush=True)

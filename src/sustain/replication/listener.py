@@ -12,7 +12,14 @@ import threading
 from collections.abc import Callable
 from typing import Any, Generic
 
-from sustain.errors import AuthenticationFailed, ConfigError, PeerUnreachable, ProtocolError, SustainError
+from sustain.errors import (
+    AuthenticationFailed,
+    ConfigError,
+    PeerUnreachable,
+    ProtocolError,
+    SustainError,
+    unexpected,
+)
 from sustain.replication import wire
 from sustain.replication.auth import H, ReceiverHandshake, Service, W
 from sustain.replication.channel import Channel
@@ -144,6 +151,8 @@ class Listener(Generic[H, W]):
                 self._serve(channel, handshake, hello)
         except SustainError as error:
             self._rejected(channel.peer, error)
+        except Exception as error:  # noqa: BLE001 - one peer's doing must not look like everybody's end
+            self._rejected(channel.peer, SustainError(unexpected(error)))
         finally:
             with self._lock:
                 self._open.discard(channel)

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 _BUSY_S = 0.05  # after the last commit seen, stay awake this long
 _SMALL_BYTES = 64 << 10  # a send below this is followed by a nap
 _WAIT_S = 0.25  # how long a wait goes on before it looks whether to stop
+_LEAST_DIGESTS = 64  # pages in a DIGESTS, on average; a receiver sends 4096 at a time
 _PROBE_PAYLOAD = memoryview(bytes(wire.PAYLOAD_LIMIT[Kind.PROBE]))
 
 
@@ -409,6 +410,8 @@ class Outlet:
             self._digests_complete.set()
             return
         self._digests_bytes += len(payload)
-        if self._digests_bytes > self._log.image_size() // wire.PAGE_BYTES * wire.DIGEST_BYTES:
+        pages = self._log.image_size() // wire.PAGE_BYTES
+        pieces = pages // _LEAST_DIGESTS + 16  # each costs memory beside what it holds
+        if self._digests_bytes > pages * wire.DIGEST_BYTES or len(self._digests) >= pieces:
             raise ProtocolError("more DIGESTS than the image has pages", hint="the connection begins again")
         self._digests[first] = payload

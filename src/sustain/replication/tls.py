@@ -166,8 +166,10 @@ class TlsSession:
     def encrypt(self, data: bytes | memoryview) -> bytes:
         """`data` as it is to be sent. Raises PeerUnreachable when the other side has ended the session."""
         with self._lock:
+            rest = memoryview(data)
             try:
-                self._ssl.write(data)
+                while rest:
+                    rest = rest[self._ssl.write(rest) :]
             except ssl.SSLError as error:
                 raise PeerUnreachable(
                     f"TLS has ended: {error.reason or error}", hint="it is tried again"
