@@ -22,6 +22,7 @@ QUESTIONS = (
     "commit_array",
     "sqlite_on_store",
     "ship_throughput",
+    "ship_tls",
     "commit_with_shipper",
     "recovery",
     "takeover",

@@ -57,11 +57,11 @@ def sustain(*words: str | Path) -> list[str]:
     return [sys.executable, "-m", "sustain.cli", *map(str, words)]
 
 
-def receiver(store: Path, durability: str = "memory") -> tuple[Started, int]:
+def receiver(store: Path, durability: str = "memory", *more: str) -> tuple[Started, int]:
     """`sustain receive` for `store`; with the port that it listens on."""
     port_file = store.with_suffix(f".port{time.monotonic_ns()}")
     words = sustain("receive", "--store", store, "--listen", "127.0.0.1:0", "--port-file", port_file)
-    started = Started([*words, "--durability", durability], store.with_suffix(".receive.log"))
+    started = Started([*words, "--durability", durability, *more], store.with_suffix(".receive.log"))
     until(lambda: port_file.exists() and bool(port_file.read_text().strip()), started)
     return started, int(port_file.read_text())
 

@@ -25,19 +25,30 @@ CHUNK = 1 << 20
 class Backlog:
     """A store and its replica at the same position; each `ship` makes a backlog and times its way over."""
 
-    def __init__(self, stack: ExitStack, directory: Path, what: str, log_bytes: int) -> None:
+    def __init__(
+        self,
+        stack: ExitStack,
+        directory: Path,
+        what: str,
+        log_bytes: int,
+        name: str = "",
+        ours: tuple[str, ...] = (),
+        theirs: tuple[str, ...] = (),
+    ) -> None:
+        """`ours` and `theirs` are options of `ship` and `receive`: credentials."""
         from sustain._native import Control, Engine
 
-        self.what, self.log_bytes = what, log_bytes
-        self.here = directory / f"{what}.sus"
+        self.what, self.log_bytes, self.options = what, log_bytes, ours
+        name = name or what
+        self.here = directory / f"{name}.sus"
         Engine.format(str(self.here), 2 * log_bytes, log_bytes, "memory")
         self.control: Any = Control(str(self.here))
         stack.callback(self.control.close)
-        self.receiving, self.port = receiver(directory / f"{what}-there.sus")
+        self.receiving, self.port = receiver(directory / f"{name}-there.sus", "memory", *theirs)
         stack.enter_context(self.receiving)
 
     def shipper(self) -> Started:
-        return shipper(self.here, self.port, "--chunk", str(CHUNK))
+        return shipper(self.here, self.port, "--chunk", str(CHUNK), *self.options)
 
     def ship(self) -> float:
         """GB/s of log from the first acknowledgement to the last."""

@@ -23,6 +23,7 @@ PEERS = {
     "commit_array": {"copy", "pickle", "LMDB"},
     "sqlite_on_store": {"WAL FULL", "DELETE FULL"},
     "ship_throughput": {"raw loopback TCP"},
+    "ship_tls": {"raw loopback TCP", "without TLS", "bare TLS, nothing else"},
     "commit_with_shipper": {"without a shipper"},
     "recovery": {"memory copy"},
     "takeover": set(),

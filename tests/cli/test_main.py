@@ -34,6 +34,13 @@ def test_verbs_that_report_have_json(sus: Callable[..., Ran], verb: str) -> None
     assert "--json" in sus(verb, "--help").out
 
 
+def test_what_a_peer_says_cannot_act_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.complain("tcp://h:1: no\x1b[2J\nerror: made up", "do\r\nthis\x07 é")
+    error, hint = capsys.readouterr().err.splitlines()
+    assert error == "error: tcp://h:1: no [2J error: made up"
+    assert hint == "hint: do  this  é"
+
+
 def test_version(sus: Callable[..., Ran]) -> None:
     ran = sus("--version")
     assert ran.status == 0

@@ -17,7 +17,7 @@ import numpy as np
 
 import sustain
 from sustain.replication import fetch as fetch_module
-from sustain.replication.auth import NO_KEY
+from sustain.replication.credentials import NO_CREDENTIALS
 from sustain.replication.fetch import Fetch
 from sustain.replication.getter import Getter
 
@@ -146,7 +146,7 @@ def main() -> None:
         write(sys.argv[2])
     else:
         fetch_module._PIECE_PAGES = 16
-        fetch = Slow(sys.argv[2], [sys.argv[3]], NO_KEY, limit_s=30.0)
+        fetch = Slow(sys.argv[2], [sys.argv[3]], NO_CREDENTIALS, limit_s=30.0)
         os.write(sys.stdout.fileno(), b"fetching 1\n")
         fetch.run(threading.Event())
         os.write(sys.stdout.fileno(), b"done 1\n")

@@ -13,7 +13,7 @@ import pytest
 
 import sustain
 from sustain._native import arrival_of, on_demand_available
-from sustain.replication.auth import NO_KEY
+from sustain.replication.credentials import NO_CREDENTIALS
 from sustain.replication.fetch import begin
 from tests.crash.arriving import Model, check, lose_power, make
 from tests.crash.processes import Victim, rounds, seed
@@ -50,7 +50,7 @@ class Hosts:
     def begin(self, durability: str) -> None:
         for each in self.folder.glob("b.sus*"):
             each.unlink()
-        begin(self.url, str(self.new), NO_KEY, durability=durability)
+        begin(self.url, str(self.new), NO_CREDENTIALS, durability=durability)
 
     def close(self) -> None:
         self.receiver.kill()

@@ -18,6 +18,7 @@ import pytest
 from sustain._native import Control
 from sustain.host.processes import start_ticks
 from tests.failover.conftest import LEASES, Cluster, Host, until
+from tests.replication.certificates import Authority
 
 
 def begin(pair: Cluster, *app: str, options: tuple[str, ...] = ()) -> tuple[Host, Host]:
@@ -79,6 +80,23 @@ def test_the_standby_takes_over_when_everything_of_the_primary_is_killed(pair: C
     one_primary_at_a_time(pair)
     nothing_acknowledged_is_lost(pair)
     assert a.stop() == 0
+
+
+def test_hosts_with_certificates(pair: Cluster, tmp_path: Path) -> None:
+    """The supervisors' children have them, too: what is shipped, received, and answered at the primary's door."""
+    authority = Authority.made(tmp_path / "ca")
+    files = {host.name: tuple(authority.host(host.name).words()) for host in pair.hosts}
+    a = pair[0].start("--wait", options=("--create", *files["a"])).becomes("primary")
+    b = pair[1].start("--wait", options=files["b"])
+    until(lambda: a.said("acked"), f"a commit is acknowledged\n{a.output()}")
+    assert a.stop() == 0
+    until(lambda: commits_in(b, 3), f"b commits\n{b.output()}")
+    a.start("--wait", options=files["a"]).becomes("standby")
+    pair.replicated(b, a)
+    nothing_acknowledged_is_lost(pair)
+    for host in (a, b):
+        assert host.stop() == 0
+        assert "Traceback" not in host.output()
 
 
 def test_a_primary_tells_a_former_one_that_its_time_is_over(pair: Cluster) -> None:

@@ -5,7 +5,7 @@ import threading
 from pathlib import Path
 
 from sustain._native import arrival_of
-from sustain.replication.auth import NO_KEY
+from sustain.replication.credentials import NO_CREDENTIALS
 from sustain.replication.fetch import Fetch, begin
 from sustain.replication.getter import Getter
 
@@ -19,8 +19,8 @@ class AskedOnly(Fetch):
 def main() -> None:
     url, path, ready, limit_s = sys.argv[1:]
     if not Path(path).exists() or arrival_of(path) is None:
-        begin(url, path, NO_KEY, limit_s=float(limit_s))
-    fetch = AskedOnly(path, [url], NO_KEY, limit_s=float(limit_s))
+        begin(url, path, NO_CREDENTIALS, limit_s=float(limit_s))
+    fetch = AskedOnly(path, [url], NO_CREDENTIALS, limit_s=float(limit_s))
     # Nothing is lost while nothing is asked for.
     threading.Thread(target=_keep_alive, args=(fetch,), daemon=True).start()
     Path(ready).touch()

@@ -20,7 +20,7 @@ from sustain._native import (
     on_demand_available,
 )
 from sustain.cli import status
-from sustain.replication.auth import NO_KEY
+from sustain.replication.credentials import NO_CREDENTIALS
 from sustain.replication.fetch import begin
 from tests.replication.arriving import PAGE, Hosts, flip, image
 from tests.replication.conftest import Lab, contents, fill, until
@@ -471,13 +471,13 @@ def test_a_claim_ends_an_older_primary_but_not_before_it_has_sent_all(hosts: Hos
     old.wait(position, copies=1, timeout=20)
     # Without a claim: the copy changes.
     with pytest.raises(sustain.PeerRefused, match="connected"):
-        begin(url, str(hosts.path("b")), NO_KEY, limit_s=0.2)
+        begin(url, str(hosts.path("b")), NO_CREDENTIALS, limit_s=0.2)
     # With one, of a position that the old primary has still to send: it may go on.
     with pytest.raises(sustain.PeerRefused, match="bytes are missing"):
-        begin(url, str(hosts.path("b")), NO_KEY, epoch=7, at_least=position + 1, limit_s=0.2)
+        begin(url, str(hosts.path("b")), NO_CREDENTIALS, epoch=7, at_least=position + 1, limit_s=0.2)
     position = fill(old, 3000, 20)
     old.wait(position, copies=1, timeout=20)
-    begun = begin(url, str(hosts.path("b")), NO_KEY, epoch=7, at_least=position)
+    begun = begin(url, str(hosts.path("b")), NO_CREDENTIALS, epoch=7, at_least=position)
     assert (begun.base, begun.epoch) == (position, 7)
     until(
         lambda: any("epoch" in line for line in shipper.said), "the old primary hears that its time is over"

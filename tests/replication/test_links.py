@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from sustain.errors import WaitTimeout
+from sustain.replication.credentials import Credentials
 from sustain.replication.ship import End
 from sustain.testing.link import Link
 
@@ -96,9 +97,9 @@ def test_a_slow_link_loses_nothing(lab: Lab) -> None:
 
 
 def test_a_replayed_hello_gets_nowhere(lab: Lab) -> None:
-    store, receiver = lab.create(), lab.receiver(key=b"k" * 32)
+    store, receiver = lab.create(), lab.receiver(credentials=Credentials(b"k" * 32))
     with Link(receiver.address) as link:
-        lab.ship(link.url, link=replace(LINK, key=b"k" * 32))
+        lab.ship(link.url, link=replace(LINK, credentials=Credentials(b"k" * 32)))
         store.wait(fill(store, 0, 10), copies=1, timeout=20)
         before = receiver.status()["sessions"]
         answer = link.replay()

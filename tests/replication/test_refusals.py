@@ -19,6 +19,7 @@ from sustain.errors import (
 )
 from sustain.replication.auth import STORES, ShipperHandshake
 from sustain.replication.channel import Channel
+from sustain.replication.credentials import NO_CREDENTIALS, Credentials
 from sustain.replication.door import Doorkeeper
 from sustain.replication.ship import End, Shipper, ShipperConfig
 from sustain.replication.urls import parse_peer
@@ -39,8 +40,8 @@ def undelivered(lab: Lab, target: object, **options: object) -> SustainError:
 
 
 def test_same_key(lab: Lab) -> None:
-    store, receiver = lab.create(), lab.receiver(key=KEY)
-    lab.ship(receiver, link=replace(LINK, key=KEY))
+    store, receiver = lab.create(), lab.receiver(credentials=Credentials(KEY))
+    lab.ship(receiver, link=replace(LINK, credentials=Credentials(KEY)))
     store.wait(fill(store, 0, 10), copies=1, timeout=20)
 
 
@@ -50,8 +51,8 @@ def test_same_key(lab: Lab) -> None:
 )
 def test_wrong_key(lab: Lab, ours: bytes, theirs: bytes, says: str) -> None:
     fill(lab.create(), 0, 10)
-    receiver = lab.receiver(key=theirs)
-    error = undelivered(lab, receiver, link=replace(LINK, key=ours))
+    receiver = lab.receiver(credentials=Credentials(theirs))
+    error = undelivered(lab, receiver, link=replace(LINK, credentials=Credentials(ours)))
     assert isinstance(error, AuthenticationFailed)
     assert says in str(error)
     assert not receiver.status()["has_store"]
@@ -62,7 +63,7 @@ def test_a_receiver_without_a_key_listens_on_loopback_only(lab: Lab) -> None:
     with pytest.raises(ConfigError) as caught:
         lab.receiver(listen=("0.0.0.0", 0))
     assert "--key-file" in caught.value.hint
-    lab.receiver(listen=("0.0.0.0", 0), key=KEY)
+    lab.receiver(listen=("0.0.0.0", 0), credentials=Credentials(KEY))
 
 
 def test_a_shipper_without_a_key_ships_to_loopback_only(lab: Lab) -> None:
@@ -108,6 +109,15 @@ def test_above_the_size_limit(lab: Lab) -> None:
     error = undelivered(lab, lab.receiver(size_limit=1 << 20))
     assert isinstance(error, PeerRefused)
     assert "limit" in str(error)
+
+
+def test_a_log_that_would_fill_the_memory(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(lab.create(log_size="4MiB"), 0, 10)
+    small = {"SC_PHYS_PAGES": 1024, "SC_PAGE_SIZE": 4096}
+    monkeypatch.setattr("sustain.replication.standby.os.sysconf", small.__getitem__)
+    error = undelivered(lab, lab.receiver())
+    assert isinstance(error, PeerRefused)
+    assert "memory" in str(error)
 
 
 def test_an_old_epoch_is_fenced_by_every_standby(lab: Lab) -> None:
@@ -207,7 +217,7 @@ def test_the_door_of_a_primary_fences_an_older_one(lab: Lab) -> None:
     b.promote(5)
     uuid = Control(lab.path("b")).superblock()["store_uuid"]
     heard: list[int] = []
-    door = Doorkeeper(("127.0.0.1", 0), b"", store_uuid=uuid, epoch=5, fence=heard.append)
+    door = Doorkeeper(("127.0.0.1", 0), NO_CREDENTIALS, store_uuid=uuid, epoch=5, fence=heard.append)
     door.start()
     try:
         url = f"tcp://127.0.0.1:{door.address[1]}"
@@ -226,7 +236,7 @@ def test_the_door_of_a_primary_hears_of_a_newer_epoch(lab: Lab) -> None:
     b.promote(5)
     uuid = Control(lab.path("a")).superblock()["store_uuid"]
     heard: list[int] = []
-    door = Doorkeeper(("127.0.0.1", 0), b"", store_uuid=uuid, epoch=1, fence=heard.append)
+    door = Doorkeeper(("127.0.0.1", 0), NO_CREDENTIALS, store_uuid=uuid, epoch=1, fence=heard.append)
     door.start()
     try:
         again = lab.ship(f"tcp://127.0.0.1:{door.address[1]}", name="b")

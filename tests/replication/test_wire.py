@@ -66,7 +66,7 @@ BEGINS = st.builds(
     history=HISTORIES,
     start=SMALL,
     start_seq=SMALL,
-    start_chain=SMALL,
+    start_chain=st.integers(0, 2**32 - 1),
     common=st.none() | SMALL,
     reason=st.text(max_size=100),
     total_bytes=SMALL,

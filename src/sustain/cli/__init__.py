@@ -28,6 +28,7 @@ VERBS = (
     "receive",
     "save",
     "restore",
+    "keys",
     "power",
     "agent",
     "memory",
@@ -86,9 +87,11 @@ def _failed(error: Exception) -> int:
 
 def complain(message: str, hint: str = "") -> None:
     """Print an error the one way that all verbs do."""
-    print(f"error: {message}", file=sys.stderr)
+    from sustain.cli.output import printable
+
+    print(f"error: {printable(message)}", file=sys.stderr)
     if hint:
-        print(f"hint: {hint}", file=sys.stderr)
+        print(f"hint: {printable(hint)}", file=sys.stderr)
 
 
 def _dispatch(words: list[str]) -> int:

@@ -11,10 +11,13 @@ import signal
 import sys
 import threading
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sustain.cli.output import duration_argument, emit, progress
+from sustain.cli.output import duration_argument, emit, printable, progress
 from sustain.units import format_size
+
+if TYPE_CHECKING:
+    from sustain.replication.credentials import Credentials
 
 
 def add_arguments(whole: argparse.ArgumentParser) -> None:
@@ -53,26 +56,26 @@ def add_arguments(whole: argparse.ArgumentParser) -> None:
     parser.add_argument("--ready-file", metavar="FILE", help="written once PATH can be opened")
 
 
-def is_meant(args: argparse.Namespace) -> bool:
-    """Whether the URL is of a peer that keeps a store. Raises PeerUnreachable, ConfigError."""
+def is_meant(args: argparse.Namespace, credentials: "Credentials") -> bool:
+    """Whether the URL is of a peer that keeps a store. Raises ReplicationError, ConfigError."""
     from sustain.replication.fetch import keeps_store
 
     if args.on_demand:
         return True
-    return str(args.url).startswith("tcp://") and args.name is None and keeps_store(args.url)
+    return str(args.url).startswith("tcp://") and args.name is None and keeps_store(args.url, credentials)
 
 
-def run(args: argparse.Namespace, key: bytes) -> int:
+def run(args: argparse.Namespace, credentials: "Credentials") -> int:
     from sustain.replication.fetch import Fetch
 
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     path = args.path if args.on_demand else f"{args.path}.part"
-    base = _prepare(args, path, key)
-    fetch = Fetch(path, [args.url, *args.also], key, limit_s=args.limit, report=_say)
+    base = _prepare(args, path, credentials)
+    fetch = Fetch(path, [args.url, *args.also], credentials, limit_s=args.limit, report=say)
     if args.on_demand:
-        _say(f"{path} can be opened; its pages are coming")
+        say(f"{path} can be opened; its pages are coming")
         _ready(args.ready_file)
     shown = threading.Thread(target=_show, args=(fetch, stop), daemon=True)
     shown.start()
@@ -91,7 +94,7 @@ def run(args: argparse.Namespace, key: bytes) -> int:
     return 0
 
 
-def _prepare(args: argparse.Namespace, path: str, key: bytes) -> int:
+def _prepare(args: argparse.Namespace, path: str, credentials: "Credentials") -> int:
     """See that there is an arriving store at `path`; the position that it begins at."""
     from sustain._native import arrival_of
     from sustain.errors import ConfigError
@@ -102,7 +105,7 @@ def _prepare(args: argparse.Namespace, path: str, key: bytes) -> int:
     if os.path.lexists(path):
         arrival = arrival_of(path)
         if arrival is not None:
-            _say(f"{path}: going on, {arrival['here']} of {arrival['pages']} pages are here")
+            say(f"{path}: going on, {arrival['here']} of {arrival['pages']} pages are here")
             return arrival["base"]
         if path == args.path:
             raise ConfigError(f"{path} is a whole store", hint="name another path, or move that file away")
@@ -112,16 +115,16 @@ def _prepare(args: argparse.Namespace, path: str, key: bytes) -> int:
     begun = begin(
         args.url,
         path,
-        key,
+        credentials,
         epoch=args.open_epoch,
         new_epoch=args.on_demand,
         at_least=args.at_least,
         durability=args.durability,
         limit_s=args.limit,
-        report=_say,
+        report=say,
     )
     if begun.behind_bytes:
-        _say(
+        say(
             f"the peer has heard of {begun.behind_bytes} bytes of commits that it does not have: they are missing"
         )
     return begun.base
@@ -165,5 +168,6 @@ def _text(data: dict[str, Any]) -> str:
     )
 
 
-def _say(text: str) -> None:
-    print(f"sustain restore: {text}", file=sys.stderr, flush=True)
+def say(text: str) -> None:
+    """A line for the operator."""
+    print(f"sustain restore: {printable(text)}", file=sys.stderr, flush=True)

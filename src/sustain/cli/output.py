@@ -36,6 +36,11 @@ def progress(message: str) -> None:
         print(f"\r\x1b[K{message}", end="", file=sys.stderr, flush=True)
 
 
+def printable(text: str) -> str:
+    """`text` on one line and without control characters: parts of it may be what a peer has said."""
+    return "".join(each if each.isprintable() else " " for each in text)
+
+
 def table(rows: Iterable[Sequence[str]], indent: str = "") -> str:
     """Rows of text in left-aligned columns, two blanks apart."""
     lines = [tuple(row) for row in rows]

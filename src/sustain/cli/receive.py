@@ -12,7 +12,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from sustain.cli.output import add_json, duration_argument, emit, size_argument
+from sustain.cli._credentials import add_credentials, load
+from sustain.cli.output import add_json, duration_argument, emit, printable, size_argument
 
 HELP = "keep a standby of a store, or regions, that another host ships"
 
@@ -23,9 +24,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kept.add_argument("--region-dir", metavar="DIR", help="keep regions there, one folder each")
     parser.add_argument("--region-name", default="", metavar="NAME", help="keep only that region (any)")
     parser.add_argument("--listen", required=True, metavar="HOST:PORT", help="where the shipper connects to")
-    parser.add_argument(
-        "--key-file", metavar="FILE", help="the key that both sides share (without: loopback only)"
-    )
     parser.add_argument("--name", default="", metavar="NAME", help="of this host, for people")
     parser.add_argument("--size-limit", type=size_argument, metavar="SIZE", help="refuse what is above it")
     parser.add_argument(
@@ -42,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timeout", type=duration_argument, default=10.0, metavar="TIME", help="peer is gone (10s)"
     )
+    add_credentials(parser)
     add_json(parser)
 
 
@@ -68,7 +67,7 @@ def _receive_store(args: argparse.Namespace, stop: threading.Event) -> int:
         ReceiverConfig(
             store=args.store,
             listen=parse_listen(args.listen),
-            key=_key(args),
+            credentials=load(args, _say),
             name=args.name,
             size_limit=args.size_limit,
             durability=args.durability,
@@ -102,7 +101,7 @@ def _keep_regions(args: argparse.Namespace, stop: threading.Event) -> int:
         root,
         KeeperConfig(
             listen=parse_listen(args.listen),
-            key=_key(args),
+            credentials=load(args, _say),
             only=check_name(args.region_name) if args.region_name else "",
             size_limit=(lambda: room(root)) if limit is None else (lambda: limit),
             heartbeat_s=args.heartbeat,
@@ -161,12 +160,6 @@ def _summary(status: dict[str, Any]) -> str:
     return "\n".join(lines) or f"{status['region_dir']} holds no region"
 
 
-def _key(args: argparse.Namespace) -> bytes:
-    from sustain.replication.auth import NO_KEY, load_key
-
-    return load_key(args.key_file) if args.key_file else NO_KEY
-
-
 def _announce(args: argparse.Namespace, address: tuple[str, int]) -> None:
     from sustain.replication.orphan import write_durably
     from sustain.replication.urls import join
@@ -183,4 +176,4 @@ def _write(fd: int, text: str) -> None:
 
 
 def _say(text: str) -> None:
-    print(f"sustain receive: {text}", file=sys.stderr, flush=True)
+    print(f"sustain receive: {printable(text)}", file=sys.stderr, flush=True)

@@ -13,6 +13,7 @@ import argparse
 from typing import Any
 
 from sustain.cli import _restore_store
+from sustain.cli._credentials import add_credentials, load
 from sustain.cli.output import add_json, emit, progress
 from sustain.cli.save import natural
 from sustain.units import format_duration, format_size
@@ -24,12 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("url", metavar="URL", help="file:///dir, s3://bucket/prefix or tcp://host:port")
     parser.add_argument("path", metavar="PATH", help="the target: a file, made if need be, or a device")
     parser.add_argument("--name", metavar="NAME", help="what the region is called there (the target's name)")
-    parser.add_argument("--key-file", metavar="FILE", help="the key that both sides of tcp:// share")
     parser.add_argument("--epoch", type=natural, metavar="N", help="only a save of that epoch")
     parser.add_argument("--number", type=natural, metavar="N", help="only the save with that number")
     parser.add_argument(
         "--no-verify", action="store_true", help="believe the source and the target: faster, and not advised"
     )
+    add_credentials(parser)
     add_json(parser)
     _restore_store.add_arguments(parser)
 
@@ -41,15 +42,14 @@ def run(args: argparse.Namespace) -> int:
     from sustain.powerfail.regions.restore import restore
     from sustain.powerfail.regions.save import default_name
     from sustain.powerfail.regions.sink import open_source
-    from sustain.replication.auth import NO_KEY, load_key
 
-    key = load_key(args.key_file) if args.key_file else NO_KEY
-    if _restore_store.is_meant(args):
-        return _restore_store.run(args, key)
+    credentials = load(args, _restore_store.say)
+    if _restore_store.is_meant(args, credentials):
+        return _restore_store.run(args, credentials)
     known = identity.load(args.path)
     name = args.name or (known.name if known else default_name(args.path))
     try:
-        with open_source(args.url, key=key, name=name) as source:
+        with open_source(args.url, credentials=credentials, name=name) as source:
             report = restore(
                 source,
                 args.path,

@@ -9,6 +9,7 @@ import os
 import re
 from typing import TYPE_CHECKING, Any
 
+from sustain.cli._credentials import add_credentials, files_of
 from sustain.cli.output import duration_argument, size_argument
 from sustain.units import parse_size
 
@@ -42,9 +43,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="URL",
         help="tcp://HOST:PORT; once for each other host (of a region also file:///DIR, s3://BUCKET)",
-    )
-    parser.add_argument(
-        "--key-file", metavar="FILE", help="the key that all hosts share (without: loopback only)"
     )
     parser.add_argument(
         "--fetch-from",
@@ -104,6 +102,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--accept-loss", action="store_true", help="take over although the last primary held more"
     )
     unusual.add_argument("--rerun", action="store_true", help="start again a work that was finished")
+    add_credentials(parser)
     _add_region(parser)
     _add_power(parser)
     parser.add_argument(
@@ -225,7 +224,7 @@ def run(args: argparse.Namespace) -> int:
         lease_url=args.lease,
         listen=args.listen,
         peers=tuple(args.peer),
-        key_file=args.key_file,
+        files=files_of(args),
         report_dir=args.report_dir or "",
         event_log=args.event_log,
         sheds=tuple(args.shed),
@@ -240,7 +239,7 @@ def _custodian(args: argparse.Namespace, clock: "Clock", budget: "BudgetPolicy |
         "budget": budget,
         "listen": args.listen,
         "peers": tuple(args.peer),
-        "key_file": args.key_file,
+        "files": files_of(args),
     }
     if args.store is not None:
         from sustain.failover.custodian.store import NewStore, StoreCustodian
@@ -254,7 +253,6 @@ def _custodian(args: argparse.Namespace, clock: "Clock", budget: "BudgetPolicy |
     from sustain.errors import ConfigError
     from sustain.failover.custodian.region import RegionCustodian, RegionOptions, is_device
     from sustain.powerfail.regions.manifest import check_name
-    from sustain.replication.auth import NO_KEY, load_key
 
     region = os.path.abspath(args.region)
     if args.state_dir is None and is_device(region):
@@ -271,7 +269,6 @@ def _custodian(args: argparse.Namespace, clock: "Clock", budget: "BudgetPolicy |
         track=args.track,
         freeze=args.freeze,
         rate=args.precopy_rate,
-        key=load_key(args.key_file) if args.key_file else NO_KEY,
     )
     return RegionCustodian(base, args.name, clock, options, **where)
 
@@ -344,7 +341,7 @@ def _check(args: argparse.Namespace) -> list[str]:
 
     from sustain.errors import ConfigError
     from sustain.powerfail.regions.sink import open_sink
-    from sustain.replication.auth import load_key
+    from sustain.replication.credentials import NO_CREDENTIALS
     from sustain.replication.urls import parse_listen, parse_peer
 
     command = list(args.command[1:] if args.command[:1] == ["--"] else args.command)
@@ -364,13 +361,12 @@ def _check(args: argparse.Namespace) -> list[str]:
         if args.region is None or peer.startswith("tcp:"):
             parse_peer(peer)
         else:
-            open_sink(peer.partition("?")[0], key=b"", name="check").close()
+            open_sink(peer.partition("?")[0], credentials=NO_CREDENTIALS, name="check").close()
     for source in args.fetch_from:
         parse_peer(source)
     if args.fetch_from and args.region is not None:
         raise ConfigError("--fetch-from is for stores", hint="a region is received, or restored by hand")
     if args.listen is not None:
         parse_listen(args.listen)
-    if args.key_file:
-        load_key(args.key_file)
+    files_of(args).load()
     return command

@@ -9,7 +9,9 @@ import sys
 import uuid
 from typing import Any
 
-from sustain.cli.output import add_json, emit, progress
+from sustain.cli import complain
+from sustain.cli._credentials import add_credentials, load
+from sustain.cli.output import add_json, emit, printable, progress
 from sustain.errors import SustainError
 from sustain.units import format_duration, format_size
 
@@ -31,13 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="file:///dir, s3://bucket/prefix or tcp://host:port; once for each",
     )
     parser.add_argument("--name", metavar="NAME", help="what the region is called there (its file's name)")
-    parser.add_argument("--key-file", metavar="FILE", help="the key that both sides of tcp:// share")
     parser.add_argument("--reason", default="by hand", metavar="TEXT", help="noted in the save, for people")
     identity = parser.add_argument_group("when PATH.region-id is lost, or to overrule it")
     identity.add_argument("--uuid", type=_uuid, metavar="UUID", help="which region it is")
     identity.add_argument(
         "--epoch", type=natural, metavar="N", help="of the host that saves; places refuse older ones"
     )
+    add_credentials(parser)
     add_json(parser)
 
 
@@ -50,9 +52,8 @@ def run(args: argparse.Namespace) -> int:
     from sustain.powerfail.regions.medium import open_medium
     from sustain.powerfail.regions.save import Request, default_name, save
     from sustain.powerfail.regions.sink import open_sink
-    from sustain.replication.auth import NO_KEY, load_key
 
-    key = load_key(args.key_file) if args.key_file else NO_KEY
+    credentials = load(args, _say)
     with open_medium(args.region) as medium:
         size_bytes = medium.size_bytes
     known = identity.load(args.region) or identity.new(args.name or default_name(args.region))
@@ -61,7 +62,9 @@ def run(args: argparse.Namespace) -> int:
     )
     region = known.region(size_bytes)
     with ExitStack() as opened:
-        sinks = [opened.enter_context(open_sink(url, key=key, name=region.name)) for url in args.to]
+        sinks = [
+            opened.enter_context(open_sink(url, credentials=credentials, name=region.name)) for url in args.to
+        ]
         opened.callback(progress, "")
         request = Request(
             args.region,
@@ -84,9 +87,7 @@ def run(args: argparse.Namespace) -> int:
     emit(args, data, lambda: _text(data))
     for each in data["destinations"]:
         if each["error"]:
-            print(f"error: {each['url']}: {each['error']}", file=sys.stderr)
-            if each["hint"]:
-                print(f"hint: {each['hint']}", file=sys.stderr)
+            complain(f"{each['url']}: {each['error']}", each["hint"])
     return 0 if report.complete else 1
 
 
@@ -141,3 +142,7 @@ def natural(text: str) -> int:
     if not text.isdecimal() or not 0 < int(text) < 1 << 63:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return int(text)
+
+
+def _say(text: str) -> None:
+    print(f"sustain save: {printable(text)}", file=sys.stderr, flush=True)

@@ -11,7 +11,8 @@ import sys
 import threading
 from typing import Any
 
-from sustain.cli.output import add_json, duration_argument, emit, size_argument
+from sustain.cli._credentials import add_credentials, load
+from sustain.cli.output import add_json, duration_argument, emit, printable, size_argument
 
 HELP = "ship a store's log, or a region's pages, to standbys"
 
@@ -26,9 +27,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="URL",
         help="tcp://HOST:PORT[?required=1]; once for each",
-    )
-    parser.add_argument(
-        "--key-file", metavar="FILE", help="the key that both sides share (without: loopback only)"
     )
     parser.add_argument("--name", default="", metavar="NAME", help="of this host, for people")
     parser.add_argument(
@@ -57,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TIME",
         help="with --until-drained: give up after; otherwise: go on that long after SIGTERM",
     )
+    add_credentials(parser)
     tuning = parser.add_argument_group("tuning")
     tuning.add_argument(
         "--chunk", type=size_argument, default=1 << 20, metavar="SIZE", help="most sent at once (1MiB)"
@@ -97,7 +96,6 @@ def run(args: argparse.Namespace) -> int:
         return ship_region(args)
     from sustain.errors import ConfigError
     from sustain.powerfail.budget import BudgetPolicy
-    from sustain.replication.auth import NO_KEY, load_key
     from sustain.replication.outlet import LinkConfig
     from sustain.replication.ship import End, Shipper, ShipperConfig
     from sustain.replication.urls import parse_peer
@@ -126,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
         store=args.store,
         peers=[parse_peer(text) for text in args.peer],
         link=LinkConfig(
-            key=load_key(args.key_file) if args.key_file else NO_KEY,
+            credentials=load(args, _say),
             name=args.name,
             chunk_bytes=args.chunk,
             linger_s=args.linger,
@@ -166,4 +164,4 @@ def _line(url: str, acked: int | None) -> str:
 
 
 def _say(text: str) -> None:
-    print(f"sustain ship: {text}", file=sys.stderr, flush=True)
+    print(f"sustain ship: {printable(text)}", file=sys.stderr, flush=True)

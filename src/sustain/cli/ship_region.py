@@ -2,8 +2,10 @@
 
 import argparse
 import signal
+import sys
 
-from sustain.cli.output import size_argument
+from sustain.cli._credentials import load
+from sustain.cli.output import printable, size_argument
 
 _WAYS = ("auto", "content", "soft-dirty", "write-protect")
 
@@ -46,7 +48,6 @@ def ship_region(args: argparse.Namespace) -> int:
     from sustain.powerfail.regions.pace import PacePolicy
     from sustain.powerfail.regions.precopy import Precopier, PrecopyConfig
     from sustain.powerfail.regions.track import Way
-    from sustain.replication.auth import NO_KEY, load_key
 
     known = identity.load(args.region)
     text = args.region_uuid or (known.uuid if known else "")
@@ -80,7 +81,7 @@ def ship_region(args: argparse.Namespace) -> int:
         urls=tuple(_destination(text) for text in args.peer),
         status_file=args.status or f"{args.region}.region.json",
         power_file=args.power_file,
-        key=load_key(args.key_file) if args.key_file else NO_KEY,
+        credentials=load(args, _say),
         freezer=open_freezer(args.freeze, args.pids_of),
         track=Way(args.track),
         rate=float(args.rate),
@@ -95,7 +96,12 @@ def ship_region(args: argparse.Namespace) -> int:
 def _destination(text: str) -> tuple[str, bool]:
     """A URL, and whether it is required; wrong ones are said now and not after the first attempt."""
     from sustain.powerfail.regions.sink import open_sink
+    from sustain.replication.credentials import NO_CREDENTIALS
     from sustain.replication.urls import parse_peer
 
-    open_sink(text.partition("?")[0], key=b"", name="check").close()
+    open_sink(text.partition("?")[0], credentials=NO_CREDENTIALS, name="check").close()
     return text, text.startswith("tcp://") and parse_peer(text).required
+
+
+def _say(text: str) -> None:
+    print(f"sustain ship: {printable(text)}", file=sys.stderr, flush=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from sustain._native import Control
 from sustain.errors import SustainError
-from sustain.replication.auth import NO_KEY, load_key
+from sustain.replication.credentials import CredentialFiles
 from sustain.replication.door import Doorkeeper
 from sustain.replication.urls import parse_listen
 
@@ -21,12 +21,12 @@ class Door:
         self,
         store: str,
         listen: str | None,
-        key_file: str | None,
+        files: CredentialFiles,
         *,
         tell: Callable[[str], None],
         fenced: Callable[[], None],
     ) -> None:
-        self._store, self._listen, self._key_file = store, listen, key_file
+        self._store, self._listen, self._files = store, listen, files
         self._tell = tell
         self._fenced = fenced
         self._keeper: Doorkeeper | None = None
@@ -41,9 +41,12 @@ class Door:
                 store_uuid = control.superblock()["store_uuid"]
             finally:
                 control.close()
-            key = load_key(self._key_file) if self._key_file else NO_KEY
             keeper = Doorkeeper(
-                parse_listen(self._listen), key, store_uuid=store_uuid, epoch=epoch, fence=self._fence
+                parse_listen(self._listen),
+                self._files.load(self._tell),
+                store_uuid=store_uuid,
+                epoch=epoch,
+                fence=self._fence,
             )
             keeper.start()
         except SustainError as error:

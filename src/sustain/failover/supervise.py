@@ -66,6 +66,7 @@ from sustain.failover.types import (
 )
 from sustain.host.processes import boot_id
 from sustain.powerfail.sources import PowerSource
+from sustain.replication.credentials import NO_FILES, CredentialFiles
 from sustain.units import to_ns
 
 _REPORT_EVERY_NS = to_ns(1.0)  # while an outage's work goes on
@@ -79,7 +80,7 @@ class Workload:
     lease_url: str
     listen: str | None
     peers: tuple[str, ...]
-    key_file: str | None = None
+    files: CredentialFiles = NO_FILES
     report_dir: str = ""
     event_log: str | None = None
     sheds: tuple[str, ...] = ()  # shell commands, carried out in this order when the power fails
@@ -110,7 +111,7 @@ class Supervisor:
         self._door = Door(
             custodian.path,
             workload.listen if custodian.has_door else None,
-            workload.key_file,
+            workload.files,
             tell=self._journal.tell,
             fenced=self._bell.ring,
         )

@@ -6,20 +6,27 @@ to stop gathering and make durable what it has.
 
 Ending: `stop_reading()` lets the reading thread finish what has arrived and then see the end of the stream;
 `close()` from any thread wakes every other one.
+
+After `secure()` what is sent and received goes through a TLS session; the socket stays ours. An end of the stream that
+TLS did not announce is not told from one that it did: nothing here takes an end for success.
 """
 
 import contextlib
+import itertools
 import select
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from sustain.errors import PeerUnreachable
+from sustain.errors import AuthenticationFailed, PeerUnreachable, ProtocolError
 from sustain.replication import wire
+from sustain.replication.tls import TlsSession
 from sustain.replication.urls import join
 from sustain.replication.wire import FrameReader, Header, Kind
 
+_SHAKE_BYTES = 16 << 10  # received at once from a peer that has proved nothing
+_TLS_BYTES = 256 << 10  # encrypted, and received, at once
 _HINT_GONE = "the other side ended, or the link was cut; it is tried again"
 
 
@@ -44,6 +51,8 @@ class Channel:
         self._writable.register(sock, select.POLLOUT)
         self._closed = False
         self._header = bytearray(wire.HEADER_BYTES)
+        self._tls: TlsSession | None = None
+        self._arrived = memoryview(b"")  # where TLS records are received
         self.peer = _name(sock)
         self.heard = time.monotonic()  # when the last byte came
         self.said = time.monotonic()  # when the last frame went
@@ -60,6 +69,27 @@ class Channel:
         """Everything until then, together, must take at most `seconds` (a handshake); None: no such limit."""
         self._deadline = None if seconds is None else time.monotonic() + seconds
 
+    def secure(self, session: TlsSession) -> None:
+        """Shake hands by TLS; from then on everything goes through `session`. Before the first frame, by one thread.
+
+        Raises AuthenticationFailed, ProtocolError (the other side has been told, if it listens), PeerUnreachable.
+        """
+        piece = memoryview(bytearray(_SHAKE_BYTES))
+        try:
+            while not session.shake():
+                self._write([memoryview(session.outgoing())])
+                got = self._receive(piece)
+                if got == 0:
+                    raise PeerUnreachable(f"{self.peer} hung up during the handshake", hint=_HINT_GONE)
+                session.feed(piece[:got])
+        except (AuthenticationFailed, ProtocolError):
+            with contextlib.suppress(PeerUnreachable):
+                self._write([memoryview(session.outgoing())])
+            raise
+        self._write([memoryview(session.outgoing())])
+        self._arrived = memoryview(bytearray(_TLS_BYTES))
+        self._tls = session
+
     # sending
 
     def send(self, kind: Kind, a: int = 0, b: int = 0, c: int = 0, payload: bytes | memoryview = b"") -> None:
@@ -71,25 +101,44 @@ class Channel:
         """Send whole frames that are packed already."""
         with self._send_lock:
             pending = [memoryview(part) for part in parts]
-            while pending:
-                try:
-                    sent = self._sock.sendmsg(pending)
-                except BlockingIOError:
-                    self._wait(self._writable)
-                    continue
-                except OSError as error:
-                    raise self._lost(error) from None
-                while pending and sent >= len(pending[0]):
-                    sent -= len(pending.pop(0))
-                if sent:
-                    pending[0] = pending[0][sent:]
+            if self._tls is None:
+                self._write(pending)
+            else:
+                for piece in itertools.chain.from_iterable(map(_pieces, pending)):
+                    self._write([memoryview(self._tls.encrypt(piece))])
             self.said = time.monotonic()
+
+    def _write(self, pending: list[memoryview]) -> None:
+        while pending:
+            try:
+                sent = self._sock.sendmsg(pending)
+            except BlockingIOError:
+                self._wait(self._writable)
+                continue
+            except OSError as error:
+                raise self._lost(error) from None
+            while pending and sent >= len(pending[0]):
+                sent -= len(pending.pop(0))
+            if sent:
+                pending[0] = pending[0][sent:]
 
     # receiving
 
     def ready(self, within_s: float = 0.0) -> bool:
         """Whether bytes (or the end) can be read without waiting, or within that time."""
+        if self._tls is not None and self._tls.pending():
+            return True
         return bool(self._readable.poll(within_s * 1000))
+
+    def peek(self, count: int) -> bytes:
+        """What comes first, up to `count` bytes, which stay to be read. Before `secure`. Raises PeerUnreachable."""
+        while True:
+            try:
+                return self._sock.recv(count, socket.MSG_PEEK)
+            except BlockingIOError:
+                self._wait(self._readable)
+            except OSError as error:
+                raise self._lost(error) from None
 
     def receive_header(self, allowed: frozenset[Kind]) -> Header:
         """The next frame's header. Raises ConnectionEnded between frames, PeerUnreachable, ProtocolError."""
@@ -129,7 +178,20 @@ class Channel:
 
     def receive_some(self, view: memoryview) -> int:
         """Put what is there into `view`, at least a byte; 0 at the end of the stream. Raises
-        PeerUnreachable."""
+        PeerUnreachable; with TLS also AuthenticationFailed and ProtocolError."""
+        tls = self._tls
+        if tls is None:
+            return self._receive(view)
+        while True:
+            got = tls.read_into(view)
+            if got is not None:
+                return got
+            came = self._receive(self._arrived)
+            if came == 0:
+                return 0
+            tls.feed(self._arrived[:came])
+
+    def _receive(self, view: memoryview) -> int:
         while True:
             try:
                 got = self._sock.recv_into(view)
@@ -173,8 +235,9 @@ class Channel:
         text = wire.encode(wire.Bye(code, message[:1000]))
         if self._send_lock.acquire(timeout=0.05):
             try:
-                with contextlib.suppress(OSError):
-                    self._sock.send(wire.pack_header(Kind.BYE, len(text)) + text)
+                with contextlib.suppress(OSError, PeerUnreachable):
+                    frame = wire.pack_header(Kind.BYE, len(text)) + text
+                    self._sock.send(frame if self._tls is None else self._tls.encrypt(frame))
             finally:
                 self._send_lock.release()
 
@@ -188,6 +251,10 @@ class Channel:
         """Give the descriptor back: only by the last thread that uses the channel."""
         self.close()
         self._sock.close()
+
+
+def _pieces(part: memoryview) -> Iterator[memoryview]:
+    return (part[at : at + _TLS_BYTES] for at in range(0, len(part), _TLS_BYTES))
 
 
 def _name(sock: socket.socket) -> str:

@@ -1,4 +1,4 @@
-"""The connecting side: reaches a listener, and has both ends prove the key. The counterpart of `listener`.
+"""The connecting side: reaches a listener, and has both ends prove who they are. The counterpart of `listener`.
 
 Used by `destination` and `outlet` (a store's shipper), and by `powerfail.regions.peer` (who saves or restores a
 region). What follows the WELCOME is theirs.
@@ -11,8 +11,9 @@ from sustain.errors import AuthenticationFailed, PeerUnreachable, ProtocolError
 from sustain.replication import wire
 from sustain.replication.auth import H, Refused, Service, ShipperHandshake, W
 from sustain.replication.channel import Channel
+from sustain.replication.credentials import HINT, Credentials
 from sustain.replication.urls import Peer, is_loopback
-from sustain.replication.wire import Kind
+from sustain.replication.wire import Kind, Refuse
 
 
 def dial(peer: Peer, *, connect_timeout_s: float, timeout_s: float) -> Channel:
@@ -27,27 +28,44 @@ def dial(peer: Peer, *, connect_timeout_s: float, timeout_s: float) -> Channel:
     return Channel(sock, timeout_s)
 
 
+def challenge(channel: Channel, peer: Peer, credentials: Credentials, timeout_s: float) -> bytes:
+    """What the listener begins with: the payload of its CHALLENGE, after TLS where there are certificates.
+
+    Raises AuthenticationFailed, ProtocolError, PeerUnreachable. The time-out goes on for what follows.
+    """
+    if credentials.none and not is_loopback(channel.peer_address):
+        raise AuthenticationFailed(
+            "without a key or certificates only this host may be shipped to", hint=HINT
+        )
+    channel.set_deadline(timeout_s)
+    if credentials.tls is not None:
+        channel.secure(credentials.tls.client(peer.host))
+    header, payload = channel.receive_frame(wire.SHIPPER_HANDSHAKE)
+    if header.kind is Kind.REFUSE and len(payload) >= wire.SEAL_BYTES:
+        refusal = wire.decode(Refuse, payload[wire.SEAL_BYTES :])
+        if refusal.code == "protocol":  # not proved, and good for no more than this
+            raise ProtocolError(f"the receiver says: {refusal.message}", hint=refusal.hint)
+    if header.kind is not Kind.CHALLENGE:
+        raise ProtocolError(f"it began with {header.kind.name}", hint="is that a Sustain receiver?")
+    return payload
+
+
 def introduce(
-    channel: Channel, peer: Peer, key: bytes, service: Service[H, W], hello: Callable[[], H], timeout_s: float
+    channel: Channel,
+    peer: Peer,
+    credentials: Credentials,
+    service: Service[H, W],
+    hello: Callable[[], H],
+    timeout_s: float,
 ) -> W:
     """The listener's WELCOME. `hello` is asked when its side has spoken.
 
     Raises Refused, AuthenticationFailed, ProtocolError, PeerUnreachable. The time-out is for the whole
     handshake; a listener that says that it is still busy (HEARTBEAT) after HELLO is waited for.
     """
-    if not key and not is_loopback(channel.peer_address):
-        raise AuthenticationFailed(
-            f"{channel.peer}: without a key only this host may be shipped to",
-            hint="give both sides a --key-file",
-        )
-    channel.set_deadline(timeout_s)
-    handshake = ShipperHandshake(key, service)
-    header, payload = channel.receive_frame(wire.SHIPPER_HANDSHAKE)
-    if header.kind is not Kind.CHALLENGE:
-        raise ProtocolError(
-            f"{channel.peer} began with {header.kind.name}", hint="is that a Sustain receiver?"
-        )
+    handshake = ShipperHandshake(credentials.key, service)
     try:
+        payload = challenge(channel, peer, credentials, timeout_s)
         channel.send_raw([handshake.hello(payload, hello())])
         while True:
             header, payload = channel.receive_frame(service.answers)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from sustain.errors import SustainError
 from sustain.replication.auth import STORES, ReceiverHandshake
 from sustain.replication.channel import Channel
+from sustain.replication.credentials import Credentials
 from sustain.replication.listener import Listener
 from sustain.replication.wire import Hello, Refuse, Welcome
 
@@ -20,7 +21,7 @@ class Doorkeeper:
     def __init__(
         self,
         listen: tuple[str, int],
-        key: bytes,
+        credentials: Credentials,
         *,
         store_uuid: bytes,
         epoch: int,
@@ -32,7 +33,7 @@ class Doorkeeper:
         self._fence = fence
         self._listener = Listener(
             listen,
-            key,
+            credentials,
             STORES,
             self._serve,
             timeout_s=handshake_timeout_s,

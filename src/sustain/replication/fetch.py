@@ -3,8 +3,8 @@
 Used by `sustain restore` and, through `begin` and `Fetch`, by whoever takes a workload over on a host that has no
 copy:
 
-    begun = begin("tcp://10.0.0.2:7411", "app.sus", key, epoch=5)   # PATH can be opened from now on
-    subprocess.Popen(command("app.sus", ["tcp://10.0.0.2:7411"], "/etc/sustain.key"))   # until all is here
+    begun = begin("tcp://10.0.0.2:7411", "app.sus", credentials, epoch=5)   # PATH can be opened from now on
+    subprocess.Popen(command("app.sus", ["tcp://10.0.0.2:7411"], files))   # until all is here
 
 A fetch has two connections. One asks for the pages that somebody waits for, one page at a time; the other
 streams the rest, goes on behind the page that was asked for last, and steps back while somebody waits. The
@@ -22,20 +22,23 @@ from dataclasses import dataclass
 
 from sustain._native import Control, Fetcher, Replica, create_arriving
 from sustain.errors import (
+    AuthenticationFailed,
     PeerRefused,
     PeerUnreachable,
+    ProtocolError,
     StoreArriving,
     StoreCorrupt,
     StoreError,
     SustainError,
 )
 from sustain.replication.auth import STORES, Refused
-from sustain.replication.dial import dial
+from sustain.replication.credentials import NO_FILES, CredentialFiles, Credentials
+from sustain.replication.dial import challenge, dial
 from sustain.replication.getter import Getter, hello_of, nobody
 from sustain.replication.pins import Backoff
 from sustain.replication.session import common_point
 from sustain.replication.urls import parse_peer
-from sustain.replication.wire import PAGE_BYTES, SHIPPER_HANDSHAKE, Challenge, Kind, Welcome, decode
+from sustain.replication.wire import PAGE_BYTES, Challenge, Welcome, decode
 
 LIMIT_S = 30.0
 _SETTLE_BYTES = 64 << 20
@@ -52,12 +55,15 @@ def _silent(_: str) -> None:
     pass
 
 
-def keeps_store(url: str, timeout_s: float = 10.0) -> bool:
-    """Whether the peer at `url` keeps a store (and not regions). Raises PeerUnreachable, ConfigError."""
-    channel = dial(parse_peer(url), connect_timeout_s=timeout_s, timeout_s=timeout_s)
+def keeps_store(url: str, credentials: Credentials, timeout_s: float = 10.0) -> bool:
+    """Whether the peer at `url` keeps a store (and not regions). Raises ReplicationError, ConfigError."""
+    peer = parse_peer(url)
+    channel = dial(peer, connect_timeout_s=timeout_s, timeout_s=timeout_s)
     try:
-        header, payload = channel.receive_frame(SHIPPER_HANDSHAKE)
-        return header.kind is Kind.CHALLENGE and decode(Challenge, payload).service == STORES.name
+        payload = challenge(channel, peer, credentials, timeout_s)
+        return decode(Challenge, payload).service == STORES.name
+    except (AuthenticationFailed, ProtocolError) as error:
+        raise type(error)(f"{peer.url}: {error}", hint=error.hint) from None
     finally:
         channel.release()
 
@@ -78,7 +84,7 @@ class Begun:
 def begin(
     url: str,
     path: str,
-    key: bytes,
+    credentials: Credentials,
     *,
     epoch: int | None = None,
     new_epoch: bool = True,
@@ -101,7 +107,7 @@ def begin(
     backoff = Backoff(0.02, 0.5, random.uniform)
     while True:
         try:
-            with Getter(peer, key, nobody(name, epoch or 0, at_least)) as getter:
+            with Getter(peer, credentials, nobody(name, epoch or 0, at_least)) as getter:
                 return _begin(getter.welcome, path, epoch, new_epoch, durability, limit_s)
         except (PeerUnreachable, Refused) as error:
             lasting = isinstance(error, Refused) and error.refusal.code not in _TRANSIENT
@@ -153,7 +159,9 @@ def promote(path: str, epoch: int) -> int:
         replica.close()
 
 
-def command(path: str, urls: Sequence[str], key_file: str | None, limit_s: float = LIMIT_S) -> list[str]:
+def command(
+    path: str, urls: Sequence[str], files: CredentialFiles = NO_FILES, limit_s: float = LIMIT_S
+) -> list[str]:
     """The arguments of a process that fetches the arriving store at `path` until all is here; it may be started
     again whenever it has ended. The first of `urls` is tried first."""
     words = [
@@ -169,7 +177,7 @@ def command(path: str, urls: Sequence[str], key_file: str | None, limit_s: float
     ]
     for url in urls[1:]:
         words += ["--also", url]
-    return words + (["--key-file", key_file] if key_file else [])
+    return words + files.words()
 
 
 @dataclass(frozen=True)
@@ -189,7 +197,7 @@ class Fetch:
         self,
         path: str,
         urls: Sequence[str],
-        key: bytes,
+        credentials: Credentials,
         *,
         limit_s: float = LIMIT_S,
         name: str = "",
@@ -198,7 +206,7 @@ class Fetch:
     ) -> None:
         self._peers = [parse_peer(url) for url in urls]
         self._path = path
-        self._key = key
+        self._credentials = credentials
         self._limit_s = limit_s
         self._name = name
         self._timeout_s = timeout_s
@@ -352,7 +360,7 @@ class Fetch:
             if self._faults.get(peer.url, 0) >= _TRIES:
                 continue
             try:
-                getter = Getter(peer, self._key, hello, timeout_s=self._timeout_s)
+                getter = Getter(peer, self._credentials, hello, timeout_s=self._timeout_s)
                 why = self.objection(getter.welcome)
                 if why is None:
                     return getter

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Self
 from sustain.errors import PeerUnreachable, ProtocolError
 from sustain.replication import wire
 from sustain.replication.auth import STORES
+from sustain.replication.credentials import Credentials
 from sustain.replication.dial import dial, introduce
 from sustain.replication.urls import Peer
 from sustain.replication.wire import FETCHER_STREAM, Bye, Hello, Kind
@@ -55,11 +56,11 @@ def hello_of(block: "Superblock", name: str) -> Hello:
 class Getter:
     """Connected and let in, from the moment it is made. Raises ReplicationError."""
 
-    def __init__(self, peer: Peer, key: bytes, hello: Hello, timeout_s: float = 10.0) -> None:
+    def __init__(self, peer: Peer, credentials: Credentials, hello: Hello, timeout_s: float = 10.0) -> None:
         self.url = peer.url
         self._channel = dial(peer, connect_timeout_s=timeout_s, timeout_s=timeout_s)
         try:
-            self.welcome = introduce(self._channel, peer, key, STORES, lambda: hello, timeout_s)
+            self.welcome = introduce(self._channel, peer, credentials, STORES, lambda: hello, timeout_s)
         except BaseException:
             self._channel.release()
             raise

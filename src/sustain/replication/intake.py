@@ -20,6 +20,7 @@ from sustain.replication.applier import Applier
 from sustain.replication.channel import Channel, ConnectionEnded
 from sustain.replication.standby import OldImage, Standby
 from sustain.replication.wire import (
+    MOST,
     PAGE_BYTES,
     RECEIVER_STREAM,
     Bye,
@@ -161,7 +162,9 @@ class Intake:
             raise ConnectionEnded(text)
 
     def _hear(self, header: Header) -> None:
-        """A frame that says how far the primary is."""
+        """A frame that says how far the primary is. Raises ProtocolError for what no later WELCOME could say."""
+        if header.b > MOST or header.c > MOST:
+            raise ProtocolError("a position that no log reaches", hint="run the same version on both hosts")
         self.progress.primary_committed, self.progress.primary_commit_time_ns = header.b, header.c
         replica = self._standby.replica
         if replica is not None:
@@ -253,7 +256,9 @@ class Intake:
     # snapshots
 
     def _begin_snapshot(self, begin: SnapshotBegin) -> None:
-        if self._target is not None or begin.store != self.hello.store or begin.epoch != self.hello.epoch:
+        hello = self.hello  # which was looked at before it was let in: sizes, epoch
+        told = (begin.store, begin.epoch, begin.image_size, begin.log_size)
+        if self._target is not None or told != (hello.store, hello.epoch, hello.image_size, hello.log_size):
             raise ProtocolError("SNAPSHOT_BEGIN does not fit", hint="run the same version on both hosts")
         self._report(f"receiving a snapshot from {self._who()}: {begin.reason}")
         kept = len(self._standby.orphans)

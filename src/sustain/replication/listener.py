@@ -1,4 +1,4 @@
-"""The listening side: accepts connections, makes each prove that it has the key, hands it on.
+"""The listening side: accepts connections, makes each prove who it is, hands it on.
 
 Used by `receive.Receiver` (a standby), `door.Doorkeeper` (a host that is itself the primary) and
 `powerfail.regions.serve` (a keeper of regions). Everything before the proof is bounded: frame length, time,
@@ -12,14 +12,25 @@ import threading
 from collections.abc import Callable
 from typing import Any, Generic
 
-from sustain.errors import AuthenticationFailed, ConfigError, PeerUnreachable, ProtocolError, SustainError
+from sustain.errors import (
+    AuthenticationFailed,
+    ConfigError,
+    PeerUnreachable,
+    ProtocolError,
+    SustainError,
+    unexpected,
+)
 from sustain.replication import wire
 from sustain.replication.auth import H, ReceiverHandshake, Service, W
 from sustain.replication.channel import Channel
+from sustain.replication.credentials import HINT, Credentials
+from sustain.replication.tls import FIRST_BYTES
 from sustain.replication.urls import is_loopback, join
 from sustain.replication.wire import Refuse
 
 HANDSHAKES_AT_ONCE = 16
+_ACCEPT_PAUSE_S = 0.05
+_SILENCE_S = 3.0  # a TLS client speaks at once
 
 
 class Listener(Generic[H, W]):
@@ -29,7 +40,7 @@ class Listener(Generic[H, W]):
     def __init__(
         self,
         address: tuple[str, int],
-        key: bytes,
+        credentials: Credentials,
         service: Service[H, W],
         serve: Callable[[Channel, ReceiverHandshake[H, W], H], None],
         *,
@@ -38,7 +49,7 @@ class Listener(Generic[H, W]):
         rejected: Callable[[str, SustainError], None],
     ) -> None:
         self._address = self._bound = address
-        self._key = key
+        self._credentials = credentials
         self._service = service
         self._serve = serve
         self._timeout_s = timeout_s
@@ -49,11 +60,11 @@ class Listener(Generic[H, W]):
         self._open: set[Channel] = set()
         self._threads: set[threading.Thread] = set()
         self._sock: socket.socket | None = None
-        self._stopping = False
+        self._stop = threading.Event()
 
     def start(self) -> None:
-        """Bind and begin to accept. Raises ConfigError when the address cannot be had, or is open without a
-        key."""
+        """Bind and begin to accept. Raises ConfigError when the address cannot be had, or is open to
+        others without credentials."""
         host, port = self._address
         shown = join(host, port)
         try:
@@ -63,10 +74,10 @@ class Listener(Generic[H, W]):
                 f"cannot listen on {shown}: {error.strerror}", hint="name an address of this host"
             ) from None
         family, _, _, _, target = found[0]
-        if not self._key and not is_loopback(str(target[0])):
+        if self._credentials.none and not is_loopback(str(target[0])):
             raise ConfigError(
-                f"without a key only the loopback interface is listened on, not {shown}",
-                hint="give --key-file, the same key on both sides, or listen on 127.0.0.1",
+                f"without a key or certificates only the loopback interface is listened on, not {shown}",
+                hint=f"{HINT}; or listen on 127.0.0.1",
             )
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
@@ -89,7 +100,7 @@ class Listener(Generic[H, W]):
     def stop(self, limit_s: float = 10.0) -> None:
         """Accept no more, end every connection, wait for their threads."""
         with self._lock:
-            self._stopping = True
+            self._stop.set()
             channels = list(self._open)
         if self._sock is not None:
             with contextlib.suppress(OSError):
@@ -114,10 +125,12 @@ class Listener(Generic[H, W]):
             try:
                 sock, _ = self._sock.accept()
             except OSError:
-                if self._stopping:
+                if self._stop.wait(
+                    _ACCEPT_PAUSE_S
+                ):  # descriptors ran out, and it would fail at once again; or
                     return
-                continue  # the peer gave up while it queued, or descriptors ran out for the moment
-            if self._stopping:
+                continue  # the peer gave up while it queued
+            if self._stop.is_set():
                 sock.close()
                 return
             if not self._handshakes.acquire(blocking=False):
@@ -134,10 +147,12 @@ class Listener(Generic[H, W]):
                 handshake, hello = self._shake(channel)
             finally:
                 self._handshakes.release()
-            if not self._stopping:
+            if not self._stop.is_set():
                 self._serve(channel, handshake, hello)
         except SustainError as error:
             self._rejected(channel.peer, error)
+        except Exception as error:  # noqa: BLE001 - one peer's doing must not look like everybody's end
+            self._rejected(channel.peer, SustainError(unexpected(error)))
         finally:
             with self._lock:
                 self._open.discard(channel)
@@ -145,13 +160,20 @@ class Listener(Generic[H, W]):
 
     def _shake(self, channel: Channel) -> tuple[ReceiverHandshake[H, W], H]:
         channel.set_deadline(self._handshake_timeout_s)
-        if not self._key and not is_loopback(channel.peer_address):
-            raise AuthenticationFailed(
-                "without a key only this host may connect", hint="give both sides a --key-file"
-            )
-        handshake = ReceiverHandshake(self._key, self._service)
+        credentials = self._credentials
+        if credentials.none and not is_loopback(channel.peer_address):
+            raise AuthenticationFailed("without a key or certificates only this host may connect", hint=HINT)
+        handshake = ReceiverHandshake(credentials.key, self._service)
+        if credentials.tls is not None:
+            self._insist_on_tls(channel, handshake)
+            channel.secure(credentials.tls.server())
         channel.send_raw([handshake.challenge()])
         try:
+            if credentials.tls is None and channel.peek(3) in FIRST_BYTES:
+                raise ProtocolError(
+                    "it speaks TLS, and this host has no certificate",
+                    hint="give this host --tls-cert, --tls-key and --tls-ca, or that one none of them",
+                )
             _, payload = channel.receive_frame(wire.RECEIVER_HANDSHAKE)
             hello = handshake.hello(payload)
         except (AuthenticationFailed, ProtocolError) as error:
@@ -161,6 +183,20 @@ class Listener(Generic[H, W]):
             raise
         channel.set_deadline(None)
         return handshake, hello
+
+    def _insist_on_tls(self, channel: Channel, handshake: ReceiverHandshake[H, W]) -> None:
+        """A shipper without certificates waits to be spoken to, as this side does with TLS: tell it. Raises
+        ProtocolError."""
+        if channel.ready(min(_SILENCE_S, self._handshake_timeout_s / 2)):
+            return
+        error = ProtocolError(
+            "it has said nothing; this host asks for TLS",
+            hint="give that side certificates: --tls-cert, --tls-key, --tls-ca (`sustain keys` makes them)",
+        )
+        with contextlib.suppress(PeerUnreachable):
+            told = Refuse("protocol", "this host asks for TLS", error.hint.replace("that side", "this side"))
+            channel.send_raw([handshake.refuse(told)])
+        raise error
 
 
 def refuse(channel: Channel, handshake: ReceiverHandshake[Any, Any], refusal: Refuse) -> None:

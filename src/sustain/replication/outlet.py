@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Protocol
 from sustain._native import LogTail
 from sustain.errors import PeerUnreachable, ProtocolError, SustainError
 from sustain.replication import wire
-from sustain.replication.auth import NO_KEY, STORES, Refused
+from sustain.replication.auth import STORES, Refused
 from sustain.replication.channel import Channel
+from sustain.replication.credentials import NO_CREDENTIALS, Credentials
 from sustain.replication.dial import introduce
 from sustain.replication.pins import UNKNOWN
 from sustain.replication.records import chain_at
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 _BUSY_S = 0.05  # after the last commit seen, stay awake this long
 _SMALL_BYTES = 64 << 10  # a send below this is followed by a nap
 _WAIT_S = 0.25  # how long a wait goes on before it looks whether to stop
+_LEAST_DIGESTS = 64  # pages in a DIGESTS, on average; a receiver sends 4096 at a time
 _PROBE_PAYLOAD = memoryview(bytes(wire.PAYLOAD_LIMIT[Kind.PROBE]))
 
 
@@ -48,7 +50,7 @@ def _silent(_: str) -> None:
 class LinkConfig:
     """How to treat a connection. Sizes in bytes, times in seconds."""
 
-    key: bytes = NO_KEY
+    credentials: Credentials = NO_CREDENTIALS
     name: str = ""
     chunk_bytes: int = 1 << 20
     linger_s: float = 0.0003
@@ -126,7 +128,7 @@ class Outlet:
         welcome = introduce(
             self.channel,
             self._destination.peer,
-            self._config.key,
+            self._config.credentials,
             STORES,
             hello,
             self._config.handshake_timeout_s,
@@ -408,6 +410,8 @@ class Outlet:
             self._digests_complete.set()
             return
         self._digests_bytes += len(payload)
-        if self._digests_bytes > self._log.image_size() // wire.PAGE_BYTES * wire.DIGEST_BYTES:
+        pages = self._log.image_size() // wire.PAGE_BYTES
+        pieces = pages // _LEAST_DIGESTS + 16  # each costs memory beside what it holds
+        if self._digests_bytes > pages * wire.DIGEST_BYTES or len(self._digests) >= pieces:
             raise ProtocolError("more DIGESTS than the image has pages", hint="the connection begins again")
         self._digests[first] = payload

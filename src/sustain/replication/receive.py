@@ -19,8 +19,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sustain.errors import PeerUnreachable, ReplicationError, StoreError, SustainError
-from sustain.replication.auth import NO_KEY, STORES, ReceiverHandshake
+from sustain.replication.auth import STORES, ReceiverHandshake
 from sustain.replication.channel import Channel
+from sustain.replication.credentials import NO_CREDENTIALS, Credentials
 from sustain.replication.giver import Giver
 from sustain.replication.intake import Intake
 from sustain.replication.listener import Listener
@@ -42,7 +43,7 @@ class ReceiverConfig:
 
     store: str
     listen: tuple[str, int]
-    key: bytes = NO_KEY
+    credentials: Credentials = NO_CREDENTIALS
     name: str = ""
     size_limit: int | None = None  # of the whole store file
     durability: str = "auto"  # of a store that is created here
@@ -86,7 +87,7 @@ class Receiver:
         self._standby = Standby(config.store, config.name, config.durability, config.size_limit)
         self._listener = Listener(
             config.listen,
-            config.key,
+            config.credentials,
             STORES,
             self._serve,
             timeout_s=config.timeout_s,

@@ -38,6 +38,7 @@ from sustain.powerfail.budget import (
 )
 from sustain.powerfail.decide import Power
 from sustain.replication import wire
+from sustain.replication.credentials import HINT
 from sustain.replication.destination import Destination
 from sustain.replication.outlet import LinkConfig
 from sustain.replication.pins import UNKNOWN, Pin, decide_pins
@@ -94,10 +95,10 @@ class Shipper:
             if urls.count(url) > 1:
                 raise ConfigError(f"{url} is named twice", hint="name each destination once")
         for peer in config.peers:
-            if not config.link.key and peer.host[0].isdigit() and not is_loopback(peer.host):
+            if config.link.credentials.none and peer.host[0].isdigit() and not is_loopback(peer.host):
                 raise AuthenticationFailed(
-                    f"{peer.url}: without a key only this host may be shipped to",
-                    hint="give both sides a --key-file",
+                    f"{peer.url}: without a key or certificates only this host may be shipped to",
+                    hint=HINT,
                 )
         self.halt = threading.Event()
         self._config = config

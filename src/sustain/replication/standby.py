@@ -149,6 +149,13 @@ class Standby:
                 f"the store takes {size} bytes, the receiver's limit is {self._size_limit}",
                 "raise --size-limit of `sustain receive`",
             )
+        memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if hello.log_size > memory_bytes // 2:  # the log is held in memory as well, as far as it is filled
+            return (
+                "no-room",
+                f"the store's log of {hello.log_size} bytes is more than half of the receiver's memory",
+                "a smaller log, or more memory there",
+            )
         return None
 
     # what arrives

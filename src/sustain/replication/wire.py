@@ -160,7 +160,9 @@ def unpack_header(data: bytes | bytearray | memoryview, allowed: frozenset[Kind]
     return Header(kind, length, a, b, c)
 
 
-Word = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+MOST = 2**63 - 1  # of a word in a message
+Word = Annotated[int, msgspec.Meta(ge=0, le=MOST)]
+Chain = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]  # a checksum of the log
 Uuid = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 MaybeUuid = Annotated[bytes, msgspec.Meta(max_length=16)]
 Nonce = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
@@ -210,7 +212,7 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True):
     log_size: Word = 0
     end: Word = 0
     end_seq: Word = 0
-    end_chain: Word = 0
+    end_chain: Chain = 0
     epoch: Word = 0
     history: History = []
     incomplete: bool = False
@@ -236,7 +238,7 @@ class SnapshotBegin(msgspec.Struct, frozen=True, kw_only=True):
     history: History
     start: Word
     start_seq: Word
-    start_chain: Word
+    start_chain: Chain
     common: Word | None
     reason: Text
     total_bytes: Word

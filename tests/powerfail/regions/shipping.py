@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from sustain.host.freezer import SignalFreezer
 from sustain.powerfail.regions.sink import open_source
+from sustain.replication.credentials import NO_CREDENTIALS
 from tests.powerfail.regions.program import PAGE, Program
 
 UUID = "0123456789abcdef0123456789abcdef"
@@ -123,7 +124,7 @@ class Shipping:
 
 def image(url: str) -> bytes:
     """The sealed image, each page of it compared with its digest by the source's table."""
-    with open_source(url, key=b"", name="nv") as source:
+    with open_source(url, credentials=NO_CREDENTIALS, name="nv") as source:
         source.seal()
         from sustain._native import page_digests
 

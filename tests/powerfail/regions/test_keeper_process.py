@@ -17,6 +17,7 @@ from sustain.errors import PeerUnreachable, RegionFull, RegionUnsealed, SustainE
 from sustain.powerfail.regions.manifest import PAGE_BYTES, RegionIdentity, Seal
 from sustain.powerfail.regions.scan import differing, digests_of, pages_in, slices, table_digest
 from sustain.powerfail.regions.sink import Held, Sink, open_sink, open_source
+from sustain.replication.credentials import NO_CREDENTIALS, Credentials
 from sustain.testing.link import Link
 from tests.replication.conftest import until
 
@@ -96,7 +97,7 @@ def content(pages: int, seed: int = 1) -> bytes:
 
 
 def sink_at(url: str, key: bytes = b"") -> Sink:
-    return open_sink(url, key=key, name=NAME)
+    return open_sink(url, credentials=Credentials(key), name=NAME)
 
 
 def begin(sink: Sink, data: bytes, epoch: int = 1) -> Held:
@@ -119,7 +120,7 @@ def complete(sink: Sink, data: bytes, epoch: int = 1) -> int:
 
 
 def read(url: str, key: bytes = b"") -> bytes:
-    with open_source(url, key=key, name=NAME) as source:
+    with open_source(url, credentials=Credentials(key), name=NAME) as source:
         pages = source.identity().pages
         data = b"".join(bytes(source.read(*run)) for run in slices(0, pages, 300))
         assert digests_of(data) == source.table()
@@ -149,7 +150,7 @@ def test_saved_restored_and_reported(tmp_path: Path) -> None:
     assert (kept["name"], kept["seal"]["number"], kept["size_bytes"]) == (NAME, 1, len(data))
     assert report["sessions"] == []
     assert (keeping.saved / NAME / "image").read_bytes() == data
-    with open_source(f"file://{keeping.saved}", key=b"", name=NAME) as source:
+    with open_source(f"file://{keeping.saved}", credentials=NO_CREDENTIALS, name=NAME) as source:
         assert source.seal().owner == "a"
 
 

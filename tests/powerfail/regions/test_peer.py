@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,12 +35,14 @@ from sustain.powerfail.regions.session import SaveSession
 from sustain.replication import wire
 from sustain.replication.auth import STORES, ReceiverHandshake
 from sustain.replication.channel import Channel
+from sustain.replication.credentials import NO_CREDENTIALS, Credentials
 from sustain.replication.dial import dial, introduce
 from sustain.replication.listener import Listener
 from sustain.replication.urls import parse_peer
 from sustain.replication.wire import Kind
 from sustain.testing.link import Link
 from tests.powerfail.regions.memory import MemorySink, MemorySource, Place
+from tests.replication.certificates import Authority
 from tests.replication.conftest import until
 from tests.replication.test_auth import HELLO
 
@@ -64,7 +67,9 @@ class Lab:
         defaults: dict[str, Any] = {"heartbeat_s": 0.2, "timeout_s": 3.0, "handshake_timeout_s": 3.0}
         keeper = Keeper(
             KeeperConfig(
-                listen=("127.0.0.1", 0), key=key, report=self.said.append, **{**defaults, **options}
+                listen=("127.0.0.1", 0),
+                report=self.said.append,
+                **{"credentials": Credentials(key), **defaults, **options},
             ),
             lambda name: MemorySink(self.place(name)),
             lambda name: MemorySource(self.place(name)),
@@ -74,7 +79,9 @@ class Lab:
         return keeper
 
     def options(self, key: bytes = b"", **options: Any) -> PeerOptions:
-        return PeerOptions(key=key, host="a", heartbeat_s=0.2, timeout_s=3.0, **options)
+        return PeerOptions(
+            host="a", heartbeat_s=0.2, timeout_s=3.0, **{"credentials": Credentials(key), **options}
+        )
 
     def sink(self, where: Keeper | Link, key: bytes = b"", name: str = "nv", **options: Any) -> PeerSink:
         sink = PeerSink(parse_peer(url(where)), name, self.options(key, **options))
@@ -162,6 +169,24 @@ def missing(data: bytes, table: bytes | None) -> list[int]:
 
 
 # the ordinary way
+
+
+def test_a_region_goes_over_tls_and_comes_back(lab: Lab, tmp_path: Path) -> None:
+    authority = Authority.made(tmp_path)
+    keeper = lab.keeper(credentials=authority.host("b").load())
+    data = region(2500)
+    files = authority.host("a").load()
+    save(lab.sink(keeper, credentials=files), data)
+    assert lab.place().image == data
+    with lab.source(keeper, credentials=files) as source:
+        got = b"".join(bytes(source.read(first, min(512, 2500 - first))) for first in range(0, 2500, 512))
+    assert got == data
+    with pytest.raises(ProtocolError, match="asks for TLS"):
+        lab.sink(keeper).begin(identity(data), 2)
+    other = Authority.made(tmp_path / "other").host("c").load()
+    with pytest.raises(AuthenticationFailed, match="CA") as caught:
+        lab.sink(keeper, credentials=other).begin(identity(data), 2)
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize("key", [b"", KEY])
@@ -362,7 +387,7 @@ def test_a_store_is_not_shipped_to_a_keeper_nor_a_region_to_a_receiver(lab: Lab)
     peer = parse_peer(url(lab.keeper()))
     channel = dial(peer, connect_timeout_s=3, timeout_s=3)
     with pytest.raises(ProtocolError, match="keeps regions, not stores"):
-        introduce(channel, peer, b"", STORES, lambda: HELLO, 3)
+        introduce(channel, peer, NO_CREDENTIALS, STORES, lambda: HELLO, 3)
     channel.release()
 
 
@@ -376,7 +401,7 @@ def test_names_are_checked_on_both_sides(lab: Lab) -> None:
             hello = RegionHello(protocol=1, purpose=purpose, name=name, uuid=UUID, size_bytes=1, epoch=1)  # type: ignore[arg-type]
             channel = dial(peer, connect_timeout_s=3, timeout_s=3)
             with pytest.raises(PeerRefused, match="name"):
-                introduce(channel, peer, b"", REGIONS, lambda hello=hello: hello, 3)  # type: ignore[misc]
+                introduce(channel, peer, NO_CREDENTIALS, REGIONS, lambda hello=hello: hello, 3)  # type: ignore[misc]
             channel.release()
     assert lab.places == {}
 
@@ -529,7 +554,7 @@ def let_in(keeper: Keeper, purpose: str = SAVE, size_pages: int = 8, name: str =
         size_bytes=size_pages * PAGE_BYTES,
         epoch=1,
     )
-    introduce(channel, peer, b"", REGIONS, lambda: hello, 3)
+    introduce(channel, peer, NO_CREDENTIALS, REGIONS, lambda: hello, 3)
     return channel
 
 
@@ -748,7 +773,13 @@ def lying(lab: Lab, lie: Callable[[Channel, wire.Header], None], data: bytes) ->
                 lie(channel, header)
 
     listener = Listener(
-        ("127.0.0.1", 0), b"", REGIONS, serve, timeout_s=3, handshake_timeout_s=3, rejected=lambda *_: None
+        ("127.0.0.1", 0),
+        NO_CREDENTIALS,
+        REGIONS,
+        serve,
+        timeout_s=3,
+        handshake_timeout_s=3,
+        rejected=lambda *_: None,
     )
     listener.start()
     lab.ending.append(listener.stop)

@@ -14,6 +14,7 @@ from sustain.powerfail.regions.manifest import PAGE_BYTES, RegionIdentity, Seal
 from sustain.powerfail.regions.scan import digests_of, table_digest, zero_table
 from sustain.powerfail.regions.serve import KeeperConfig
 from sustain.powerfail.regions.sink import Sink, Source, open_sink, open_source
+from sustain.replication.credentials import NO_CREDENTIALS
 from sustain.replication.urls import join
 
 NAME = "vm1"
@@ -37,12 +38,12 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture
 def to(url: str) -> Callable[[], Sink]:
-    return lambda: open_sink(url, key=b"", name=NAME)
+    return lambda: open_sink(url, credentials=NO_CREDENTIALS, name=NAME)
 
 
 @pytest.fixture
 def of(url: str) -> Callable[[], Source]:
-    return lambda: open_source(url, key=b"", name=NAME)
+    return lambda: open_source(url, credentials=NO_CREDENTIALS, name=NAME)
 
 
 Sinks = Callable[[], Sink]
@@ -256,7 +257,7 @@ def test_one_save_at_a_time(url: str, to: Sinks, of: Sources) -> None:
 def test_names_do_not_meet(url: str, to: Sinks, of: Sources) -> None:
     saved(to, content(1))
     other = RegionIdentity(b"o" * 16, SIZE, "vm2")
-    with open_sink(url, key=b"", name="vm2") as sink:
+    with open_sink(url, credentials=NO_CREDENTIALS, name="vm2") as sink:
         sink.begin(other, 1)
         put(sink, content(2))
         sink.flush()

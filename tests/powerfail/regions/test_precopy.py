@@ -17,6 +17,7 @@ from sustain.errors import RegionUnsealed
 from sustain.host import pagemap
 from sustain.powerfail.regions.sink import open_source
 from sustain.powerfail.regions.track import Harvest, Tracker, Way, environment
+from sustain.replication.credentials import NO_CREDENTIALS
 from tests.powerfail.regions.program import PAGE, Program
 from tests.powerfail.regions.shipping import Shipping, image, make, runs, same, stands_still, until
 
@@ -86,7 +87,7 @@ def test_the_program_goes_on_and_is_sealed_again(region: Path, url: str, program
             runs(region)
             shipping.wait(lambda found: found["destinations"][0]["acked"] is None, "the seal is not broken")
         shipping.end()
-    with pytest.raises(RegionUnsealed), open_source(url, key=b"", name="nv") as source:
+    with pytest.raises(RegionUnsealed), open_source(url, credentials=NO_CREDENTIALS, name="nv") as source:
         source.seal()
 
 

@@ -37,6 +37,7 @@ from sustain.powerfail.regions.medium import open_medium
 from sustain.powerfail.regions.restore import restore
 from sustain.powerfail.regions.sink import open_source
 from sustain.powerfail.regions.status import read_json
+from sustain.replication.credentials import NO_CREDENTIALS, CredentialFiles
 from sustain.units import to_ns
 
 _POWER_EVERY_NS = to_ns(0.2)
@@ -54,7 +55,6 @@ class RegionOptions:
     track: str = "auto"
     freeze: str = "signal"
     rate: int | None = None  # bytes per second of pre-copying
-    key: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class RegionCustodian(Custodian):
         *,
         listen: str | None,
         peers: tuple[str, ...],
-        key_file: str | None,
+        files: CredentialFiles,
         budget: BudgetPolicy | None = None,
     ) -> None:
         self.path = path
@@ -95,7 +95,7 @@ class RegionCustodian(Custodian):
         self._region = options.region
         self._listen = listen
         self._peers = peers
-        self._key_file = key_file
+        self._files = files
         self._budget = budget
         self._own_path = Path(f"{path}.region")
         self._status_path = Path(f"{path}.region.json")
@@ -248,7 +248,7 @@ class RegionCustodian(Custodian):
         if seal is not None and received is not None and (own is None or _newer_seal(seal, own)):
             source = open_source(
                 f"file://{os.path.abspath(self._options.directory)}",
-                key=self._options.key,
+                credentials=NO_CREDENTIALS,
                 name=self._options.name,
             )
             with source:
@@ -297,13 +297,13 @@ class RegionCustodian(Custodian):
             words += ["--rate", str(self._options.rate)]
         words += budget_words(self._budget)
         words += [word for peer in self._peers for word in ("--peer", peer)]
-        return [*words, "--key-file", self._key_file] if self._key_file else words
+        return [*words, *self._files.words()]
 
     def receiver(self) -> list[str]:
         assert self._listen is not None
         words = ["receive", "--region-dir", self._options.directory, "--region-name", self._options.name]
         words += ["--name", self._host, "--listen", self._listen]
-        return [*words, "--key-file", self._key_file] if self._key_file else words
+        return [*words, *self._files.words()]
 
     def evacuate(self, shipper: Identity | None) -> None:
         self._tell(shipper, signal.SIGUSR1)

@@ -15,7 +15,7 @@ from sustain.failover.types import DestinationView, PowerView, StoreView
 from sustain.powerfail.budget import BudgetPolicy
 from sustain.powerfail.decide import Power
 from sustain.replication import fetch
-from sustain.replication.auth import NO_KEY, load_key
+from sustain.replication.credentials import CredentialFiles
 from sustain.replication.orphan import unresolved
 from sustain.units import to_ns
 
@@ -55,7 +55,7 @@ class StoreCustodian(Custodian):
         new: NewStore,
         listen: str | None,
         peers: tuple[str, ...],
-        key_file: str | None,
+        files: CredentialFiles,
         budget: BudgetPolicy | None = None,
         sources: tuple[str, ...] = (),
         fetch_limit_s: float = 30.0,
@@ -66,7 +66,7 @@ class StoreCustodian(Custodian):
         self._new = new
         self._listen = listen
         self._peers = peers
-        self._key_file = key_file
+        self._files = files
         self._budget = budget
         self._sources = sources  # peers that a copy may be fetched from
         self._fetch_limit_s = fetch_limit_s
@@ -158,14 +158,14 @@ class StoreCustodian(Custodian):
         return Opened(held, commits, start, *heard)
 
     def fetch(self, epoch: int, store_uuid: str, at_least: int, still_ours: Callable[[], bool]) -> Opened:
-        key = load_key(self._key_file) if self._key_file else NO_KEY
+        credentials = self._files.load()
         why: SustainError | None = None
         for url in self._sources:
             try:
                 begun = fetch.begin(
                     url,
                     self.path,
-                    key,
+                    credentials,
                     epoch=epoch,
                     new_epoch=False,
                     at_least=at_least,
@@ -198,7 +198,7 @@ class StoreCustodian(Custodian):
         words = ["restore", self._sources[0], self.path, "--on-demand"]
         words += [word for url in self._sources[1:] for word in ("--also", url)]
         words += ["--limit", f"{self._fetch_limit_s}s"]
-        return [*words, "--key-file", self._key_file] if self._key_file else words
+        return [*words, *self._files.words()]
 
     def _heard(self) -> tuple[int | None, int | None]:
         """(primary's position, when it was heard), as the receiver left it."""
@@ -225,7 +225,7 @@ class StoreCustodian(Custodian):
 
     def _common(self) -> list[str]:
         words = ["--store", self.path, "--name", self._name]
-        return [*words, "--key-file", self._key_file] if self._key_file else words
+        return [*words, *self._files.words()]
 
     def close(self) -> None:
         self._watch.close()

@@ -48,7 +48,8 @@ from sustain.powerfail.regions.manifest import (
 )
 from sustain.powerfail.regions.meter import Meter
 from sustain.powerfail.regions.sink import Held, Sink, Source
-from sustain.replication.auth import NO_KEY, Refused
+from sustain.replication.auth import Refused
+from sustain.replication.credentials import NO_CREDENTIALS, Credentials
 from sustain.replication.dial import dial, introduce
 from sustain.replication.urls import Peer, parse_peer
 from sustain.replication.wire import (
@@ -73,7 +74,7 @@ T = TypeVar("T")
 class PeerOptions:
     """How to treat the connection. Sizes in bytes, times in seconds."""
 
-    key: bytes = NO_KEY
+    credentials: Credentials = NO_CREDENTIALS
     host: str = ""  # this host, for people
     window_bytes: int = 32 << 20  # pages on their way
     read_ahead_bytes: int = 16 << 20
@@ -98,7 +99,7 @@ class _Link:
         self.channel = dial(peer, connect_timeout_s=options.connect_timeout_s, timeout_s=options.timeout_s)
         try:
             self.welcome: RegionWelcome = introduce(
-                self.channel, peer, options.key, REGIONS, lambda: hello, options.handshake_timeout_s
+                self.channel, peer, options.credentials, REGIONS, lambda: hello, options.handshake_timeout_s
             )
         except Refused as refused:
             self.channel.release()
@@ -544,14 +545,14 @@ class PeerSource(Source):
             self._lock.release()
 
 
-def open_peer_sink(url: str, *, key: bytes, name: str, host: str = "") -> PeerSink:
+def open_peer_sink(url: str, *, credentials: Credentials, name: str, host: str = "") -> PeerSink:
     """The sink that `tcp://HOST:PORT` names. Nothing is connected yet. Raises ConfigError."""
-    return PeerSink(parse_peer(url), name, PeerOptions(key=key, host=host))
+    return PeerSink(parse_peer(url), name, PeerOptions(credentials=credentials, host=host))
 
 
-def open_peer_source(url: str, *, key: bytes, name: str, host: str = "") -> PeerSource:
+def open_peer_source(url: str, *, credentials: Credentials, name: str, host: str = "") -> PeerSource:
     """The source that `tcp://HOST:PORT` names. Raises ConfigError, and what `PeerSource.open` does."""
-    source = PeerSource(parse_peer(url), name, PeerOptions(key=key, host=host))
+    source = PeerSource(parse_peer(url), name, PeerOptions(credentials=credentials, host=host))
     source.open()
     return source
 

@@ -40,6 +40,7 @@ from sustain.powerfail.regions.sink import open_sink
 from sustain.powerfail.regions.status import RegionStatus, StatusFile, unused_number, usable_s
 from sustain.powerfail.regions.stream import Goal, Stream, StreamConfig
 from sustain.powerfail.regions.track import ContentTracker, Harvest, Tracker, Way, open_tracker
+from sustain.replication.credentials import NO_CREDENTIALS, Credentials
 from sustain.units import format_duration, format_size
 
 _AUDIT_PAGES = 512
@@ -62,7 +63,7 @@ class PrecopyConfig:
     urls: tuple[tuple[str, bool], ...]  # with whether it is required
     status_file: str
     power_file: str | None = None
-    key: bytes = b""
+    credentials: Credentials = NO_CREDENTIALS
     freezer: Freezer = field(default_factory=lambda: SignalFreezer(None))
     track: Way = Way.AUTO
     rate: float = 64 << 20
@@ -105,7 +106,7 @@ class Precopier:
         self._streams = [
             Stream(
                 url,
-                partial(open_sink, url.partition("?")[0], key=config.key, name=config.name),
+                partial(open_sink, url.partition("?")[0], credentials=config.credentials, name=config.name),
                 self._medium,
                 shared,
                 self._clock,

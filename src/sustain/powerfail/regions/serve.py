@@ -35,8 +35,9 @@ from sustain.errors import (
 from sustain.powerfail.regions.frames import REGIONS, SAVE, RegionHello, RegionWelcome, failed
 from sustain.powerfail.regions.session import RestoreSession, SaveSession, Session
 from sustain.powerfail.regions.sink import Sink, Source
-from sustain.replication.auth import NO_KEY, ReceiverHandshake
+from sustain.replication.auth import ReceiverHandshake
 from sustain.replication.channel import Channel
+from sustain.replication.credentials import NO_CREDENTIALS, Credentials
 from sustain.replication.listener import Listener, refuse
 from sustain.replication.urls import join
 from sustain.replication.wire import Refuse
@@ -55,7 +56,7 @@ class KeeperConfig:
     """How to keep. Sizes in bytes, times in seconds."""
 
     listen: tuple[str, int]
-    key: bytes = NO_KEY
+    credentials: Credentials = NO_CREDENTIALS
     only: str = ""  # the one region that is kept; "": any
     size_limit: Callable[[], int | None] = lambda: None  # of a region; asked at each save
     heartbeat_s: float = 1.0
@@ -80,7 +81,7 @@ class Keeper:
         self._open_sink, self._open_source = open_sink, open_source
         self._listener = Listener(
             config.listen,
-            config.key,
+            config.credentials,
             REGIONS,
             self._serve,
             timeout_s=config.timeout_s,

@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 from sustain.errors import ConfigError
 from sustain.powerfail.regions.manifest import RegionIdentity, Seal
+from sustain.replication.credentials import Credentials
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +128,8 @@ class Source(ABC):
 _HINT = "write file:///dir, s3://bucket/prefix or tcp://host:port"
 
 
-def open_sink(url: str, *, key: bytes, name: str) -> Sink:
-    """The place at `url` for the region `name`. `key` is for tcp:// alone. Raises ConfigError."""
+def open_sink(url: str, *, credentials: Credentials, name: str) -> Sink:
+    """The place at `url` for the region `name`. `credentials` are for tcp:// alone. Raises ConfigError."""
     kind, where = _split(url)
     if kind == "file":
         from sustain.powerfail.regions.directory import DirectorySink
@@ -137,7 +138,7 @@ def open_sink(url: str, *, key: bytes, name: str) -> Sink:
     if kind == "tcp":
         from sustain.powerfail.regions.peer import open_peer_sink
 
-        return open_peer_sink(url, key=key, name=name)
+        return open_peer_sink(url, credentials=credentials, name=name)
     if kind == "s3":
         from sustain.powerfail.regions.objects import ObjectSink
 
@@ -146,7 +147,7 @@ def open_sink(url: str, *, key: bytes, name: str) -> Sink:
     raise AssertionError(kind)
 
 
-def open_source(url: str, *, key: bytes, name: str) -> Source:
+def open_source(url: str, *, credentials: Credentials, name: str) -> Source:
     """What is saved at `url` of the region `name`. Raises ConfigError, NotARegion, RegionBusy, RegionIOError."""
     kind, where = _split(url)
     if kind == "file":
@@ -156,7 +157,7 @@ def open_source(url: str, *, key: bytes, name: str) -> Source:
     if kind == "tcp":
         from sustain.powerfail.regions.peer import open_peer_source
 
-        return open_peer_source(url, key=key, name=name)
+        return open_peer_source(url, credentials=credentials, name=name)
     if kind == "s3":
         from sustain.powerfail.regions.objects import ObjectSource
 
