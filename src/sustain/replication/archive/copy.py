@@ -1,0 +1,87 @@
+"""Copies the image of a store into an archive while the application goes on changing it.
+
+Used by `destination`, which takes one step after another between segments. The model is that of snapshots for peers
+(`replication.snapshot`): what explains every page that is read from now on is the log from `start` on, and the copy is
+whole with the log up to what was committed when the last page had been read. That log is archived anyway, so a copy
+is pages only; its document, which makes it count, is put when the archive holds both.
+"""
+
+import secrets
+import time
+from collections.abc import Iterator
+
+from sustain._native import LogTail
+from sustain.replication.archive import names, pages
+from sustain.replication.archive.documents import Part, Snapshot, encode
+from sustain.replication.archive.names import SnapshotName
+from sustain.replication.snapshot import history_before
+from sustain.replication.wire import Hello
+
+PART_BYTES = 16 << 20
+_RUN_PAGES = 1024
+
+
+class Copy:
+    """One copy of the image. `point` is (LSN, commits before it, chain) where its log begins."""
+
+    def __init__(self, log: LogTail, hello: Hello, point: tuple[int, int, int]) -> None:
+        self.start, self._seq, self._chain = point
+        self.usable: int | None = None  # known when all pages have been read
+        self.done_bytes = 0
+        self.begun_s = time.monotonic()
+        self._log = log
+        self._hello = hello
+        self._copy = secrets.token_hex(8)
+        self._parts: list[Part] = []
+        self._pages = log.image_size() // pages.PAGE_BYTES
+
+    def parts(self) -> Iterator[tuple[str, bytearray]]:
+        """(path, object) of each part, read when it is asked for. `usable` is set behind the last."""
+        page = 0
+        while page < self._pages:
+            runs, data, page = self._gather(page)
+            if runs:
+                path = names.part_path(self._hello.epoch, self._copy, len(self._parts))
+                packed = pages.pack(self._hello.store, self._copy, runs, data)
+                self._parts.append(Part(path, len(packed)))
+                self.done_bytes += len(data)
+                yield path, packed
+        self.usable = self._log.committed()  # after the last page was read
+
+    def _gather(self, page: int) -> tuple[list[tuple[int, int]], bytearray, int]:
+        """(runs, their pages, page to go on with) of one part."""
+        runs: list[tuple[int, int]] = []
+        data = bytearray()
+        log = self._log
+        while len(data) < PART_BYTES and (first := log.next_used_page(page)) < self._pages:
+            count = 1
+            most = min(_RUN_PAGES, self._pages - first)
+            while count < most and log.next_used_page(first + count) == first + count:
+                count += 1
+            with log.image_view(first, count) as view:
+                data += view
+            runs.append((first, count))
+            page = first + count
+        return runs, data, page if len(data) >= PART_BYTES else self._pages
+
+    def document(self, time_high_ns: int) -> tuple[str, bytes]:
+        """(path, bytes) of what makes the copy count. `time_high_ns`: no commit before `usable` is later."""
+        assert self.usable is not None
+        hello = self._hello
+        snapshot = Snapshot(
+            store=hello.store.hex(),
+            epoch=hello.epoch,
+            copy=self._copy,
+            history=history_before(hello.history, self.start),
+            start=self.start,
+            start_seq=self._seq,
+            start_chain=self._chain,
+            usable=self.usable,
+            image_size=hello.image_size,
+            log_size=hello.log_size,
+            durability=hello.durability,
+            parts=self._parts,
+            time_high_ns=time_high_ns,
+            written_ns=time.time_ns(),
+        )
+        return SnapshotName(hello.epoch, self.start, self.usable).path, encode(snapshot)
