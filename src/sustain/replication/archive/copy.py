@@ -27,6 +27,7 @@ class Copy:
     def __init__(self, log: LogTail, hello: Hello, point: tuple[int, int, int]) -> None:
         self.start, self._seq, self._chain = point
         self.usable: int | None = None  # known when all pages have been read
+        self.time_high_ns = 0  # set when the log up to `usable` is known: no commit before it is later
         self.done_bytes = 0
         self.begun_s = time.monotonic()
         self._log = log
@@ -64,8 +65,8 @@ class Copy:
             page = first + count
         return runs, data, page if len(data) >= PART_BYTES else self._pages
 
-    def document(self, time_high_ns: int) -> tuple[str, bytes]:
-        """(path, bytes) of what makes the copy count. `time_high_ns`: no commit before `usable` is later."""
+    def document(self) -> tuple[str, bytes]:
+        """(path, bytes) of what makes the copy count."""
         assert self.usable is not None
         hello = self._hello
         snapshot = Snapshot(
@@ -81,7 +82,7 @@ class Copy:
             log_size=hello.log_size,
             durability=hello.durability,
             parts=self._parts,
-            time_high_ns=time_high_ns,
+            time_high_ns=self.time_high_ns,
             written_ns=time.time_ns(),
         )
         return SnapshotName(hello.epoch, self.start, self.usable).path, encode(snapshot)

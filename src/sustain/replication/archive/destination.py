@@ -1,57 +1,40 @@
-"""An archive as a destination of the log: cuts segments, puts them, says what is there. A thread.
+"""An archive as a destination of the log: what outlives a failure. A thread.
 
-Used by `ship` beside `replication.destination`, whose attributes it has. Log is gathered until there is a segment's
-worth or its oldest commit has waited long enough, because object stores are paid by the request; it is put at once
-while everything has to get away (a drain, a power failure). Several puts are on their way at a time; a position counts
-as acknowledged when all before it is there, a usable snapshot too, and the manifest says so.
-
-Snapshots are taken between segments (`copy`). The log is pinned for an archive only if it is required, or while a
-snapshot needs it: what is overrun gets a new snapshot, and a gap that the manifest tells of.
+Used by `ship` beside `replication.destination`, whose attributes it has. What is done while all goes well is in
+`shipping`; here is when to try again, and what to say.
 """
 
 import random
 import threading
 import time
-from collections.abc import Iterator
 
 from sustain._native import LogTail
 from sustain.errors import (
     ArchiveCorrupt,
     ArchiveIOError,
     PeerRefused,
-    PeerUnreachable,
     StoreError,
     SustainError,
     unexpected,
 )
-from sustain.replication.archive import names, segment
-from sustain.replication.archive.arrival import Arrival, NewerEpoch, arrive, newer_epoch
-from sustain.replication.archive.copy import Copy
-from sustain.replication.archive.documents import Manifest, Run, encode
-from sustain.replication.archive.names import SegmentName
-from sustain.replication.archive.place import Place, open_place
+from sustain.replication.archive.arrival import NewerEpoch, arrive
+from sustain.replication.archive.place import open_place
+from sustain.replication.archive.shipping import COPY_SHARE, Shipping
 from sustain.replication.archive.upkeep import Upkeep
-from sustain.replication.archive.upload import PutMeter, Uploads
+from sustain.replication.archive.upload import PutMeter
 from sustain.replication.outlet import LinkConfig, Owner
 from sustain.replication.pins import Backoff
-from sustain.replication.records import chain_at, commit_at
 from sustain.replication.urls import ArchiveUrl
-from sustain.replication.wire import Hello
 
-_PARALLEL = 4
 _SLOW_RETRY_S = 2.0
-_POLL_S = 0.02  # while commits come
-_IDLE_S = 0.25
 _PATIENCE_S = 2.0  # for puts that are on their way at the end
-_COPY_SHARE = 10  # after an overrun, copying takes at most one part in so many of the time
-_PROBE_BYTES = 4 << 20
 
 
 class _Metering:
     """`with metering as meter`, as `destination.Metering`."""
 
-    def __init__(self) -> None:
-        self.meter = PutMeter()
+    def __init__(self, meter: PutMeter) -> None:
+        self.meter = meter
 
     def __enter__(self) -> PutMeter:
         return self.meter
@@ -71,7 +54,8 @@ class ArchiveDestination(threading.Thread):
         self.pinned: int | None = log.tail() if peer.required else None
         self.connected = False
         self.verifying = False
-        self.metering = _Metering()
+        self.meter = PutMeter()
+        self.metering = _Metering(self.meter)
         self.needs_snapshot = False
         self.last_moved = time.monotonic()
         self.hopeless: SustainError | None = None
@@ -134,7 +118,7 @@ class ArchiveDestination(threading.Thread):
         arrival = arrive(place, hello, self.log)
         self.hopeless = self._reported = None
         self.connected, self.last_moved = True, time.monotonic()
-        session = _Session(self, place, hello, arrival)
+        session = Shipping(self, place, hello, arrival)
         upkeep = Upkeep(self.peer, place, session, self.config.report)
         upkeep.start()
         try:
@@ -158,308 +142,8 @@ class ArchiveDestination(threading.Thread):
             at_least_s = _SLOW_RETRY_S
         elif self.overrun:
             self.overrun = False
-            at_least_s = self.copied_s * (_COPY_SHARE - 1)
+            at_least_s = self.copied_s * (COPY_SHARE - 1)
         if str(error) != self._reported:
             self._reported = str(error)
             self.config.report(str(error) + (f" ({error.hint})" if error.hint else ""))
         return at_least_s
-
-
-class _Session:
-    """From the look at what is there to the first failure."""
-
-    def __init__(self, destination: ArchiveDestination, place: Place, hello: Hello, arrival: Arrival) -> None:
-        self.uploads = Uploads(place, _PARALLEL, destination.metering.meter)
-        self._destination = destination
-        self._archive = destination.peer
-        self._log = destination.log
-        self._owner = destination.owner
-        self._place = place
-        self._hello = hello
-        self._arrival = arrival
-        self._runs = list(arrival.runs)
-        self._floor, self._floor_ns = arrival.floor, arrival.floor_ns
-        self._wanted_floor = 0
-        self._time_high_ns = self._cut_high_ns = arrival.time_high_ns
-        self._time_ns = 0
-        self._chain = 0
-        self._whole = False  # a usable snapshot is there
-        self._cut = 0  # log before it was handed to uploads
-        self._there = 0  # log before it has arrived
-        self._said = -1  # and the manifest says so
-        self._since: float | None = None  # since when there is log that was not cut
-        self._bytes = 0
-        self._copy: Copy | None = None
-        self._parts: Iterator[tuple[str, bytearray]] | None = None
-        self._copy_due_s = 0.0
-        self._copied_end = -1  # what has not changed since is not copied again
-        self._lock = threading.Lock()
-        self._manifest: Manifest | None = None
-        self._cut_limit = min(self._archive.segment_bytes, max(hello.log_size // 8, 4096))
-
-    def run(self) -> None:
-        """Raises SustainError."""
-        self._begin()
-        while not self._owner.halt.is_set():
-            if self._destination.dropped.is_set():
-                self._overrun("the log is full of what this archive does not take")
-            if self.uploads.settle() or self._said < self._there or self._wanted_floor > self._floor:
-                self._acknowledge()
-            if not self._cut_if_due() and not self._copy_if_due():
-                self._wait()
-
-    # beginning
-
-    def _begin(self) -> None:
-        destination, arrival = self._destination, self._arrival
-        if arrival.lsn is not None and arrival.has_snapshot:
-            self._whole = True
-            destination.needs_snapshot = False
-            destination.show("streaming")
-            self._go_on(arrival.lsn)
-            self._copy_due_s = time.monotonic() + self._until_next_copy_s()
-        else:
-            why = arrival.why or "there is no snapshot that the log there continues"
-            destination.config.report(f"{self._archive.url} gets a snapshot: {why}")
-            destination.show("snapshot")
-            start, _, chain = self._begin_copy()
-            if arrival.lsn is not None and self._runs[-1].first <= start:
-                self._go_on(arrival.lsn)
-            else:
-                self._cut = self._there = start
-                self._chain = chain
-                self._runs = [each for each in self._runs if each.end < start] + [Run(start, start)]
-        if self._owner.power_watched:
-            self._probe()
-        self._acknowledge()
-
-    def _go_on(self, lsn: int) -> None:
-        log = self._log
-        self._cut = self._there = lsn
-        self._chain = chain_at(log.log_view, log.tail(), log.committed(), lsn) or 0
-
-    def _until_next_copy_s(self) -> float:
-        """By the age of the newest snapshot there."""
-        ages = [found.at_ns for found in self._place.list() if names.snapshot_name(found.path)]
-        age_s = (time.time_ns() - max(ages, default=0)) / 1e9
-        return max(0.0, self._archive.snapshot_s - max(0.0, age_s))
-
-    def _probe(self) -> None:
-        """Find out how fast puts are, where a battery is watched and nothing has been put yet."""
-        if self._destination.metering.meter.estimate(time.monotonic()) is None:
-            path = f"{names.HOLDS}/probe"
-            for _ in range(2):
-                begun = time.monotonic()
-                self._place.put(path, bytes(_PROBE_BYTES))
-                self._destination.metering.meter.note(_PROBE_BYTES, time.monotonic() - begun)
-            self._place.delete([path])
-
-    # segments
-
-    def _cut_if_due(self) -> bool:
-        """Hand one segment to uploads, if it is time and there is room; whether it did."""
-        committed = self._log.committed()
-        behind = committed - self._cut
-        if behind < 0:
-            raise PeerUnreachable(f"{self._archive.url}: the log has gone back", hint="it begins again")
-        if not behind:
-            self._since = None
-            return False
-        now_s = time.monotonic()
-        self._since = now_s if self._since is None else self._since
-        waited = now_s - self._since >= self._archive.every_s
-        copy_ends = self._copy is not None and (self._copy.usable or 0) > self._cut
-        due = behind >= self._cut_limit or waited or self._hurried or copy_ends
-        if not due or not self.uploads.room:
-            return False
-        self._cut_to(committed)
-        self._since = None if self._cut >= committed else now_s - self._archive.every_s
-        return True
-
-    @property
-    def _hurried(self) -> bool:
-        return self._owner.power_fails or self._owner.draining
-
-    def _cut_to(self, committed: int) -> None:
-        lsn, most = self._cut, committed - self._cut
-        length = min(most, self._archive.segment_bytes)
-        while True:
-            with self._log.log_view(lsn, length) as view:
-                data = bytes(view)
-            if self._log.tail() > lsn:
-                self._overrun("the log was trimmed before it was archived")
-            ends, high_ns = segment.likely_commits(data, lsn)
-            last = next((end for end in reversed(ends) if self._log.group_boundary(end)), None)
-            if last is not None:
-                break
-            if length == most:
-                raise ArchiveCorrupt(f"{self._archive.url}: no commit ends between {lsn} and {committed}")
-            length = min(most, length * 4)  # one commit larger than a segment
-        data = data[: last - lsn]
-        commit = commit_at(data[-72:], 0, last - 72)
-        if commit is None:
-            raise ArchiveCorrupt(f"{self._archive.url}: no commit ends at {last}")
-        self._cut_high_ns = high_ns = max(self._cut_high_ns, high_ns)
-        name = SegmentName(self._hello.epoch, lsn, last)
-        packed = segment.pack(name, self._hello.store, data, commit.time_ns, high_ns)
-        self._cut = last
-        self.uploads.submit(
-            name.path,
-            packed,
-            lambda: self._arrived(last, commit.time_ns, commit.checksum, high_ns, len(packed)),
-        )
-        self._log.update_slot(self._destination.slot, sent=last)
-
-    def _arrived(self, last: int, time_ns: int, chain: int, high_ns: int, size: int) -> None:
-        self._there, self._time_ns, self._chain, self._time_high_ns = last, time_ns, chain, high_ns
-        self._runs[-1] = Run(self._runs[-1].first, last)
-        self._bytes += size
-
-    # acknowledging
-
-    def _acknowledge(self) -> None:
-        """Say in the manifest what is there; then it counts. Not when a newer primary has come."""
-        destination = self._destination
-        newer_epoch(self._place, self._hello.epoch)
-        if self._wanted_floor > self._floor:
-            self._floor, self._floor_ns = self._wanted_floor, time.time_ns()
-        hello = self._owner.hello()
-        manifest = Manifest(
-            store=hello.store.hex(),
-            replica=hello.replica.hex(),
-            name=hello.name,
-            epoch=self._hello.epoch,
-            history=hello.history,
-            image_size=hello.image_size,
-            log_size=hello.log_size,
-            durability=hello.durability,
-            runs=[each for each in self._runs if each.end > self._floor or each is self._runs[-1]],
-            chain=self._chain,
-            time_ns=self._time_ns,
-            time_high_ns=self._time_high_ns,
-            written_ns=time.time_ns(),
-            floor=self._floor,
-            floor_ns=self._floor_ns,
-        )
-        self._place.put(names.manifest_path(self._hello.epoch), encode(manifest))
-        with self._lock:
-            self._manifest = manifest
-        self._said = self._there
-        destination.delivered = True
-        destination.last_moved = time.monotonic()
-        self._finish_copy()
-        if self._whole:
-            destination.acked = self._there
-            self._log.update_slot(
-                destination.slot,
-                acked=self._there,
-                acked_commit_time_ns=self._time_ns or None,
-                bytes_sent=self._bytes,
-            )
-        self._repin()
-        self._owner.moved()
-
-    def _repin(self) -> None:
-        needed = self._archive.required or self._copy is not None
-        self._destination.pinned = self._there if needed else None
-        self._owner.repin()
-
-    def _overrun(self, why: str) -> None:
-        self._destination.needs_snapshot = self._destination.overrun = True
-        raise PeerUnreachable(
-            f"{self._archive.url}: {why}", hint="a larger log, or ?required=1, keeps it longer"
-        )
-
-    # snapshots
-
-    def _begin_copy(self) -> tuple[int, int, int]:
-        """Pin what a copy needs, where that is not in the archive already; then begin it. Where its log begins."""
-        destination = self._destination
-        point = self._log.snapshot_point()
-        while True:
-            if not self._whole:
-                destination.pinned = point[0]
-                self._owner.repin()
-            again = self._log.snapshot_point()
-            if again == point or self._whole:
-                break
-            point = again
-        self._copy = Copy(self._log, self._hello, point)
-        self._parts = self._copy.parts()
-        return point
-
-    def _copy_if_due(self) -> bool:
-        """Put one more part of a copy, or begin one; whether it did."""
-        if self._copy is None:
-            if time.monotonic() < self._copy_due_s or self._said <= self._copied_end:
-                return False
-            if self._hurried or self._log.superblock()["arriving"]:
-                return False
-            if not self._runs[-1].first <= self._log.snapshot_point()[0] <= self._there:
-                return False
-            self._begin_copy()
-        if self._parts is None or not self.uploads.room:
-            return False
-        assert self._copy is not None
-        part = next(self._parts, None)
-        if part is None:
-            self._parts = None
-            return True
-        path, packed = part
-        self.uploads.submit(path, packed, lambda: None)
-        self._log.update_slot(
-            self._destination.slot,
-            snapshot_done_bytes=self._copy.done_bytes,
-            snapshot_total_bytes=max(self._copy.done_bytes, self._log.image_size()),
-        )
-        self._destination.last_moved = time.monotonic()
-        return True
-
-    @property
-    def _copy_is_there(self) -> bool:
-        """All its pages, and its log up to where it is usable."""
-        copy = self._copy
-        if copy is None or copy.usable is None or self._parts is not None or self.uploads.busy:
-            return False
-        return self._said >= copy.usable
-
-    def _finish_copy(self) -> None:
-        """Once its pages and its log are there, and the manifest tells of the log: make a copy count."""
-        copy = self._copy
-        if copy is None or not self._copy_is_there:
-            return
-        path, data = copy.document(self._time_high_ns)
-        self._place.put(path, data)
-        destination = self._destination
-        destination.copied_s = time.monotonic() - copy.begun_s
-        self._copied_end = copy.usable
-        self._copy = None
-        self._copy_due_s = time.monotonic() + max(
-            self._archive.snapshot_s, destination.copied_s * _COPY_SHARE
-        )
-        if not self._whole:
-            self._whole = True
-            destination.needs_snapshot = False
-            destination.show("streaming")
-        destination.config.report(f"{self._archive.url} has a snapshot, at position {copy.usable}")
-
-    # waiting
-
-    def _wait(self) -> None:
-        if self._copy is not None and self._copy_is_there:
-            self._acknowledge()
-        elif self.uploads.busy:
-            self.uploads.stirred.wait(_POLL_S if self.uploads.room else _IDLE_S)
-        elif self._since is not None or self._copy is not None:
-            self._owner.halt.wait(_POLL_S)
-        else:
-            self._log.wait_commit(self._cut, _IDLE_S)
-
-    def manifest(self) -> Manifest | None:
-        """The manifest as it was last put. From any thread."""
-        with self._lock:
-            return self._manifest
-
-    def raise_floor(self, floor: int) -> None:
-        """Have the manifest say that what lies before `floor` may be deleted. From any thread."""
-        self._wanted_floor = max(self._wanted_floor, floor)

@@ -8,40 +8,30 @@ The copy is made at a path of its own. Until `Restored` is given back nothing ma
 """
 
 import contextlib
-import itertools
 import os
-import secrets
-import socket
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TypeVar
 
-from sustain._native import Replica
+from sustain._native import Replica, durability_of
 from sustain.errors import (
     ArchiveCorrupt,
     ArchiveError,
-    ArchiveIOError,
     ConfigError,
     NotRestorable,
     StoreCorrupt,
     SustainError,
 )
-from sustain.replication.archive import names, pages, plan, segment
+from sustain.replication.archive import pages, plan, segment
 from sustain.replication.archive.contents import Contents, read_contents, read_snapshot
-from sustain.replication.archive.documents import Hold, Manifest, Part, Snapshot, encode
+from sustain.replication.archive.documents import Manifest, Part, Snapshot
 from sustain.replication.archive.names import SnapshotName
 from sustain.replication.archive.place import Place
 from sustain.replication.archive.plan import Held, Piece
+from sustain.replication.archive.reading import AHEAD, ahead, holding
 
-_AHEAD = 4  # objects that are read while one is applied
-_REFRESH_S = 120.0
 _LOOKS = 3  # at an archive that misses what was there a moment ago
-_Argument = TypeVar("_Argument")
-_Result = TypeVar("_Result")
 
 
 @dataclass
@@ -97,7 +87,7 @@ class Restore:
     def run(self, path: str, wish: Wish, durability: str) -> Restored:
         """Make the store at `path`, which nothing may be at. Raises ArchiveError, StoreError, ConfigError."""
         begun = time.monotonic()
-        with _holding(self._places, self._report), ThreadPoolExecutor(_AHEAD, "sustain-restore") as pool:
+        with holding(self._places, self._report), ThreadPoolExecutor(AHEAD, "sustain-restore") as pool:
             self._look()
             newest = self.newest
             tried = self._candidates(wish)
@@ -251,7 +241,7 @@ class Restore:
             path,
             snapshot.image_size,
             snapshot.log_size,
-            durability if durability != "auto" else _durability(path),
+            durability_of(path) if durability == "auto" else durability,
             bytes.fromhex(snapshot.store),
             snapshot.epoch,
             [(epoch, start) for epoch, start in snapshot.history],
@@ -324,7 +314,7 @@ class Restore:
                 raise ArchiveCorrupt(f"{where} has {len(data)} bytes, not {part.size}")
             return list(pages.unpack(data, store, snapshot.copy, count, where))
 
-        for runs in _ahead(pool, read, snapshot.parts):
+        for runs in ahead(pool, read, snapshot.parts):
             for first, view in runs:
                 replica.write_pages(first, view)
                 self._read(len(view))
@@ -339,7 +329,7 @@ class Restore:
                     f"log from position {way[-1].last if way else replica.end} on is missing or damaged"
                 )
             try:
-                loaded = _ahead(pool, self._load, [piece.held for piece in way])
+                loaded = ahead(pool, self._load, [piece.held for piece in way])
                 for piece, (_, body) in zip(way, loaded, strict=True):
                     self._apply(replica, piece, body)
                     self.objects += 1
@@ -415,60 +405,3 @@ class _Gone(_Damaged):
 
 class _TooLate(ArchiveCorrupt):
     """A snapshot that is no use for a time."""
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, function: Callable[[_Argument], _Result], arguments: Iterable[_Argument]
-) -> Iterator[_Result]:
-    """The result for each argument, in order, while the next ones are being made."""
-    todo = iter(arguments)
-    waiting = deque(pool.submit(function, each) for each in itertools.islice(todo, _AHEAD))
-    try:
-        while waiting:
-            result = waiting.popleft().result()
-            waiting.extend(pool.submit(function, each) for each in itertools.islice(todo, 1))
-            yield result
-    finally:
-        for each in waiting:
-            each.cancel()
-
-
-@contextlib.contextmanager
-def _holding(places: list[Place], report: Callable[[str], None]) -> Iterator[None]:
-    """Keep what is there from being deleted while this lasts, as far as these archives can be written to."""
-    path = f"{names.HOLDS}/{secrets.token_hex(8)}"
-    done = threading.Event()
-    held = [place for place in places if _hold(place, path, report)]
-
-    def refresh() -> None:
-        while not done.wait(_REFRESH_S):
-            for place in held:
-                _hold(place, path, report)
-
-    thread = threading.Thread(target=refresh, name="sustain-hold", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-        for place in held:
-            with contextlib.suppress(ArchiveIOError):  # a stale hold counts for ten minutes
-                place.delete([path])
-
-
-def _hold(place: Place, path: str, report: Callable[[str], None]) -> bool:
-    try:
-        if not place.epochs():
-            return False  # nothing is there, and nothing is to be made there
-        place.put(path, encode(Hold(at_ns=time.time_ns(), who=f"{socket.gethostname()} {os.getpid()}")))
-    except ArchiveIOError as error:
-        report(f"{error}: what is read may be deleted meanwhile by whoever ships there")
-        return False
-    return True
-
-
-def _durability(path: str) -> str:
-    from sustain._native import durability_of
-
-    return durability_of(path)
