@@ -175,16 +175,9 @@ def _list_text(data: dict[str, Any]) -> str:
         ]
     )
     rows = [("SNAPSHOT", "FROM", "UNTIL", "SIZE", "MADE")]
-    rows += [
-        (
-            str(each["start"]),
-            str(each["usable"]),
-            str(each["until"]),
-            format_size(each["bytes"]),
-            _when(each["written_ns"]),
-        )
-        for each in data["snapshots"]
-    ]
+    for each in data["snapshots"]:
+        place = (str(each["start"]), str(each["usable"]), str(each["until"]))
+        rows.append((*place, format_size(each["bytes"]), _when(each["written_ns"])))
     wrong = [f"missing: positions {each['first']} to {each['last']}" for each in data["missing"]]
     wrong += [f"damaged: {text}" for text in data["damaged"]]
     return "\n".join([lines, *wrong, *([table(rows)] if data["snapshots"] else [])])

@@ -76,7 +76,7 @@ def _read_everything(place: Place, report: Callable[[str], None]) -> tuple[list[
     damaged: list[str] = []
     with holding([place], report), ThreadPoolExecutor(AHEAD, "sustain-verify") as pool:
         contents = read_contents(place)
-        paths = [each.path for each in [*contents.segments(), *contents.snapshots()]]
+        paths = [each.path for each in contents.segments()] + [each.path for each in contents.snapshots()]
         for path, why in zip(paths, ahead(pool, lambda each: _wrong(contents, each), paths), strict=True):
             # What compaction or retention took away meanwhile is missed by nobody.
             if why and any(found.path == path for found in place.list(path.partition("/")[0])):

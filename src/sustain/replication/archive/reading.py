@@ -1,4 +1,4 @@
-"""Reading an archive: objects ahead of their use, and nothing of it deleted meanwhile. Used by `restore` and `proof`."""
+"""Reading an archive: objects ahead of their use, and nothing deleted meanwhile. Used by `restore` and `proof`."""
 
 import contextlib
 import itertools

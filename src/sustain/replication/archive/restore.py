@@ -81,6 +81,7 @@ class Restore:
         self._progress = progress
         self._contents: dict[int, Contents] = {}  # by number of the place
         self._bad: set[Held] = set()
+        self._gaps: list[tuple[int, int]] = []
         self._newest: Manifest | None = None
         self._total = 0
 
@@ -90,6 +91,12 @@ class Restore:
         with holding(self._places, self._report), ThreadPoolExecutor(AHEAD, "sustain-restore") as pool:
             self._look()
             newest = self.newest
+            if wish.position is not None and wish.position > (until := self._held_until()):
+                raise NotRestorable(
+                    f"{newest.name or 'the store'}: position {wish.position} is later than what is archived: "
+                    f"{until} is the last",
+                    hint="leave --position out for the newest",
+                )
             tried = self._candidates(wish)
             for name, archive in tried:
                 if not self._leads_on(name, archive, wish):
@@ -118,7 +125,7 @@ class Restore:
                     time.monotonic() - begun,
                     self.damaged,
                 )
-            raise self._hopeless(wish, bool(tried))
+            raise self._hopeless(wish)
 
     @property
     def newest(self) -> Manifest:
@@ -180,11 +187,23 @@ class Restore:
                 return True
             self._look()  # compaction replaces segments
         missing = plan.reach(self._held(), name.start, self._bad)
-        self._note(
-            f"{self._contents[archive].place.url}: log from position {missing} on is missing "
-            f"(needed from the snapshot at {name.start} up to {max(goal, name.usable)})"
-        )
+        if (behind := self._gap(missing)) is None:
+            self._note(
+                f"{self._contents[archive].place.url}: log from position {missing} on is missing "
+                f"(needed from the snapshot at {name.start} up to {max(goal, name.usable)})"
+            )
+        else:
+            self._gaps.append((missing, behind))
         return False
+
+    def _gap(self, missing: int) -> int | None:
+        """Where the log goes on again, when the archive had to leave out what begins at `missing`. None: it promised
+        it."""
+        manifests = [each for contents in self._contents.values() for each in contents.manifests.values()]
+        runs = [run for each in manifests if plan.cut(self.newest, each) >= missing for run in each.runs]
+        if any(run.first <= missing < run.end for run in runs):
+            return None
+        return min((run.first for run in runs if run.first > missing), default=None)
 
     def _promised(self) -> int:
         """Up to where the newest primary was told that its log is archived."""
@@ -199,24 +218,29 @@ class Restore:
         held = self._held()
         return max((plan.reach(held, name.start) for name, _ in self._candidates(Wish())), default=0)
 
-    def _hopeless(self, wish: Wish, any_snapshot: bool) -> ArchiveError:
+    def _hopeless(self, wish: Wish) -> ArchiveError:
         urls = ", ".join(each.place.url for each in self._contents.values())
         if self.damaged:
             return ArchiveCorrupt(
                 f"{urls}: cannot be restored: {'; '.join(self.damaged[:5])}",
                 hint="name another archive of the same store with --also, or an older --position",
             )
-        if wish.newest or not any_snapshot:
-            usable = [name.usable for name, _ in self._candidates(Wish())]
-            if usable and wish.position is not None:
-                return NotRestorable(
-                    f"{urls}: position {wish.position} is older than what is kept: {min(usable)} is the first",
-                    hint="name a later position",
-                )
+        usable = [name.usable for name, _ in self._candidates(Wish())]
+        if not usable:
             return NotRestorable(
                 f"{urls}: no snapshot is complete there yet", hint="let the first one finish"
             )
-        return NotRestorable(f"{urls}: nothing that old is kept there", hint="see `sustain archive list`")
+        if self._gaps:
+            first, behind = max(self._gaps)
+            return NotRestorable(
+                f"{urls}: the log from position {first} to {behind} was never archived: it was overrun",
+                hint=f"name a position up to {first}, or from the next snapshot on",
+            )
+        what = "a moment" if wish.position is None else f"position {wish.position}"
+        first_kept = f"the first position that can be restored is {min(usable)}"
+        return NotRestorable(
+            f"{urls}: {what} older than all that is kept: {first_kept}", hint="ask for a later one"
+        )
 
     def _note(self, text: str) -> None:
         if text not in self.damaged:
