@@ -1,7 +1,7 @@
 """Archives for tests: places of both kinds, a store with its whole history, and restores to compare with it."""
 
+import contextlib
 import random
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,9 @@ import pytest
 
 import sustain
 from sustain._native import Control
-from sustain.errors import SustainError
+from sustain.errors import NotAnArchive, SustainError
+from sustain.replication.archive.contents import read_contents
+from sustain.replication.archive.names import SegmentName, SnapshotName
 from sustain.replication.archive.place import Place, open_place
 from sustain.replication.archive.restore import Restore, Restored, Wish
 from sustain.replication.urls import parse_archive
@@ -113,6 +115,17 @@ class Kit:
         """Files of a directory's archive, hidden ones too."""
         return sorted(path for path in self.directory.rglob("*") if path.is_file())
 
+    def segments(self) -> list[SegmentName]:
+        """As they are listed now; none while there is no archive yet."""
+        with contextlib.suppress(NotAnArchive):
+            return read_contents(self.place).segments()
+        return []
+
+    def snapshots(self) -> list[SnapshotName]:
+        with contextlib.suppress(NotAnArchive):
+            return read_contents(self.place).snapshots()
+        return []
+
     def end(self) -> None:
         for told in self._told:
             told.close()
@@ -128,11 +141,8 @@ def directory(lab: Lab, tmp_path: Path) -> Iterator[Kit]:
 @pytest.fixture(params=["directory", "bucket"])
 def kit(request: pytest.FixtureRequest, lab: Lab, tmp_path: Path) -> Iterator[Kit]:
     """An empty archive of either kind."""
-    if request.param == "directory":
-        url = f"file://{tmp_path}/arch"
-    else:
-        url = request.getfixturevalue("bucket") + "/some/app"
-    kit = Kit(lab, url)
+    there = f"file://{tmp_path}" if request.param == "directory" else request.getfixturevalue("bucket")
+    kit = Kit(lab, f"{there}/some/app")
     yield kit
     kit.end()
 
@@ -144,8 +154,4 @@ def fails(action: Callable[[], object], kind: type[SustainError]) -> SustainErro
     return caught.value
 
 
-def copy_tree(source: Path, target: Path) -> None:
-    shutil.copytree(source, target)
-
-
-__all__ += ["Kit", "Told", "copy_tree", "fails", "until"]
+__all__ += ["Kit", "Told", "fails", "until"]

@@ -1,4 +1,4 @@
-"""What is archived can be restored: the newest position, any older one, any time; across epochs and several archives."""
+"""What is archived can be restored: the newest position, any older one, any time; across epochs and archives."""
 
 import os
 import random
@@ -164,7 +164,9 @@ def test_best_of_several(directory: Kit, tmp_path: Path) -> None:
     restored = kit.restore(kit.url, second)
     assert restored.position == told.positions[-1]
     assert kit.held(restored) == told.states[-1]
-    broken = next(each for each in reversed(kit.objects()) if each.name.count("-") == 1 and "." not in each.name)
+    broken = next(
+        each for each in reversed(kit.objects()) if each.name.count("-") == 1 and "." not in each.name
+    )
     broken.write_bytes(broken.read_bytes()[:-100])
     restored = kit.restore(kit.url, second)
     assert kit.held(restored) == told.states[-1]

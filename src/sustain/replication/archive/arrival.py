@@ -37,10 +37,11 @@ class Arrival:
     lsn: int | None
     runs: list[Run]
     time_high_ns: int
-    has_snapshot: bool
+    snapshot: str = ""  # path of the newest one that this primary's log continues
     floor: int = 0
     floor_ns: int = 0
     why: str = ""
+    time_ns: int = 0  # of the commit that ends at `lsn`; 0: unknown
 
 
 def newer_epoch(place: Place, epoch: int) -> None:
@@ -55,12 +56,12 @@ def arrive(place: Place, hello: Hello, log: LogTail) -> Arrival:
     newer_epoch(place, hello.epoch)
     manifests, _ = read_manifests(place)
     if not manifests:
-        return Arrival(None, [], 0, False, why="nothing is archived there yet")
+        return Arrival(None, [], 0, why="nothing is archived there yet")
     found = manifests[max(manifests)]
     _refuse_others(place, found, hello, log)
     common = common_point(hello.history, hello.committed, found.history, found.end)
     runs = plan.trim_runs(found.runs, common)
-    kept = Arrival(None, runs, found.time_high_ns, False, found.floor, found.floor_ns)
+    kept = Arrival(None, runs, found.time_high_ns, "", found.floor, found.floor_ns)
     if not runs or runs[-1].end != common:
         return _without(kept, f"it holds no log up to position {common}")
     if not (log.tail() <= common <= log.committed() and log.group_boundary(common)):
@@ -70,18 +71,13 @@ def arrive(place: Place, hello: Hello, log: LogTail) -> Arrival:
     contents = read_contents(place)
     snapshots = [each for each in contents.snapshots() if each.epoch in manifests]
     usable = plan.usable_snapshots(found, manifests, snapshots, max(runs[-1].first, found.floor))
-    return Arrival(
-        common,
-        runs,
-        found.time_high_ns,
-        any(each.usable <= common for each in usable),
-        found.floor,
-        found.floor_ns,
-    )
+    newest = next((each.path for each in usable if each.usable <= common), "")
+    time_ns = found.time_ns if common == found.end else 0
+    return Arrival(common, runs, found.time_high_ns, newest, found.floor, found.floor_ns, time_ns=time_ns)
 
 
 def _without(kept: Arrival, why: str) -> Arrival:
-    return Arrival(None, kept.runs, kept.time_high_ns, False, kept.floor, kept.floor_ns, why)
+    return Arrival(None, kept.runs, kept.time_high_ns, "", kept.floor, kept.floor_ns, why)
 
 
 def _refuse_others(place: Place, found: Manifest, hello: Hello, log: LogTail) -> None:

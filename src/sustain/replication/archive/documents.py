@@ -45,6 +45,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     time_ns: Word  # of that commit
     time_high_ns: Word  # no commit before `end` is later
     written_ns: Word
+    snapshot: str = ""  # path of the newest one; none is complete yet
     floor: Word = 0  # what lies before it may be deleted
     floor_ns: Word = 0  # since when
 

@@ -97,6 +97,7 @@ class Restore:
                     f"{until} is the last",
                     hint="leave --position out for the newest",
                 )
+            self._miss_snapshots()
             tried = self._candidates(wish)
             for name, archive in tried:
                 if not self._leads_on(name, archive, wish):
@@ -213,6 +214,13 @@ class Restore:
             if plan.cut(self.newest, each.newest) >= each.newest.end
         ]
         return max(each.end for each in same)
+
+    def _miss_snapshots(self) -> None:
+        """Note where the newest snapshot is missing that a manifest names; an older one may serve."""
+        for contents in self._contents.values():
+            path = contents.newest.snapshot
+            if path and path not in contents.objects and contents.place.get(path) is None:
+                self._note(f"{contents.place.where(path)} is missing")
 
     def _held_until(self) -> int:
         held = self._held()

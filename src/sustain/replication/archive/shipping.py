@@ -73,9 +73,10 @@ class Shipping:
         self._floor, self._floor_ns = arrival.floor, arrival.floor_ns
         self._wanted_floor = 0
         self._time_high_ns = self._cut_high_ns = arrival.time_high_ns
-        self._time_ns = 0
+        self._time_ns = arrival.time_ns
         self._chain = 0
         self._whole = False  # a usable snapshot is there
+        self._snapshot = arrival.snapshot
         self._cut = 0  # log before it was handed to uploads
         self._there = 0  # log before it has arrived
         self._said = -1  # and the manifest says so
@@ -104,7 +105,7 @@ class Shipping:
 
     def _begin(self) -> None:
         destination, arrival = self._destination, self._arrival
-        if arrival.lsn is not None and arrival.has_snapshot:
+        if arrival.lsn is not None and arrival.snapshot:
             self._whole = True
             destination.needs_snapshot = False
             destination.show("streaming")
@@ -219,12 +220,33 @@ class Shipping:
         newer_epoch(self._place, self._hello.epoch)
         if self._wanted_floor > self._floor:
             self._floor, self._floor_ns = self._wanted_floor, time.time_ns()
+        self._put_manifest()
+        destination.delivered = True
+        destination.last_moved = time.monotonic()
+        if self._copy_is_there:
+            self._finish_copy()
+        if self._whole:
+            destination.acked = self._said
+            self._log.update_slot(
+                destination.slot,
+                acked=self._said,
+                acked_commit_time_ns=self._time_ns or None,
+                bytes_sent=self._bytes,
+            )
+        self._repin()
+        self._owner.moved()
+
+    def _put_manifest(self) -> None:
         hello = self._owner.hello()
+        if hello.epoch != self._hello.epoch:
+            raise PeerUnreachable(
+                f"{self._archive.url}: epoch {hello.epoch} has begun here", hint="it begins again"
+            )
         manifest = Manifest(
             store=hello.store.hex(),
             replica=hello.replica.hex(),
             name=hello.name,
-            epoch=self._hello.epoch,
+            epoch=hello.epoch,
             history=hello.history,
             image_size=hello.image_size,
             log_size=hello.log_size,
@@ -234,26 +256,14 @@ class Shipping:
             time_ns=self._time_ns,
             time_high_ns=self._time_high_ns,
             written_ns=time.time_ns(),
+            snapshot=self._snapshot,
             floor=self._floor,
             floor_ns=self._floor_ns,
         )
-        self._place.put(names.manifest_path(self._hello.epoch), encode(manifest))
+        self._place.put(names.manifest_path(hello.epoch), encode(manifest))
         with self._lock:
             self._manifest = manifest
         self._said = self._there
-        destination.delivered = True
-        destination.last_moved = time.monotonic()
-        self._finish_copy()
-        if self._whole:
-            destination.acked = self._there
-            self._log.update_slot(
-                destination.slot,
-                acked=self._there,
-                acked_commit_time_ns=self._time_ns or None,
-                bytes_sent=self._bytes,
-            )
-        self._repin()
-        self._owner.moved()
 
     def _repin(self) -> None:
         needed = self._archive.required or self._copy is not None
@@ -322,17 +332,18 @@ class Shipping:
         return self._said >= copy.usable
 
     def _finish_copy(self) -> None:
-        """Once its pages and its log are there, and the manifest tells of the log: make a copy count."""
-        copy = self._copy
-        if copy is None or copy.usable is None or not self._copy_is_there:
-            return
+        """Make a copy count, whose pages and log are there."""
+        copy, destination = self._copy, self._destination
+        assert copy is not None
+        assert copy.usable is not None
         path, data = copy.document()
         self._place.put(path, data)
-        destination = self._destination
+        self._snapshot = path
+        self._put_manifest()
         destination.copied_s = time.monotonic() - copy.begun_s
-        self._copied_end = copy.usable
-        self._copy = None
-        self._copy_due_s = time.monotonic() + max(self._archive.snapshot_s, destination.copied_s * COPY_SHARE)
+        pause_s = max(self._archive.snapshot_s, destination.copied_s * COPY_SHARE)
+        self._copy_due_s = time.monotonic() + pause_s
+        self._copied_end, self._copy = copy.usable, None
         if not self._whole:
             self._whole = True
             destination.needs_snapshot = False
@@ -342,7 +353,7 @@ class Shipping:
     # waiting
 
     def _wait(self) -> None:
-        if self._copy is not None and self._copy_is_there:
+        if self._copy_is_there:
             self._acknowledge()
         elif self.uploads.busy:
             self.uploads.stirred.wait(_POLL_S if self.uploads.room else _IDLE_S)
