@@ -1,4 +1,4 @@
-"""The archiver is killed at random moments while commits go on: nothing acknowledged is missing, nothing half is listed.
+"""The archiver is killed at random while commits go on: nothing acknowledged is missing, nothing half is listed.
 
 `SUSTAIN_KILLS` and `SUSTAIN_SEED` make it longer and other."""
 
@@ -27,6 +27,14 @@ def acked(control: Control) -> int | None:
     return next((each["acked"] for each in control.destinations() if each["url"].startswith("file")), None)
 
 
+def arrives(archiver: subprocess.Popen[str], control: Control, before: int) -> None:
+    until(lambda: (acked(control) or 0) > before or archiver.poll() is not None, "something arrives")
+
+
+def begins(restoring: subprocess.Popen[bytes], directory: Path) -> None:
+    until(lambda: list(directory.glob("back.sus.part-*")) or restoring.poll() is not None, "it begins")
+
+
 @pytest.mark.crash
 def test_killed_at_random(directory: Kit) -> None:
     kit, rand = directory, random.Random(SEED)
@@ -38,8 +46,7 @@ def test_killed_at_random(directory: Kit) -> None:
     promised = 0
     for number in range(KILLS):
         archiver = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        before = promised
-        until(lambda before=before: (acked(control) or 0) > before or archiver.poll(), "something arrives")  # type: ignore[misc]
+        arrives(archiver, control, promised)
         after_s = rand.random() * 0.3
         timer = threading.Timer(after_s, archiver.send_signal, (signal.SIGKILL,))
         timer.start()
@@ -84,7 +91,7 @@ def test_restore_killed(directory: Kit, tmp_path: Path) -> None:
     words = [sys.executable, "-m", "sustain.cli", "restore", kit.url, str(target)]
     for _ in range(3):
         restoring = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        until(lambda: list(tmp_path.glob("back.sus.part-*")) or restoring.poll() is not None, "it begins")
+        begins(restoring, tmp_path)
         try:
             restoring.wait(rand.random() * 0.05)
         except subprocess.TimeoutExpired:

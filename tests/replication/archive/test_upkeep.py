@@ -75,7 +75,7 @@ def test_compaction_is_of_whole_segments_only(directory: Kit) -> None:
     assert kit.segments() == before
 
 
-def test_retention(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retention(kit: Kit) -> None:
     """What is older than asked for goes in two steps; the newest snapshot stays; the rest can be restored."""
     told = kit.tell()
     told.change(10)
@@ -84,8 +84,6 @@ def test_retention(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
         while len(kit.snapshots()) < count:
             told.change(3)
             kit.arrived(told)
-    shipping = kit.lab.ship  # only to say that it goes on meanwhile
-    assert shipping
     first, *_, last = kit.snapshots()
     looking, ships = keeper(kit, "keep=0s")
     looking.look()
@@ -137,7 +135,6 @@ def test_garbage_of_interrupted_copies(directory: Kit) -> None:
 
 def test_restores_while_all_of_it_goes_on(directory: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
     """Commits, snapshots, compaction and retention, each as often as it goes, and restores that are always exact."""
-    monkeypatch.setattr(upkeep, "LOOK_S", 0.02)
     monkeypatch.setattr(upkeep.Upkeep.__init__, "__defaults__", (0.02,))
     kit = directory
     told = kit.tell()

@@ -4,6 +4,10 @@ Used by `destination`, which takes one step after another between segments. The 
 (`replication.snapshot`): what explains every page that is read from now on is the log from `start` on, and the copy is
 whole with the log up to what was committed when the last page had been read. That log is archived anyway, so a copy
 is pages only; its document, which makes it count, is put when the archive holds both.
+
+It begins where the image was when the first page was read, not where the log does: in a store that changes little that
+is far behind, and every restore would have to take in all of it again. The price is that an application that starts
+again, and replays its log over the image, ends the copy.
 """
 
 import secrets
@@ -11,9 +15,11 @@ import time
 from collections.abc import Iterator
 
 from sustain._native import LogTail
+from sustain.errors import PeerUnreachable
 from sustain.replication.archive import names, pages
 from sustain.replication.archive.documents import Part, Snapshot, encode
 from sustain.replication.archive.names import SnapshotName
+from sustain.replication.records import COMMIT_BYTES, commit_at
 from sustain.replication.snapshot import history_before
 from sustain.replication.wire import Hello
 
@@ -21,17 +27,29 @@ PART_BYTES = 16 << 20
 _RUN_PAGES = 1024
 
 
-class Copy:
-    """One copy of the image. `point` is (LSN, commits before it, chain) where its log begins."""
+def point(log: LogTail) -> tuple[int, int, int]:
+    """(LSN, commits before it, chain) where the log begins that a copy needs whose first page is read after this."""
+    applied, oldest = log.words()["applied"], log.snapshot_point()
+    at = applied - COMMIT_BYTES
+    if at < oldest[0]:
+        return oldest
+    with log.log_view(at, COMMIT_BYTES) as view:
+        commit = commit_at(view, 0, at)
+    return oldest if commit is None else (applied, commit.number, commit.checksum)
 
-    def __init__(self, log: LogTail, hello: Hello, point: tuple[int, int, int]) -> None:
-        self.start, self._seq, self._chain = point
+
+class Copy:
+    """One copy of the image, whose log begins at `begin`, a `point` that was found after `recoveries` was read."""
+
+    def __init__(self, log: LogTail, hello: Hello, begin: tuple[int, int, int], recoveries: int) -> None:
+        self.start, self._seq, self._chain = begin
         self.usable: int | None = None  # known when all pages have been read
         self.time_high_ns = 0  # set when the log up to `usable` is known: no commit before it is later
         self.done_bytes = 0
         self.begun_s = time.monotonic()
         self._log = log
         self._hello = hello
+        self._recoveries = recoveries
         self._copy = secrets.token_hex(8)
         self._parts: list[Part] = []
         self._pages = log.image_size() // pages.PAGE_BYTES
@@ -41,6 +59,7 @@ class Copy:
         page = 0
         while page < self._pages:
             runs, data, page = self._gather(page)
+            self._check()
             if runs:
                 path = names.part_path(self._hello.epoch, self._copy, len(self._parts))
                 packed = pages.pack(self._hello.store, self._copy, runs, data)
@@ -48,6 +67,11 @@ class Copy:
                 self.done_bytes += len(data)
                 yield path, packed
         self.usable = self._log.committed()  # after the last page was read
+        self._check()
+
+    def _check(self) -> None:
+        if self._recoveries % 2 or self._log.words()["recoveries"] != self._recoveries:
+            raise PeerUnreachable("the application was restarted during a snapshot", hint="it begins again")
 
     def _gather(self, page: int) -> tuple[list[tuple[int, int]], bytearray, int]:
         """(runs, their pages, page to go on with) of one part."""

@@ -18,7 +18,7 @@ from sustain._native import LogTail
 from sustain.errors import ArchiveCorrupt, PeerUnreachable
 from sustain.replication.archive import names, segment
 from sustain.replication.archive.arrival import Arrival, newer_epoch
-from sustain.replication.archive.copy import Copy
+from sustain.replication.archive.copy import Copy, point
 from sustain.replication.archive.documents import Manifest, Run, encode
 from sustain.replication.archive.names import SegmentName
 from sustain.replication.archive.place import Place
@@ -280,19 +280,22 @@ class Shipping:
 
     def _begin_copy(self) -> tuple[int, int, int]:
         """Pin what a copy needs, where that is not in the archive already; then begin it. Where its log begins."""
-        destination = self._destination
-        point = self._log.snapshot_point()
-        while True:
-            if not self._whole:
-                destination.pinned = point[0]
-                self._owner.repin()
-            again = self._log.snapshot_point()
-            if again == point or self._whole:
+        log, destination = self._log, self._destination
+        if log.superblock()["arriving"]:
+            raise PeerUnreachable(
+                f"{self._archive.url}: the store here has not arrived yet", hint="it is tried again"
+            )
+        recoveries = log.words()["recoveries"]
+        begin = point(log)
+        while not self._whole:
+            destination.pinned = begin[0]
+            self._owner.repin()
+            if log.tail() <= begin[0]:
                 break
-            point = again
-        self._copy = Copy(self._log, self._hello, point)
+            begin = point(log)
+        self._copy = Copy(log, self._hello, begin, recoveries)
         self._parts = self._copy.parts()
-        return point
+        return begin
 
     def _copy_if_due(self) -> bool:
         """Put one more part of a copy, or begin one; whether it did."""
@@ -301,7 +304,7 @@ class Shipping:
                 return False
             if self._hurried or self._log.superblock()["arriving"]:
                 return False
-            if not self._runs[-1].first <= self._log.snapshot_point()[0] <= self._there:
+            if point(self._log)[0] < self._runs[-1].first:
                 return False
             self._begin_copy()
         if self._parts is None or not self.uploads.room:
