@@ -75,15 +75,14 @@ def describe(place: Any) -> dict[str, Any]:
             }
         )
     ranges = _ranges(snapshots)
-    missing = [
-        {"first": each["until"], "last": newest.end} for each in snapshots[:1] if each["until"] < newest.end
-    ]
+    until = max((each["until"] for each in snapshots), default=0)
+    missing = [{"first": until, "last": newest.acked}] if until < newest.acked else []
     return {
         "url": place.url,
         "store_uuid": newest.store,
         "name": newest.name,
         "epoch": newest.epoch,
-        "end": newest.end,
+        "acked": newest.acked,
         "time_ns": newest.time_ns or None,
         "written_ns": newest.written_ns,
         "ranges": ranges,
@@ -167,7 +166,7 @@ def _list_text(data: dict[str, Any]) -> str:
         [
             ("store", data["store_uuid"]),
             ("written by", f"{data['name'] or '(no name)'}, epoch {data['epoch']}"),
-            ("position", f"{data['end']}, {_when(data['time_ns'])}"),
+            ("position", f"{data['acked']}, {_when(data['time_ns'])}"),
             ("restorable", ranges or "nothing yet: the first snapshot is not complete"),
             ("segments", str(data["segments"])),
             ("size", format_size(data["bytes"])),

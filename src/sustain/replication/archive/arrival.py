@@ -4,7 +4,7 @@ The archive cannot refuse anything, so this is where it is refused for it: anoth
 store that went another way in the same epoch. It is asked again before anything is acknowledged (`newer_epoch`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sustain._native import LogTail
 from sustain.errors import ArchiveError, PeerRefused
@@ -37,6 +37,7 @@ class Arrival:
     lsn: int | None
     runs: list[Run]
     time_high_ns: int
+    acked: int = 0  # what is there can be restored up to here
     snapshot: str = ""  # path of the newest one that this primary's log continues
     floor: int = 0
     floor_ns: int = 0
@@ -61,11 +62,11 @@ def arrive(place: Place, hello: Hello, log: LogTail) -> Arrival:
     _refuse_others(place, found, hello, log)
     common = common_point(hello.history, hello.committed, found.history, found.end)
     runs = plan.trim_runs(found.runs, common)
-    kept = Arrival(None, runs, found.time_high_ns, "", found.floor, found.floor_ns)
+    kept = Arrival(None, runs, found.time_high_ns, min(found.acked, common), "", found.floor, found.floor_ns)
     if not runs or runs[-1].end != common:
-        return _without(kept, f"it holds no log up to position {common}")
+        return replace(kept, why=f"it holds no log up to position {common}")
     if not (log.tail() <= common <= log.committed() and log.group_boundary(common)):
-        return _without(kept, f"it ends at position {common}, and the log here does not go back that far")
+        return replace(kept, why=f"it ends at position {common}, and the log here does not go back that far")
     if common == found.end and chain_at(log.log_view, log.tail(), log.committed(), common) != found.chain:
         raise PeerRefused(f"{place.url} holds another log before position {common}", hint=_ANEW)
     contents = read_contents(place)
@@ -73,11 +74,7 @@ def arrive(place: Place, hello: Hello, log: LogTail) -> Arrival:
     usable = plan.usable_snapshots(found, manifests, snapshots, max(runs[-1].first, found.floor))
     newest = next((each.path for each in usable if each.usable <= common), "")
     time_ns = found.time_ns if common == found.end else 0
-    return Arrival(common, runs, found.time_high_ns, newest, found.floor, found.floor_ns, time_ns=time_ns)
-
-
-def _without(kept: Arrival, why: str) -> Arrival:
-    return Arrival(None, kept.runs, kept.time_high_ns, "", kept.floor, kept.floor_ns, why)
+    return replace(kept, lsn=common, snapshot=newest, time_ns=time_ns)
 
 
 def _refuse_others(place: Place, found: Manifest, hello: Hello, log: LogTail) -> None:

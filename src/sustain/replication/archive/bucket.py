@@ -5,10 +5,11 @@ regions. obstore tries again on its own for a few seconds; whoever ships tries a
 """
 
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sustain.errors import ArchiveIOError, ConfigError
 from sustain.replication.archive.place import Found, Place
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 _RETRIES = 4
 _RETRY_S = 20.0
+_PAUSES_S = (0.05, 0.2, 0.8)
+_Result = TypeVar("_Result")
 _HINT = "look at the bucket's name, AWS_ENDPOINT_URL, the credentials and the network"
 
 
@@ -62,16 +65,21 @@ class Bucket(Place):
                 return None
 
     def list(self, under: str = "") -> list[Found]:
-        with self._errors(under, "cannot be listed"):
+        def read() -> list[Found]:
             return [
                 Found(each["path"], each["size"], int(each["last_modified"].timestamp() * 1e9))
                 for page in self._obstore.list(self._store, under or None)
                 for each in page
             ]
 
+        with self._errors(under, "cannot be listed"):
+            return self._again(read)
+
     def epochs(self) -> set[int]:
         with self._errors("", "cannot be listed"):
-            found = self._obstore.list_with_delimiter(self._store)["common_prefixes"]
+            found = self._again(
+                lambda: list(self._obstore.list_with_delimiter(self._store)["common_prefixes"])
+            )
         names = [path.rstrip("/").rpartition("/")[2] for path in found]
         return {int(name[1:]) for name in names if name[:1] == "e" and name[1:].isdecimal()}
 
@@ -82,6 +90,15 @@ class Bucket(Place):
 
     def sweep(self) -> None:
         pass  # a put that was interrupted leaves nothing
+
+    def _again(self, read: Callable[[], _Result]) -> _Result:
+        """Read, and a few times more where the answer came only in part: obstore tries again only before that."""
+        for pause_s in _PAUSES_S:
+            try:
+                return read()
+            except self._obstore.exceptions.GenericError:
+                time.sleep(pause_s)
+        return read()
 
     @contextmanager
     def _errors(self, path: str, doing: str) -> Iterator[None]:

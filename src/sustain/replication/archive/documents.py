@@ -29,7 +29,7 @@ class Run(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What the primary of one epoch promises: everything before `end` is in the archive. Only it writes this one."""
+    """What the primary of one epoch promises: everything before `acked` can be restored. Only it writes this one."""
 
     format: int = _FORMAT
     store: Hex
@@ -41,6 +41,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     log_size: Word
     durability: str
     runs: list[Run]
+    acked: Word  # less than `end` while the last run has no complete snapshot
     chain: Word  # checksum field of the COMMIT record that ends at `end`
     time_ns: Word  # of that commit
     time_high_ns: Word  # no commit before `end` is later
@@ -51,6 +52,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def end(self) -> int:
+        """Log before it is there."""
         return self.runs[-1].end if self.runs else 0
 
 

@@ -176,7 +176,10 @@ class Restore:
             for name in plan.usable_snapshots(self.newest, contents.manifests, contents.snapshots(), floor):
                 if wish.position is None or name.usable <= wish.position:
                     found.append((name, number))
-        return sorted(found, key=lambda each: (-each[0].start, -each[0].usable, each[1]))
+        reaches = {name: plan.reach(self._held(), name.start) for name, _ in found} if wish.newest else {}
+        return sorted(
+            found, key=lambda each: (-reaches.get(each[0], 0), -each[0].start, -each[0].usable, each[1])
+        )
 
     def _leads_on(self, name: SnapshotName, archive: int, wish: Wish) -> bool:
         """Whether there is log from this snapshot to what is wished for."""

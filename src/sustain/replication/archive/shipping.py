@@ -252,6 +252,7 @@ class Shipping:
             log_size=hello.log_size,
             durability=hello.durability,
             runs=[each for each in self._runs if each.end > self._floor or each is self._runs[-1]],
+            acked=self._there if self._whole else self._arrival.acked,
             chain=self._chain,
             time_ns=self._time_ns,
             time_high_ns=self._time_high_ns,
@@ -341,14 +342,13 @@ class Shipping:
         assert copy.usable is not None
         path, data = copy.document()
         self._place.put(path, data)
-        self._snapshot = path
+        self._snapshot, first, self._whole = path, not self._whole, True
         self._put_manifest()
         destination.copied_s = time.monotonic() - copy.begun_s
         pause_s = max(self._archive.snapshot_s, destination.copied_s * COPY_SHARE)
         self._copy_due_s = time.monotonic() + pause_s
         self._copied_end, self._copy = copy.usable, None
-        if not self._whole:
-            self._whole = True
+        if first:
             destination.needs_snapshot = False
             destination.show("streaming")
         destination.config.report(f"{self._archive.url} has a snapshot, at position {copy.usable}")
