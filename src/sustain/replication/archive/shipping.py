@@ -121,6 +121,8 @@ class Shipping:
             else:
                 self._cut = self._there = start
                 self._chain = chain
+                self._time_ns = self._commit_time_ns(start)
+                self._time_high_ns = self._cut_high_ns = max(arrival.time_high_ns, self._time_ns)
                 self._runs = [each for each in self._runs if each.end < start] + [Run(start, start)]
         if self._owner.power_watched:
             self._probe()
@@ -130,6 +132,16 @@ class Shipping:
         log = self._log
         self._cut = self._there = lsn
         self._chain = chain_at(log.log_view, log.tail(), log.committed(), lsn) or 0
+
+    def _commit_time_ns(self, lsn: int) -> int:
+        """Of the commit that ends at `lsn`; of the newest where the log does not go back that far."""
+        at = lsn - COMMIT_BYTES
+        if at >= self._log.tail():
+            with self._log.log_view(at, COMMIT_BYTES) as view:
+                commit = commit_at(view, 0, at)
+            if commit is not None:
+                return commit.time_ns
+        return self._log.words()["commit_time_ns"]
 
     def _until_next_copy_s(self) -> float:
         """By the age of the newest snapshot there."""
