@@ -160,6 +160,12 @@ class ArchiveNewerVersion(ArchiveError):
 class ArchiveCorrupt(ArchiveError):
     """Objects of an archive are damaged, missing or under a wrong name; the message names them. They are not used."""
 
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(
+            message,
+            hint=hint or "use another archive of this store; `sustain archive verify --all` tells more",
+        )
+
 
 class NotRestorable(ArchiveError):
     """The archive does not hold the position or time that was asked for."""

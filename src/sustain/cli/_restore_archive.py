@@ -42,7 +42,10 @@ def is_meant(args: argparse.Namespace) -> bool:
     asked = args.position is not None or args.at is not None or args.new_epoch
     if not args.url.startswith(("file:", "s3:")):
         if asked:
-            raise ConfigError(f"--position, --at and --new-epoch are for archives, {args.url} is none")
+            raise ConfigError(
+                f"--position, --at and --new-epoch are for archives, {args.url} is none",
+                hint="name file:///DIR or s3://BUCKET/PREFIX",
+            )
         return False
     if args.name is not None or args.epoch is not None or args.number is not None:
         return False  # a region's

@@ -127,12 +127,14 @@ def test_proof_tells(filled: tuple[Kit, Told, list[Path]]) -> None:
 
 
 def test_other_store_under_our_names(filled: tuple[Kit, Told, list[Path]], tmp_path: Path) -> None:
-    """A segment of another store at the very same positions."""
+    """A whole segment of another store in the place of one of ours."""
     kit, _, objects = filled
     other = Kit(kit.lab, f"file://{tmp_path}/other")
     told = other.tell("other")
     told.change(60)
     other.ship("every=5ms", name="other")
+    other.arrived(told)
+    told.change(5)
     other.arrived(told)
     other.end()
     segments = [each for each in objects if names.segment_name(str(each.relative_to(kit.directory)))]

@@ -37,20 +37,15 @@ class Header:
     digest: bytes
 
 
-def pack(
-    name: SegmentName, store: bytes, data: bytes | bytearray | memoryview, time_ns: int, time_high_ns: int
-) -> bytearray:
-    """The object that holds `data`, the log bytes of `name`."""
-    assert len(data) == name.last - name.first
-    packed = bytearray(HEADER_BYTES + len(data))
-    packed[HEADER_BYTES:] = data
+def seal(packed: bytearray, name: SegmentName, store: bytes, time_ns: int, time_high_ns: int) -> None:
+    """Write the header before the log bytes of `name`, which lie in `packed` behind room for it."""
+    assert len(packed) == HEADER_BYTES + name.last - name.first
     with memoryview(packed) as view, view[HEADER_BYTES:] as body:
         fields = _HEADER.pack(
             _MAGIC, _VERSION, 0, store, name.epoch, name.first, name.last, time_ns, time_high_ns,
             digest(body), bytes(24),
         )  # fmt: skip
     packed[:HEADER_BYTES] = fields + digest(fields)
-    return packed
 
 
 def read_header(data: bytes | memoryview, name: SegmentName, store: bytes, where: str) -> Header:
@@ -83,7 +78,7 @@ def unpack(
     return header, body
 
 
-def likely_commits(data: bytes | memoryview, lsn: int) -> tuple[list[int], int]:
+def likely_commits(data: bytes | bytearray | memoryview, lsn: int) -> tuple[list[int], int]:
     """(ends of the COMMIT records in `data`, latest of their times in ns): all that there are, found by how they look.
 
     For cutting and for the time index, at memory speed. What an application stores could look like one; so an end

@@ -32,6 +32,7 @@ COPY_SHARE = 10  # after an overrun, copying takes at most one part in so many o
 _PARALLEL = 4
 _POLL_S = 0.02  # while commits come
 _IDLE_S = 0.25
+_SAY_S = 0.5
 _PROBE_BYTES = 4 << 20
 
 
@@ -80,6 +81,8 @@ class Shipping:
         self._cut = 0  # log before it was handed to uploads
         self._there = 0  # log before it has arrived
         self._said = -1  # and the manifest says so
+        self._said_s = 0.0  # when
+        self._log_bytes = hello.log_size
         self._since: float | None = None  # since when there is log that was not cut
         self._bytes = 0
         self._copy: Copy | None = None
@@ -96,10 +99,21 @@ class Shipping:
         while not self._owner.halt.is_set():
             if self._destination.dropped.is_set():
                 self._overrun("the log is full of what this archive does not take")
-            if self.uploads.settle() or self._said < self._there or self._wanted_floor > self._floor:
+            self.uploads.settle()
+            if self._cut_if_due() or self._copy_if_due():
+                continue  # first keep all puts going
+            if self._acknowledge_due:
                 self._acknowledge()
-            if not self._cut_if_due() and not self._copy_if_due():
+            else:
                 self._wait()
+
+    @property
+    def _acknowledge_due(self) -> bool:
+        """While puts follow one another, not after each: a listing and a manifest would take as long as a put."""
+        if self._said == self._there and self._wanted_floor <= self._floor:
+            return False
+        held = self._there - self._said >= self._log_bytes // 4  # commits may be waiting for room in the log
+        return not self.uploads.busy or held or time.monotonic() - self._said_s >= _SAY_S
 
     # beginning
 
@@ -180,7 +194,7 @@ class Shipping:
         if not due or not self.uploads.room:
             return False
         self._cut_to(committed)
-        self._since = None if self._cut >= committed else now_s - self._archive.every_s
+        self._since = None if self._cut >= committed else now_s
         return True
 
     @property
@@ -191,24 +205,26 @@ class Shipping:
         lsn, most = self._cut, committed - self._cut
         length = min(most, self._archive.segment_bytes)
         while True:
-            with self._log.log_view(lsn, length) as view:
-                data = bytes(view)
+            packed = bytearray(segment.HEADER_BYTES + length)
+            with self._log.log_view(lsn, length) as view, memoryview(packed) as room:
+                room[segment.HEADER_BYTES :] = view
             if self._log.tail() > lsn:
                 self._overrun("the log was trimmed before it was archived")
-            ends, high_ns = segment.likely_commits(data, lsn)
+            with memoryview(packed) as room:
+                ends, high_ns = segment.likely_commits(room[segment.HEADER_BYTES :], lsn)
             last = next((end for end in reversed(ends) if self._log.group_boundary(end)), None)
             if last is not None:
                 break
             if length == most:
                 raise ArchiveCorrupt(f"{self._archive.url}: no commit ends between {lsn} and {committed}")
             length = min(most, length * 4)  # one commit larger than a segment
-        data = data[: last - lsn]
-        commit = commit_at(data[-COMMIT_BYTES:], 0, last - COMMIT_BYTES)
+        del packed[segment.HEADER_BYTES + last - lsn :]
+        commit = commit_at(packed[-COMMIT_BYTES:], 0, last - COMMIT_BYTES)
         if commit is None:
             raise ArchiveCorrupt(f"{self._archive.url}: no commit ends at {last}")
         self._cut_high_ns = high_ns = max(self._cut_high_ns, high_ns)
         name = SegmentName(self._hello.epoch, lsn, last)
-        packed = segment.pack(name, self._hello.store, data, commit.time_ns, high_ns)
+        segment.seal(packed, name, self._hello.store, commit.time_ns, high_ns)
         self._cut = last
         if self._copy is not None and last == self._copy.usable:
             self._copy.time_high_ns = high_ns
@@ -276,7 +292,7 @@ class Shipping:
         self._place.put(names.manifest_path(hello.epoch), encode(manifest))
         with self._lock:
             self._manifest = manifest
-        self._said = self._there
+        self._said, self._said_s = self._there, time.monotonic()
 
     def _repin(self) -> None:
         needed = self._archive.required or self._copy is not None

@@ -118,7 +118,7 @@ def compact(contents: Contents, manifest: Manifest, segment_bytes: int, stop: Ca
 
 def _merge(contents: Contents, series: list[SegmentName]) -> SegmentName:
     place, store = contents.place, contents.store
-    data = bytearray()
+    data = bytearray(segment.HEADER_BYTES)
     high_ns = time_ns = 0
     for name in series:
         where = place.where(name.path)
@@ -126,7 +126,8 @@ def _merge(contents: Contents, series: list[SegmentName]) -> SegmentName:
         data += body
         time_ns, high_ns = header.time_ns, max(high_ns, header.time_high_ns)
     merged = SegmentName(series[0].epoch, series[0].first, series[-1].last)
-    place.put(merged.path, segment.pack(merged, store, data, time_ns, high_ns))
+    segment.seal(data, merged, store, time_ns, high_ns)
+    place.put(merged.path, data)
     place.delete([each.path for each in series])
     return merged
 
