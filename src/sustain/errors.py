@@ -145,6 +145,47 @@ class ProtocolError(ReplicationError):
     """What came over the wire is not what the protocol allows."""
 
 
+class ArchiveError(ReplicationError):
+    """An archive cannot be used."""
+
+
+class NotAnArchive(ArchiveError):
+    """No store is archived there."""
+
+
+class ArchiveNewerVersion(ArchiveError):
+    """The archive was written by a newer Sustain."""
+
+
+class ArchiveCorrupt(ArchiveError):
+    """Objects of an archive are damaged, missing or under a wrong name; the message names them. They are not used."""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(
+            message,
+            hint=hint or "use another archive of this store; `sustain archive verify --all` tells more",
+        )
+
+
+class NotRestorable(ArchiveError):
+    """The archive does not hold the position or time that was asked for."""
+
+
+class ArchiveIOError(ArchiveError, OSError):
+    """The operating system or an object store refused a call; the message names the object."""
+
+    def __init__(self, message: str, *, hint: str = "", errno: int | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.errno = errno
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class ArchiveFull(ArchiveIOError):
+    """There is no room for an archive's object."""
+
+
 class LeaseError(SustainError):
     """The lease store cannot be reached, or its record cannot be understood."""
 

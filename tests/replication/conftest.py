@@ -14,7 +14,7 @@ import sustain
 from sustain.replication.outlet import LinkConfig
 from sustain.replication.receive import Receiver, ReceiverConfig
 from sustain.replication.ship import ExitReason, Shipper, ShipperConfig
-from sustain.replication.urls import join, parse_peer
+from sustain.replication.urls import join, parse_destination
 
 LIMIT_S = 60.0  # on a machine that is busy with other things
 # Short enough that a dead peer is noticed within a test, long enough for a loaded machine.
@@ -116,7 +116,7 @@ class Lab:
         suffix = "?required=1" if required else ""
         link = options.pop("link", LINK)
         config = ShipperConfig(
-            self.path(name), [parse_peer(url + suffix) for url in urls], link=link, stall_s=3.0
+            self.path(name), [parse_destination(url + suffix) for url in urls], link=link, stall_s=3.0
         )
         running = Running(replace(config, **options))
         self._ending.append(running.stop_event.set)

@@ -28,6 +28,7 @@ VERBS = (
     "receive",
     "save",
     "restore",
+    "archive",
     "keys",
     "power",
     "agent",

@@ -35,7 +35,7 @@ def add_arguments(whole: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="URL",
-        help="another peer with the same copy; repeatable",
+        help="another peer, or another archive, with the same store; repeatable",
     )
     parser.add_argument(
         "--open-epoch", type=int, metavar="N", help="on demand: the epoch to open (the next one)"

@@ -4,7 +4,10 @@ A region goes to a file or a device, which may be another or a larger one than i
 complete save is restored, and every page is compared with its digest. A restore that was interrupted goes on
 where it ended; until it is done, PATH.restoring lies beside the target. The program must not run.
 
-A store is brought over tcp://. PATH appears when all of it is here and verified; with --on-demand it can be
+A store comes from an archive that `sustain ship` filled, its newest position or an older one (--position, --at), and of
+several archives (--also) each object from the first that has it whole. PATH appears when all of it was verified.
+
+A store is brought over tcp://, too. PATH appears when all of it is here and verified; with --on-demand it can be
 opened at once: pages come when they are first used while the rest streams in, and this command ends when all
 have come. Started again, it goes on where it stopped, from the same peer or from another.
 """
@@ -12,13 +15,13 @@ have come. Started again, it goes on where it stopped, from the same peer or fro
 import argparse
 from typing import Any
 
-from sustain.cli import _restore_store
+from sustain.cli import _restore_archive, _restore_store
 from sustain.cli._credentials import add_credentials, load
 from sustain.cli.output import add_json, emit, progress
 from sustain.cli.save import natural
 from sustain.units import format_duration, format_size
 
-HELP = "restore a saved region, or a store from a peer (--on-demand: used at once)"
+HELP = "restore a saved region, or a store from an archive or a peer"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_credentials(parser)
     add_json(parser)
     _restore_store.add_arguments(parser)
+    _restore_archive.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,6 +47,8 @@ def run(args: argparse.Namespace) -> int:
     from sustain.powerfail.regions.save import default_name
     from sustain.powerfail.regions.sink import open_source
 
+    if _restore_archive.is_meant(args):
+        return _restore_archive.run(args)
     credentials = load(args, _restore_store.say)
     if _restore_store.is_meant(args, credentials):
         return _restore_store.run(args, credentials)

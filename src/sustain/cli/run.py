@@ -342,7 +342,7 @@ def _check(args: argparse.Namespace) -> list[str]:
     from sustain.errors import ConfigError
     from sustain.powerfail.regions.sink import open_sink
     from sustain.replication.credentials import NO_CREDENTIALS
-    from sustain.replication.urls import parse_listen, parse_peer
+    from sustain.replication.urls import parse_destination, parse_listen, parse_peer
 
     command = list(args.command[1:] if args.command[:1] == ["--"] else args.command)
     if not command:
@@ -359,7 +359,7 @@ def _check(args: argparse.Namespace) -> list[str]:
         raise ConfigError("--restarts is negative", hint="0: another host tries at the first failure")
     for peer in args.peer:
         if args.region is None or peer.startswith("tcp:"):
-            parse_peer(peer)
+            parse_destination(peer)
         else:
             open_sink(peer.partition("?")[0], credentials=NO_CREDENTIALS, name="check").close()
     for source in args.fetch_from:

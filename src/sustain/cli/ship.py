@@ -1,7 +1,9 @@
 """Ship a store's log, or the changed pages of a region, to other hosts, until asked to stop.
 
 Beside the application, as a process of its own. Destinations are tcp://HOST:PORT of a `sustain receive`
-(or `sustain run`) there; with ?required=1 the log is kept until that host holds it durably. A region goes to
+(or `sustain run`) there, and archives: file:///DIR and s3://BUCKET/PREFIX, which `sustain restore` reads; with
+?required=1 the log is kept until the destination holds it durably. An archive takes ?segment=SIZE, ?every=TIME,
+?snapshot=TIME, ?keep=TIME and ?verify=TIME as well (docs/operating/archives.md). A region goes to
 file:///DIR and s3://BUCKET/PREFIX as well; SIGUSR1 freezes its program and seals there, SIGUSR2 lets it go on.
 """
 
@@ -20,13 +22,15 @@ HELP = "ship a store's log, or a region's pages, to standbys"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     shipped = parser.add_mutually_exclusive_group(required=True)
     shipped.add_argument("--store", metavar="PATH", help="the store")
+    shipped.add_argument("path", nargs="?", metavar="STORE", help="the same")
     shipped.add_argument("--region", metavar="PATH", help="a file or device that a program maps")
     parser.add_argument(
         "--peer",
+        "--to",
         action="append",
         default=[],
         metavar="URL",
-        help="tcp://HOST:PORT[?required=1]; once for each",
+        help="tcp://HOST:PORT[?required=1], file:///DIR or s3://BUCKET/PREFIX; once for each",
     )
     parser.add_argument("--name", default="", metavar="NAME", help="of this host, for people")
     parser.add_argument(
@@ -98,9 +102,10 @@ def run(args: argparse.Namespace) -> int:
     from sustain.powerfail.budget import BudgetPolicy
     from sustain.replication.outlet import LinkConfig
     from sustain.replication.ship import End, Shipper, ShipperConfig
-    from sustain.replication.urls import parse_peer
+    from sustain.replication.urls import parse_destination
     from sustain.replication.wire import CHUNK_LIMIT
 
+    args.store = args.store or args.path
     if not 4096 <= args.chunk <= CHUNK_LIMIT:
         raise ConfigError(
             f"--chunk {args.chunk} is not within 4KiB and 4MiB", hint="1MiB serves most networks"
@@ -122,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("--name is longer than 64 bytes", hint="give a short name")
     config = ShipperConfig(
         store=args.store,
-        peers=[parse_peer(text) for text in args.peer],
+        peers=[parse_destination(text) for text in args.peer],
         link=LinkConfig(
             credentials=load(args, _say),
             name=args.name,

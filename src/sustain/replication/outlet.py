@@ -69,6 +69,11 @@ class Owner(Protocol):
     halt: threading.Event
     power_watched: bool  # so it matters how fast a destination is
     commits_held: bool  # by what is known of that
+    power_fails: bool  # so everything has to get away
+
+    @property
+    def draining(self) -> bool:
+        """Whether this run ends when a position has arrived."""
 
     def hello(self) -> Hello:
         """This primary's introduction, as of now."""

@@ -40,7 +40,7 @@ class Commit:
     end: int
 
 
-def record_at(data: bytes | memoryview, offset: int, lsn: int) -> Record | None:
+def record_at(data: bytes | bytearray | memoryview, offset: int, lsn: int) -> Record | None:
     """The record at `offset`, which must be that of `lsn`; None when there is none."""
     if offset + RECORD_BYTES > len(data):
         return None
@@ -50,7 +50,7 @@ def record_at(data: bytes | memoryview, offset: int, lsn: int) -> Record | None:
     return Record(length, kind, stated, epoch, checksum)
 
 
-def commit_at(data: bytes | memoryview, offset: int, lsn: int) -> Commit | None:
+def commit_at(data: bytes | bytearray | memoryview, offset: int, lsn: int) -> Commit | None:
     """The COMMIT record at `offset`; None when there is none."""
     record = record_at(data, offset, lsn)
     if record is None or record.kind != COMMIT or record.length != COMMIT_BYTES:

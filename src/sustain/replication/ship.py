@@ -38,11 +38,12 @@ from sustain.powerfail.budget import (
 )
 from sustain.powerfail.decide import Power
 from sustain.replication import wire
+from sustain.replication.archive.destination import ArchiveDestination
 from sustain.replication.credentials import HINT
 from sustain.replication.destination import Destination
 from sustain.replication.outlet import LinkConfig
 from sustain.replication.pins import UNKNOWN, Pin, decide_pins
-from sustain.replication.urls import Peer, is_loopback
+from sustain.replication.urls import ArchiveUrl, Peer, is_loopback
 from sustain.replication.wire import Hello
 
 _TICK_S = 0.1
@@ -71,7 +72,7 @@ class ShipperConfig:
     """What to ship, and how. Sizes in bytes, times in seconds."""
 
     store: str
-    peers: Sequence[Peer]
+    peers: Sequence[Peer | ArchiveUrl]
     link: LinkConfig = field(default_factory=LinkConfig)
     pin_limit: float = 0.75  # share of the log that a destination which does not move may hold
     stall_s: float = 10.0  # without progress for this long is "does not move"
@@ -89,12 +90,16 @@ class Shipper:
 
     def __init__(self, config: ShipperConfig) -> None:
         if not config.peers:
-            raise ConfigError("nowhere to ship to", hint="name at least one --peer tcp://HOST:PORT")
+            raise ConfigError(
+                "nowhere to ship to", hint="name at least one --to tcp://HOST:PORT or file:///DIR"
+            )
         urls = [peer.url for peer in config.peers]
         for url in urls:
             if urls.count(url) > 1:
                 raise ConfigError(f"{url} is named twice", hint="name each destination once")
         for peer in config.peers:
+            if isinstance(peer, ArchiveUrl):
+                continue
             if config.link.credentials.none and peer.host[0].isdigit() and not is_loopback(peer.host):
                 raise AuthenticationFailed(
                     f"{peer.url}: without a key or certificates only this host may be shipped to",
@@ -102,7 +107,7 @@ class Shipper:
                 )
         self.halt = threading.Event()
         self._config = config
-        self._destinations: list[Destination] = []
+        self._destinations: list[Destination | ArchiveDestination] = []
         self._stir = threading.Event()
         self._pin_lock = threading.Lock()
         self.power_watched = self.power_fails = self.commits_held = False
@@ -136,6 +141,11 @@ class Shipper:
         ]
 
     # what destinations call
+
+    @property
+    def draining(self) -> bool:
+        """Whether this run ends when a position has arrived."""
+        return self._target is not None
 
     def hello(self) -> Hello:
         block = self._log.superblock()
@@ -195,14 +205,14 @@ class Shipper:
         self.power_fails = power.outage
         return usable_now_s(usable_ns, said_ns, power, boottime_ns())
 
-    def _reach(self, destination: Destination) -> Reach:
+    def _reach(self, destination: Destination | ArchiveDestination) -> Reach:
         with destination.metering as meter:
             bandwidth = meter.estimate(time.monotonic())
         return Reach(
             None if self._is_gone(destination) else destination.acked, bandwidth, destination.peer.required
         )
 
-    def _is_gone(self, destination: Destination) -> bool:
+    def _is_gone(self, destination: Destination | ArchiveDestination) -> bool:
         """Away for so long that it must not keep the application from going on; on battery that does not count."""
         if destination.peer.required or destination.connected or self.power_fails:
             return False
@@ -233,7 +243,11 @@ class Shipper:
     def _run(self, stop: threading.Event) -> ExitReason:
         for peer in self._config.peers:
             slot = self._log.claim_slot(peer.url, peer.required)
-            self._destinations.append(Destination(peer, slot, self._log, self._config.link, self))
+            if isinstance(peer, ArchiveUrl):
+                archive = ArchiveDestination(peer, slot, self._log, self._config.link, self)
+                self._destinations.append(archive)
+            else:
+                self._destinations.append(Destination(peer, slot, self._log, self._config.link, self))
         self.repin()
         self._bound()
         try:
@@ -279,7 +293,9 @@ class Shipper:
             self._stir.clear()
         return self._reason(End.STOPPED)
 
-    def _undelivered(self, wanted: Sequence[Destination], timeout_s: float | None) -> SustainError:
+    def _undelivered(
+        self, wanted: Sequence[Destination | ArchiveDestination], timeout_s: float | None
+    ) -> SustainError:
         behind = [each for each in wanted if each.acked is None or each.acked < (self._target or 0)]
         why = next(
             (str(each.last_error) for each in behind if each.last_error is not None), "it is still behind"
