@@ -27,7 +27,7 @@ QUESTIONS = (
     "recovery",
     "takeover",
     "restore_on_demand",
-    "redis_end_to_end",
+    "replication_peers",
     "region_scan",
     "region_save",
     "region_restore",

@@ -51,6 +51,7 @@ bench_needs=(
     /usr/include/stdio.h libc6-dev
     /usr/include/libpmemobj.h libpmemobj-dev
     redis-server redis-server
+    pg_ctlcluster postgresql
     rsync rsync
     nc netcat-openbsd
 )
@@ -113,7 +114,7 @@ install_packages() {
         trap - EXIT
         # Nor at the next boot: what the tests need they start themselves.
         for each in "$@"; do
-            if [[ $each = redis-server || $each = nut-server || $each = rsync || $each = etcd-server ]] && command -v systemctl >/dev/null; then
+            if [[ $each = redis-server || $each = nut-server || $each = rsync || $each = etcd-server || $each = postgresql ]] && command -v systemctl >/dev/null; then
                 systemctl disable --quiet "${each/etcd-server/etcd}" 2>/dev/null || true
             fi
         done

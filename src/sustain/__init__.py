@@ -8,6 +8,11 @@ command that is taken over must start in tens of milliseconds.
 
 from sustain.errors import (
     AgentError,
+    ArchiveCorrupt,
+    ArchiveError,
+    ArchiveFull,
+    ArchiveIOError,
+    ArchiveNewerVersion,
     AuthenticationFailed,
     BudgetExceeded,
     ConfigError,
@@ -19,8 +24,10 @@ from sustain.errors import (
     LogTooSmall,
     NewerVersion,
     NoSuchObject,
+    NotAnArchive,
     NotARegion,
     NotAStore,
+    NotRestorable,
     ObjectInUse,
     PeerRefused,
     PeerUnreachable,
@@ -68,6 +75,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AgentError",
+    "ArchiveCorrupt",
+    "ArchiveError",
+    "ArchiveFull",
+    "ArchiveIOError",
+    "ArchiveNewerVersion",
     "AuthenticationFailed",
     "BudgetExceeded",
     "ConfigError",
@@ -84,6 +96,8 @@ __all__ = [
     "NoSuchObject",
     "NotARegion",
     "NotAStore",
+    "NotAnArchive",
+    "NotRestorable",
     "ObjectInUse",
     "PeerRefused",
     "PeerUnreachable",
