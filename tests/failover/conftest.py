@@ -60,13 +60,25 @@ class Host:
         self.events_file = self.dir / "events.jsonl"
         self.process: subprocess.Popen[bytes] | None = None
         self.lease_url = cluster.lease_url
+        self.address = "127.0.0.1"
+        self.prefix: tuple[str, ...] = ()  # of every command line: where it runs
 
     def start(self, *app: str, options: tuple[str, ...] = (), program: Path = APP) -> "Host":
         others = [each for each in self.cluster.hosts if each is not self]
-        argv = [sys.executable, "-m", "sustain.cli", "run", "--store", str(self.store), "--name", self.name]
+        argv = [
+            *self.prefix,
+            sys.executable,
+            "-m",
+            "sustain.cli",
+            "run",
+            "--store",
+            str(self.store),
+            "--name",
+            self.name,
+        ]
         argv += ["--lease", self.lease_url, "--ttl", f"{TTL_S}s"]
-        argv += ["--listen", f"127.0.0.1:{self.port}", "--event-log", str(self.events_file)]
-        argv += [word for each in others for word in ("--peer", f"tcp://127.0.0.1:{each.port}")]
+        argv += ["--listen", f"{self.address}:{self.port}", "--event-log", str(self.events_file)]
+        argv += [word for each in others for word in ("--peer", f"tcp://{each.address}:{each.port}")]
         argv += ["--size", "16MiB", "--log-size", "4MiB", "--stop-timeout", "2s", "--drain-timeout", "3s"]
         argv += [*options, "--", sys.executable, str(program), str(self.log), *app]
         with (self.dir / "output.txt").open("ab") as output:

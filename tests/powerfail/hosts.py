@@ -152,7 +152,7 @@ def _is_zombie(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] in ("Z", "X")
 
 
-def _set_link(name: str, up: bool) -> None:
+def set_link(name: str, up: bool) -> None:
     """IFF_UP by ioctl: at once, without a process of its own."""
     with socket.socket() as any_socket:
         request = struct.pack("16sh14x", name.encode(), 0)
@@ -215,7 +215,7 @@ class Host:
     def cut(self) -> int:
         """The power is cut; CLOCK_BOOTTIME, nanoseconds, of just before."""
         at_ns = boottime_ns()
-        _set_link(self._link, up=False)
+        set_link(self._link, up=False)
         end_processes(self.space)
         if self.process is not None:
             self.process.wait()
@@ -230,7 +230,7 @@ class Host:
 
     def plug(self, plugged: bool) -> None:
         """The network cable alone."""
-        _set_link(self._link, up=plugged)
+        set_link(self._link, up=plugged)
 
     def throttle(self, bytes_per_s: float | None) -> None:
         """What this host can send; None: as fast as it goes."""
