@@ -4,7 +4,8 @@ variant falsifies what `decide` sees, changes what it answers, or changes a rule
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from sustain.failover.decide import decide
 from sustain.failover.lease.record import RATE_MARGIN, LeaseGrant, LeaseState
@@ -88,12 +89,26 @@ def _alone(observation: Observation) -> Observation:
 
 
 def _stale(observation: Observation, state: State, policy: Policy, now_ns: int) -> Plan:
-    """Believes announcements that were made before the lease ran out."""
+    """Believes announcements that were made before the lease ran out; they are made seldom, so that it shows soon."""
     version = 0 if observation.lease is None else observation.lease.record.version
     fresh = tuple(
         replace(each, candidate=replace(each.candidate, round=version)) for each in observation.candidates
     )
-    return decide(replace(observation, candidates=fresh), state, policy, now_ns)
+    return decide(replace(observation, candidates=fresh), state, _Seldom(**_fields(policy)), now_ns)
+
+
+class _Seldom(Policy):
+    @property
+    def beat_ns(self) -> int:
+        return 2 * self.ttl_ns
+
+    @property
+    def candidate_life_ns(self) -> int:
+        return 4 * self.ttl_ns
+
+
+def _fields(policy: Policy) -> dict[str, Any]:
+    return {each.name: getattr(policy, each.name) for each in fields(policy)}
 
 
 def _old_news(observation: Observation, state: State, policy: Policy, now_ns: int) -> Plan:
@@ -227,7 +242,8 @@ VARIANTS = (
         "believes what was said before the lease ran out",
         decide=_stale,
         hosts=3,
-        within=400,
+        kinds=("cut-link", "crash"),  # one lags, then the primary dies
+        within=200,
     ),
     Variant(
         "old-news",

@@ -151,7 +151,9 @@ def test_status_shows_the_workload_from_any_host(single: Etcd, clusters: Cluster
 
     def complete() -> bool:
         found = members()
-        return found.keys() == {"a", "b", "all"} and found["a"]["role"] == "primary"
+        if found.keys() != {"a", "b", "all"} or found["a"]["role"] != "primary":
+            return False
+        return bool(found["b"]["can_take_over"] and found["b"]["epoch"] == 2)
 
     until(complete, "both members say where they are")
     found = members()

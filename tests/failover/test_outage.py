@@ -11,6 +11,7 @@ from sustain.failover.decide import decide
 from sustain.failover.lease import LeaseGrant, LeaseRecord, LeaseState, LeaseView
 from sustain.failover.types import (
     Action,
+    Announce,
     ChildState,
     ChildView,
     CloseEpoch,
@@ -190,7 +191,7 @@ def test_what_is_no_outage_stops_nothing(power: PowerView | None) -> None:
     host.seen = replace(host.seen, power=power)
     host.run()
     assert host.state.role is Role.PRIMARY
-    assert {type(each) for each in host.actions} <= {Renew}
+    assert {type(each) for each in host.actions} <= {Renew, Announce}
 
 
 @pytest.mark.parametrize("steps", range(1, 14))

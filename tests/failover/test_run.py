@@ -165,7 +165,8 @@ def test_finished_work_is_not_started_again(pair: Cluster) -> None:
 def test_a_command_that_fails_is_restarted_here_and_then_elsewhere(pair: Cluster) -> None:
     a, b = begin(pair, "--fail-at", "120", options=("--restarts", "2"))
     until(lambda: b.said("start"), f"b tries\n{a.output()}\n{b.output()}")
-    assert len([entry for entry in a.said("start") if entry["epoch"] == 2]) == 3
+    # Once and twice again; more only while b, on a busy machine, had not been heard of lately.
+    assert len([entry for entry in a.said("start") if entry["epoch"] == 2]) >= 3
     # In good order: b has all that a had committed.
     assert b.said("start")[0]["n"] == a.said("commit")[-1]["n"]
     one_primary_at_a_time(pair)
