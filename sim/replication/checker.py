@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from sim.replication.host import Host
     from sim.replication.world import World
 
-ELECTORATE_S = 2.0  # a standby counts as present when nothing happened to it for so long before a takeover
-FOLLOWS_S = 1.0  # how far behind a standby may be in the end
+ELECTORATE_S = 1.0  # a standby counts as present when nothing happened to it for so long before a takeover
+FOLLOWS_S = 0.6  # how far behind a standby may be in the end
 
 
 class Violation(AssertionError):
@@ -50,7 +50,7 @@ class Checker:
         self._newest_epoch = 0
         self._admitted: dict[str, int] = {}
         self._newest = 0  # commit that the newest primary has
-        self._lost: set[int] = set()
+        self.lost: set[int] = set()
         self._acked: list[Commit] = []
         self.promotions = self.looks = self.snapshots = 0
         self.last_s: dict[str, float] = {}  # host -> when it committed last
@@ -69,9 +69,7 @@ class Checker:
     def look(self, host: Host) -> int | None:
         """Read a host's store from outside; its newest commit. None when it cannot be read now."""
         try:
-            position, (number, wrong) = read_state(
-                host.path, lambda file: self._oracle.identify(file.pread)
-            )
+            position, (number, wrong) = read_state(host.path, lambda file: self._oracle.identify(file.pread))
         except SustainError:
             return None
         self.looks += 1
@@ -103,9 +101,11 @@ class Checker:
 
     def _taken_over(self, host: Host, epoch: int, number: int) -> None:
         for commit in self._acked:
-            if commit.number in self._lost or self._oracle.within(commit.number, number):
+            if commit.number in self.lost or self._oracle.within(commit.number, number):
                 continue
-            present = [name for name in sorted(commit.acked) if name == host.name or self._present(name, commit)]
+            present = [
+                name for name in sorted(commit.acked) if name == host.name or self._present(name, commit)
+            ]
             if present:
                 raise Violation(
                     f"{host.name} goes on in epoch {epoch} without commit {commit.number}, which {present[0]} "
@@ -114,10 +114,10 @@ class Checker:
         for each in self._oracle.line(self._newest):
             if self._oracle.within(each, number):
                 break
-            self._lost.add(each)
+            self.lost.add(each)
             self._world.tell(host, f"lacks commit {each} of {self._oracle.commits[each].host}")
         self._newest = number
-        self._acked = [each for each in self._acked if each.number not in self._lost][-300:]
+        self._acked = [each for each in self._acked if each.number not in self.lost][-300:]
 
     def _present(self, name: str, commit: Commit) -> bool:
         other = self._world.named(name)
@@ -133,12 +133,16 @@ class Checker:
         if writer != host.name:
             raise Violation(f"{host.name} commits in epoch {commit.epoch}, as {writer} did")
         if commit.epoch < self._newest_epoch:
-            raise Violation(f"{host.name} commits in epoch {commit.epoch} after a commit in {self._newest_epoch}")
+            raise Violation(
+                f"{host.name} commits in epoch {commit.epoch} after a commit in {self._newest_epoch}"
+            )
         self._newest_epoch = commit.epoch
         words = engine.words()
         late_ns = host.clock.boottime_ns() - words["lease_deadline_ns"]
         if words["lease_epoch"] == commit.epoch and late_ns > 0:
-            raise Violation(f"commit {commit.number} of {host.name} returns {late_ns / 1e9:.3f} s after its deadline")
+            raise Violation(
+                f"commit {commit.number} of {host.name} returns {late_ns / 1e9:.3f} s after its deadline"
+            )
         self.kept(host, engine)
         self._newest = commit.number
         self.last_s[host.name] = now_s
@@ -157,27 +161,29 @@ class Checker:
     def acknowledged(self, host: Host, url: str, lsn: int) -> None:
         """A primary has heard that a destination holds everything before `lsn`."""
         other = self._world.at(url)
+        if not os.path.exists(other.path):
+            raise Violation(f"{other.name} has acknowledged {lsn}, and has no store")
         end, medium = self._durable(other)
         if end is None or medium is None:
-            return
+            return  # it has lost power, and not looked yet
         if lsn > end and self._log_epoch(other) <= self._log_epoch(host):
             raise Violation(f"{other.name} has acknowledged {lsn}, and holds {end} durably")
         medium.floor_lsn = max(medium.floor_lsn, min(lsn, end))
         if self._world.accepts(host):
-            for commit in self._line_to(lsn):
-                commit.acked.add(other.name)
-                if len(commit.acked) == 1:
-                    self._acked.append(commit)
+            self._note_acked(other.name, lsn)
 
-    def _line_to(self, lsn: int) -> list[Commit]:
-        """Newest commits of the line that the newest primary writes, up to a position."""
-        found, at = [], self._newest
-        while at and len(found) < 100:
+    def _note_acked(self, name: str, lsn: int) -> None:
+        """Of the line that the newest primary writes, up to a position."""
+        at = self._newest
+        while at:
             commit = self._oracle.commits[at]
             if commit.lsn is not None and commit.lsn <= lsn:
-                found.append(commit)
+                if name in commit.acked:
+                    return  # and all before it
+                commit.acked.add(name)
+                if len(commit.acked) == 1:
+                    self._acked.append(commit)
             at = commit.parent
-        return found
 
     def _durable(self, host: Host) -> tuple[int | None, Medium | None]:
         words = self._world.words(host)
@@ -220,7 +226,7 @@ class Checker:
                 if not name.endswith(".json"):
                     with open(name, "rb") as file:
                         kept += file.read()
-        for number in sorted(self._lost):
+        for number in sorted(self.lost):
             commit = self._oracle.commits[number]
             if MARK + number.to_bytes(8, "little") not in kept and not self._world.trimmed(commit):
                 raise Violation(f"commit {number} of {commit.host} is nowhere, and no file of orphans has it")

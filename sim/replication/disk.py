@@ -321,7 +321,9 @@ class _lease_of(contextlib.AbstractContextManager[None]):
         if self._was[1]:
             over = self._host.clock.boottime_ns() >= self._was[1]
             far = _native.boottime_ns() + 3600 * 10**9
-            self._control.set_lease(self._was[0], 1 if over and self._host.world.variant.engine_fences else far)
+            self._control.set_lease(
+                self._was[0], 1 if over and self._host.world.variant.engine_fences else far
+            )
 
     def __exit__(self, *_: object) -> None:
         if self._was[1]:
@@ -336,5 +338,3 @@ def read_state(path: str, read: Callable[[Any], Any]) -> tuple[int, Any]:
         return engine.position, read(_native.File(engine, "work"))
     finally:
         engine.close()
-
-

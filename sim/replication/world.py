@@ -8,7 +8,7 @@ import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sim.replication import seams, tasks
 from sim.replication.broken import CORRECT, Variant
@@ -24,7 +24,7 @@ from sustain.testing import MemoryLease, MemoryLeaseStore
 if TYPE_CHECKING:
     from sustain._native import ControlWords, Superblock
 
-FAULTS_S, CALM_S = 4.0, 3.0
+FAULTS_S, CALM_S = 2.4, 2.0
 RATE = 0.018  # clocks differ by up to twice this; the lease's margin is 0.02 on either side
 LOOK_S = 0.4
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
@@ -55,7 +55,25 @@ class Outcome:
     promotions: int = 0
     commits: int = 0
     looks: int = 0  # at contents of stores
+    lost: int = 0  # commits that a later primary does not have
     story: list[str] = field(default_factory=list)
+
+    def __add__(self, other: Outcome) -> Outcome:
+        """What came of both; without their stories."""
+        return Outcome(
+            self.seed,
+            self.violation or other.violation,
+            self.promotions + other.promotions,
+            self.commits + other.commits,
+            self.looks + other.looks,
+            self.lost + other.lost,
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"{self.promotions} promotions, {self.commits} commits, of which {self.lost} stayed behind on a host that "
+            f"was primary, {self.looks} looks at what stores hold"
+        )
 
 
 def run_seed(seed: int, variant: Variant = CORRECT) -> Outcome:
@@ -74,6 +92,7 @@ def run_seed(seed: int, variant: Variant = CORRECT) -> Outcome:
             outcome.violation = world.plain(str(violation))
             world.tell(None, f"VIOLATION: {violation}")
     outcome.promotions, outcome.looks = world.checker.promotions, world.checker.looks
+    outcome.lost = len(world.checker.lost)
     outcome.commits = sum(each.lsn is not None for each in world.oracle.commits.values()) - 1
     outcome.story = world.story
     return outcome
@@ -112,13 +131,14 @@ class World:
         self.required = rng.random() < 0.5
         self.all_create = rng.random() < 0.2
         self.bulk_share = rng.choice((0.0, 0.0, 0.2, 0.5))
-        self.pace_s = rng.choice((0.02, 0.05, 0.1))
+        self.pace_s = rng.choice((0.03, 0.06, 0.12))
         self.lost_answers = rng.choice((0.0, 0.05, 0.2))
-        self.every_s = rng.choice((0.3, 0.6, 1.2))
+        self.every_s = rng.choice((0.2, 0.4, 0.8))
         self.kinds = variant.kinds or (_KINDS if rng.random() < 0.5 else tuple(rng.sample(_KINDS, 4)))
         self.network.slow_s = rng.choice((0.0, 0.0, 0.02))
-        self.calm = False
+        self.calm = self.over = False
         self._uuids: dict[str, str] = {}
+        self._controls: dict[int, Control] = {}
         tasks.install(self.kernel)
         self.hosts = [
             Host(self, at, 1 + rng.uniform(-RATE, RATE), rng.randrange(10**9, 10**14)) for at in range(count)
@@ -134,7 +154,9 @@ class World:
         return _UUID.sub(lambda found: self._uuids.setdefault(found[0], f"UUID{len(self._uuids) + 1}"), text)
 
     def tell(self, host: Host | None, text: str) -> None:
-        self.story.append(f"{self.kernel.now_ns / 1e9:9.4f}  {host.name if host else '*':<2} {self.plain(text)}")
+        self.story.append(
+            f"{self.kernel.now_ns / 1e9:9.4f}  {host.name if host else '*':<2} {self.plain(text)}"
+        )
 
     def named(self, name: str) -> Host:
         return next(host for host in self.hosts if host.name == name)
@@ -156,21 +178,17 @@ class World:
             raise LeaseError(f"memory: cannot {what} the lease: unreachable", hint="end the fault")
 
     def words(self, host: Host) -> ControlWords | None:
-        try:
-            control = Control(host.path)
-        except SustainError:
-            return None
-        try:
-            return control.words()
-        finally:
-            control.close()
+        return self._control(host).words()
 
     def block(self, host: Host) -> Superblock:
-        control = Control(host.path)
-        try:
-            return control.superblock()
-        finally:
-            control.close()
+        return self._control(host).superblock()
+
+    def _control(self, host: Host) -> Control:
+        """Of the file that is there now."""
+        inode = os.stat(host.path).st_ino
+        if inode not in self._controls:
+            self._controls[inode] = Control(host.path)
+        return self._controls[inode]
 
     def accepts(self, host: Host) -> bool:
         """Whether a commit would be accepted there now."""
@@ -186,7 +204,7 @@ class World:
     def run(self) -> None:
         for host in self.hosts:
             self.kernel.after(self.rng.uniform(0, 0.1), host.start)
-        self.kernel.after(0.8, self._fault)
+        self.kernel.after(0.4, self._fault)
         self.kernel.after(LOOK_S, self._look)
         self.kernel.after(FAULTS_S, self._heal)
         self.kernel.run(int((FAULTS_S + CALM_S) * 1e9), lambda: None)
@@ -195,14 +213,14 @@ class World:
     def end(self) -> None:
         """Nothing is left running; stacks are unwound."""
         self.kernel.error = None
+        self.over = True
         for host in self.hosts:
             for process in list(host.processes):
                 process.kill()
-        self.calm = True
         self.kernel.run(self.kernel.now_ns + int(1e9), lambda: None)
 
     def supervisor_ended(self, host: Host) -> None:
-        if not self.calm or self.kernel.now_ns < (FAULTS_S + CALM_S) * 1e9:
+        if not self.over:
             self.kernel.after(self.rng.uniform(0.05, 0.6), host.start)
 
     def child_ended(self, host: Host) -> None:
@@ -227,7 +245,7 @@ class World:
         likely = [host for host in self.hosts if host.name == primary]
         host = rng.choice(likely if likely and rng.random() < 0.5 else self.hosts)
         kind = rng.choice(self.kinds)
-        span_s = rng.choice((0.05, 0.3, 0.9, 1.5)) * rng.uniform(0.5, 1.5)
+        span_s = rng.choice((0.05, 0.2, 0.6, 1.0)) * rng.uniform(0.5, 1.5)
         host.disturbed_s = max(host.disturbed_s, self.kernel.now_ns / 1e9 + span_s)
         _FAULTS[kind](self, host, span_s)
 
@@ -251,6 +269,7 @@ class World:
     def _heal(self) -> None:
         self.tell(None, "all faults end")
         self.calm = True
+        self.pace_s = 0.05
         self.network.cut.clear()
         self.network.slow_s = self.lost_answers = 0.0
         for host in self.hosts:
