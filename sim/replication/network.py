@@ -263,7 +263,7 @@ class Poll:
         self._sock, self._reads = sock, flags == Select.POLLIN
 
     def poll(self, timeout_ms: float) -> list[tuple[int, int]]:
-        sock, until_ns = self._sock, tasks.kernel().now_ns + int(timeout_ms * 1e6)
+        sock, until_ns = self._sock, tasks.kernel().now_ns + tasks.whole_ns(timeout_ms / 1e3)
         assert sock is not None
         while not (sock.readable if self._reads else sock.writable):
             left_s = (until_ns - tasks.kernel().now_ns) / 1e9

@@ -152,7 +152,7 @@ class Kernel:
         if waiters is not None:
             waiters.append(task)
         if timeout_s is not None:
-            turn, delay_ns = task.turn, int(timeout_s * 1e9 / task.process.host.rate)
+            turn, delay_ns = task.turn, whole_ns(timeout_s / task.process.host.rate)
             self.at(self.now_ns + max(delay_ns, 1), lambda: self._resume(task, turn, False))
         self.hub.switch()
         if waiters is not None and task in waiters:
@@ -181,6 +181,11 @@ def process() -> Process:
     return task.process
 
 
+def whole_ns(seconds: float) -> int:
+    """No wait takes no time at all, but that for 0: who waits until a moment would ask again and again."""
+    return 0 if seconds <= 0 else max(int(seconds * 1e9), 1000)
+
+
 def sleep(seconds: float) -> None:
     kernel().suspend(None, seconds)
 
@@ -206,7 +211,7 @@ class Event:
         self._set = False
 
     def wait(self, timeout: float | None = None) -> bool:
-        until_ns = None if timeout is None else clock_ns(process().host) + int(timeout * 1e9)
+        until_ns = None if timeout is None else clock_ns(process().host) + whole_ns(timeout)
         while not self._set:
             left_s = None if until_ns is None else (until_ns - clock_ns(process().host)) / 1e9
             if left_s is not None and left_s <= 0:
@@ -221,7 +226,7 @@ class Semaphore:
         self._waiters: list[Task] = []
 
     def acquire(self, blocking: bool = True, timeout: float | None = None) -> bool:
-        until_ns = None if timeout is None or timeout < 0 else kernel().now_ns + int(timeout * 1e9)
+        until_ns = None if timeout is None or timeout < 0 else kernel().now_ns + whole_ns(timeout)
         while self._value == 0:
             if not blocking or (until_ns is not None and kernel().now_ns >= until_ns):
                 return False
@@ -270,7 +275,7 @@ class Thread:
 
 def join(task: Task, timeout_s: float | None) -> None:
     """Wait until `task` has ended."""
-    until_ns = None if timeout_s is None else kernel().now_ns + int(timeout_s * 1e9)
+    until_ns = None if timeout_s is None else kernel().now_ns + whole_ns(timeout_s)
     while not task.done and (until_ns is None or kernel().now_ns < until_ns):
         kernel().suspend(task.joiners, timeout_s)
 

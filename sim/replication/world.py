@@ -24,7 +24,7 @@ from sustain.testing import MemoryLease, MemoryLeaseStore
 if TYPE_CHECKING:
     from sustain._native import ControlWords, Superblock
 
-FAULTS_S, CALM_S = 2.4, 2.0
+CALM_S = 1.5
 RATE = 0.018  # clocks differ by up to twice this; the lease's margin is 0.02 on either side
 LOOK_S = 0.4
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
@@ -127,13 +127,14 @@ class World:
         self.oracle = Oracle()
         self.story: list[str] = []
         self.lease_store = MemoryLeaseStore()
-        count = variant.hosts or rng.choice((2, 3, 3))
+        count = variant.hosts or rng.choice((2, 3))
         self.required = rng.random() < 0.5
         self.all_create = rng.random() < 0.2
         self.bulk_share = rng.choice((0.0, 0.0, 0.2, 0.5))
         self.pace_s = rng.choice((0.03, 0.06, 0.12))
         self.lost_answers = rng.choice((0.0, 0.05, 0.2))
-        self.every_s = rng.choice((0.2, 0.4, 0.8))
+        self.every_s = rng.choice((0.15, 0.3, 0.6))
+        self.faults_s = rng.choice((1.0, 1.5, 2.5))
         self.kinds = variant.kinds or (_KINDS if rng.random() < 0.5 else tuple(rng.sample(_KINDS, 4)))
         self.network.slow_s = rng.choice((0.0, 0.0, 0.02))
         self.calm = self.over = False
@@ -206,8 +207,8 @@ class World:
             self.kernel.after(self.rng.uniform(0, 0.1), host.start)
         self.kernel.after(0.4, self._fault)
         self.kernel.after(LOOK_S, self._look)
-        self.kernel.after(FAULTS_S, self._heal)
-        self.kernel.run(int((FAULTS_S + CALM_S) * 1e9), lambda: None)
+        self.kernel.after(self.faults_s, self._heal)
+        self.kernel.run(int((self.faults_s + CALM_S) * 1e9), lambda: None)
         self.checker.at_the_end()
 
     def end(self) -> None:
