@@ -20,6 +20,7 @@
 from __future__ import annotations
 
 import glob
+import json
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,7 @@ class Checker:
         self._newest_epoch = 0
         self._admitted: dict[str, int] = {}
         self._newest = 0  # commit that the newest primary has
+        self._primary = ""
         self.lost: set[int] = set()
         self._acked: list[Commit] = []
         self.promotions = self.looks = self.snapshots = 0
@@ -116,7 +118,7 @@ class Checker:
                 break
             self.lost.add(each)
             self._world.tell(host, f"lacks commit {each} of {self._oracle.commits[each].host}")
-        self._newest = number
+        self._newest, self._primary = number, host.name
         self._acked = [each for each in self._acked if each.number not in self.lost][-300:]
 
     def _present(self, name: str, commit: Commit) -> bool:
@@ -169,7 +171,7 @@ class Checker:
         if lsn > end and self._log_epoch(other) <= self._log_epoch(host):
             raise Violation(f"{other.name} has acknowledged {lsn}, and holds {end} durably")
         medium.floor_lsn = max(medium.floor_lsn, min(lsn, end))
-        if self._world.accepts(host):
+        if host.name == self._primary and self._world.accepts(host):
             self._note_acked(other.name, lsn)
 
     def _note_acked(self, name: str, lsn: int) -> None:
@@ -220,13 +222,17 @@ class Checker:
         self._nothing_lost_in_silence()
 
     def _nothing_lost_in_silence(self) -> None:
-        kept = b""
+        kept, gone_bytes = b"", 0
         for host in self._world.hosts:
             for name in sorted(glob.glob(f"{glob.escape(host.path)}.orphan-*")):
-                if not name.endswith(".json"):
-                    with open(name, "rb") as file:
-                        kept += file.read()
+                with open(name, "rb") as file:
+                    data = file.read()
+                if name.endswith(".json"):
+                    gone_bytes += json.loads(data)["lost_bytes"]
+                else:
+                    kept += data
+        self.lost.difference_update(self._oracle.line(self._newest))  # some come back with their host
         for number in sorted(self.lost):
             commit = self._oracle.commits[number]
-            if MARK + number.to_bytes(8, "little") not in kept and not self._world.trimmed(commit):
+            if MARK + number.to_bytes(8, "little") not in kept and not gone_bytes:
                 raise Violation(f"commit {number} of {commit.host} is nowhere, and no file of orphans has it")

@@ -190,6 +190,10 @@ class SimLogTail(_Guarded):
         if self.native.committed() <= beyond:
             tasks.sleep(timeout_s)
 
+    def image_view(self, first_page: int, pages: int) -> memoryview:
+        view: memoryview = self.native.image_view(first_page, pages)
+        return view
+
     def claim_slot(self, url: str, required: bool) -> int:
         slot = int(self.native.claim_slot(url, required))
         self._urls[slot] = url

@@ -7,7 +7,8 @@ engine and is not here either is not part of the simulation, or would wait in re
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import errno
+from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -106,6 +107,17 @@ class SimRunfile:
         tasks.process().host.end_leftovers()  # type: ignore[attr-defined]
 
 
+def write_durably(name: str, fill: Callable[[int], None]) -> None:
+    """`orphan.write_durably`, on a disk that may be full."""
+    host = tasks.process().host
+    if host.disk.full:  # type: ignore[attr-defined]
+        raise OSError(errno.ENOSPC, "No space left on device")
+    _write_durably(name, fill)
+
+
+_write_durably = orphan.write_durably
+
+
 @contextlib.contextmanager
 def installed(world: World) -> Iterator[None]:
     """The product on simulated hosts, until the block ends; then everything is as it was."""
@@ -118,6 +130,7 @@ def installed(world: World) -> Iterator[None]:
         (worker, "queue", tasks.Queue),
         (channel, "select", network.Select),
         (destination, "random", world.rng),
+        (orphan, "write_durably", write_durably),
         (ship, "LogTail", SimLogTail),
         (ship, "Destination", SimDestination),
         (receive, "Intake", SimIntake),

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 from sim.replication import seams, tasks
 from sim.replication.broken import CORRECT, Variant
 from sim.replication.checker import Checker, Violation
-from sim.replication.command import Commit, Oracle
+from sim.replication.command import Oracle
 from sim.replication.host import TTL_S, Host
 from sim.replication.network import Network
 from sustain._native import Control
-from sustain.errors import LeaseError, SustainError
+from sustain.errors import LeaseError
 from sustain.failover.lease.record import LeaseRecord
 from sustain.testing import MemoryLease, MemoryLeaseStore
 
@@ -196,10 +196,6 @@ class World:
         words = self.words(host)
         return words is not None and host.clock.boottime_ns() < words["lease_deadline_ns"]
 
-    def trimmed(self, commit: Commit) -> bool:
-        """Whether the log may have lost a commit before it could be kept: it had run round."""
-        return self.bulk_share > 0
-
     # running
 
     def run(self) -> None:
@@ -222,7 +218,7 @@ class World:
 
     def supervisor_ended(self, host: Host) -> None:
         if not self.over:
-            self.kernel.after(self.rng.uniform(0.05, 0.6), host.start)
+            self.kernel.after(0.1 if self.calm else self.rng.choice((0.05, 0.3, 1.2)), host.start)
 
     def child_ended(self, host: Host) -> None:
         """SIGCHLD."""
@@ -277,6 +273,7 @@ class World:
             host.lease_cut = host.disk.full = host.disk.failing = False
             host.disk.slow_s = 0.0
             self.power_back(host)
+            host.start()
 
 
 def _pause(world: World, host: Host, span_s: float) -> None:
