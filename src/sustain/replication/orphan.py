@@ -106,7 +106,8 @@ def unresolved(path: str, replica_uuid: bytes, end: int) -> str | None:
     Such a copy is not a prefix of the newest primary's commits and must not take over.
     """
     directory, store = os.path.split(os.path.abspath(path))
-    first, last = f"{store}.orphan-e", f"-{end}.json"  # no pattern: this is asked all the time, of another `end`
+    # Without a pattern: this is asked all the time, and of another `end` each time.
+    first, last = f"{store}.orphan-e", f"-{end}.json"
     for found in os.listdir(directory):
         if not (found.startswith(first) and found.endswith(last)):
             continue
