@@ -243,6 +243,7 @@ class World:
         host = rng.choice(likely if likely and rng.random() < 0.5 else self.hosts)
         kind = rng.choice(self.kinds)
         span_s = rng.choice((0.05, 0.2, 0.6, 1.0)) * rng.uniform(0.5, 1.5)
+        span_s = min(span_s, self.faults_s - self.kernel.now_ns / 1e9)
         host.disturbed_s = max(host.disturbed_s, self.kernel.now_ns / 1e9 + span_s)
         _FAULTS[kind](self, host, span_s)
 
