@@ -44,46 +44,48 @@ class Medium:
         self.waiters: list[tasks.Task] = []  # for the next commit
         self.torn: tuple[int, bytes] | None = None  # (LSN, bytes) received and not flushed
         self._tail = -1
-        self._durable: dict[int, bytes] = {}  # sectors of sums and image, by offset
+        self._durable: dict[int, bytes] = {}  # pages of sums and image, by offset
 
     def settle(self, tail: int) -> None:
         """After a call of the engine: when the tail has moved, the image is durable."""
         if tail != self._tail:
             self._tail = tail
-            self._durable = self._sectors()
+            self._durable = self._pages()
 
-    def _sectors(self) -> dict[int, bytes]:
-        """Everything of sums and image that is not zero."""
-        found = {}
-        with open(self.path, "rb") as file:
-            header = file.read(PAGE_BYTES)
-            log_size, sums, image, image_size = struct.unpack_from("<QQQQ", header, 80)
-            del log_size
-            file.seek(sums)
-            table = file.read(image_size // 512)
-            pages = [page for page in range(image_size // PAGE_BYTES) if any(table[page * 8 : page * 8 + 8])]
-            for page in pages:
-                file.seek(image + page * PAGE_BYTES)
-                data = file.read(PAGE_BYTES)
-                found |= {image + page * PAGE_BYTES + at: data[at : at + SECTOR_BYTES] for at in _PARTS}
-            found |= {sums + at: table[at : at + SECTOR_BYTES] for at in range(0, len(table), SECTOR_BYTES)}
+    def _pages(self) -> dict[int, bytes]:
+        """Pages of sums and image, those that are not zero, by offset."""
+        found: dict[int, bytes] = {}
+        fd = os.open(self.path, os.O_RDONLY)
+        try:
+            sums, image, image_size = struct.unpack("<QQQ", os.pread(fd, 24, 88))
+            for at in range(sums, sums + image_size // 512, PAGE_BYTES):
+                table = os.pread(fd, PAGE_BYTES, at)
+                found[at] = table
+                first = (at - sums) // 8
+                for page, (total,) in enumerate(struct.iter_unpack("<Q", table)):
+                    if total:
+                        offset = image + (first + page) * PAGE_BYTES
+                        found[offset] = os.pread(fd, PAGE_BYTES, offset)
+        finally:
+            os.close(fd)
         return found
 
     def lose_power(self, rng: random.Random) -> None:
         """The file as it may be found when the power is back. Nobody has it open."""
-        now, before = self._sectors(), self._durable
+        now, before = self._pages(), self._durable
         keep = rng.choice((0.0, 0.3, 0.7, 1.0))
         with open(self.path, "r+b") as file:
             for at, data in now.items():
-                old = before.get(at, bytes(SECTOR_BYTES))
-                if data != old and rng.random() >= keep:
-                    file.seek(at)
-                    file.write(old)
+                old = before.get(at, bytes(PAGE_BYTES))
+                for part in _PARTS if data != old else ():
+                    if rng.random() >= keep:
+                        file.seek(at + part)
+                        file.write(old[part : part + SECTOR_BYTES])
             if self.torn is not None:
                 self._tear(file, rng, keep)
             file.seek(CONTROL_OFFSET)
             file.write(bytes(CONTROL_BYTES))
-        self._durable, self.torn = self._sectors(), None
+        self._durable, self.torn = self._pages(), None
 
     def _tear(self, file: Any, rng: random.Random, keep: float) -> None:
         assert self.torn is not None

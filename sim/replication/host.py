@@ -55,7 +55,7 @@ class SimPolicy(Policy):
 
     @property
     def poll_ns(self) -> int:
-        return self.ttl_ns // 12
+        return self.ttl_ns // 8
 
 
 class Host:
@@ -223,7 +223,7 @@ def _ship(host: Host, words: Sequence[str], _: Mapping[str, str], stop: tasks.Ev
     link = LinkConfig(
         name=host.name,
         chunk_bytes=64 << 10,
-        linger_s=0.015,
+        linger_s=0.03,
         heartbeat_s=HEARTBEAT_S,
         timeout_s=TIMEOUT_S,
         connect_timeout_s=0.3,

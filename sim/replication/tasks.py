@@ -100,13 +100,13 @@ class Kernel:
         self.error: BaseException | None = None
         self.hub = getcurrent()
         self._rng = rng
-        self._queue: list[tuple[int, int, Callable[[], None]]] = []
+        self._queue: list[tuple[int, int, Callable[[], object]]] = []
         self._order = itertools.count()
 
-    def at(self, when_ns: int, what: Callable[[], None]) -> None:
+    def at(self, when_ns: int, what: Callable[[], object]) -> None:
         heapq.heappush(self._queue, (max(when_ns, self.now_ns), next(self._order), what))
 
-    def after(self, delay_s: float, what: Callable[[], None]) -> None:
+    def after(self, delay_s: float, what: Callable[[], object]) -> None:
         self.at(self.now_ns + int(delay_s * 1e9), what)
 
     def run(self, until_ns: int, each: Callable[[], None]) -> None:
@@ -211,6 +211,8 @@ class Event:
         self._set = False
 
     def wait(self, timeout: float | None = None) -> bool:
+        if self._set:
+            return True
         until_ns = None if timeout is None else clock_ns(process().host) + whole_ns(timeout)
         while not self._set:
             left_s = None if until_ns is None else (until_ns - clock_ns(process().host)) / 1e9
