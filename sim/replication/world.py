@@ -137,6 +137,8 @@ class World:
         self.faults_s = rng.choice((1.0, 1.5, 2.5))
         self.kinds = variant.kinds or (_KINDS if rng.random() < 0.5 else tuple(rng.sample(_KINDS, 4)))
         self.network.slow_s = rng.choice((0.0, 0.0, 0.02))
+        if variant.busy:
+            self.pace_s, self.network.slow_s = 0.01, 0.02
         self.calm = self.over = False
         self._uuids: dict[str, str] = {}
         self._controls: dict[int, Control] = {}
@@ -167,7 +169,7 @@ class World:
 
     def lease(self, host: Host) -> SimLease:
         instance = f"{host.name}{host.lives}"
-        lease = SimLease(self.lease_store, instance, host.clock, TTL_S, self.variant.margin)
+        lease = SimLease(self.lease_store, instance, host.clock, TTL_S)
         lease.world, lease.host = self, host
         return lease
 
