@@ -1,4 +1,4 @@
-"""What must hold in every simulated run (the invariants are those of docs/architecture.md). Sees everything.
+"""What must hold in every simulated run. Sees everything, unlike the hosts.
 
 - Recovered is what was durable: whatever is opened, by a command, a receiver or a promotion, after a kill or a power
   cut, reaches at least as far as commits had returned there, and as its acknowledgements had said.

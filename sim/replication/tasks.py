@@ -85,7 +85,8 @@ class Task:
         except Killed:
             pass
         except BaseException as error:  # noqa: BLE001 - whatever it is ends the run
-            self.process.kernel.error = error
+            if not self.process.dead:  # else it is only unwound
+                self.process.kernel.error = error
         finally:
             self.done = True
             self.process.kernel.wake_all(self.joiners)

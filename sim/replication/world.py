@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import random
 import re
+import shutil
 import tempfile
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -78,8 +80,7 @@ class Outcome:
 
 def run_seed(seed: int, variant: Variant = CORRECT) -> Outcome:
     """One run. The same seed and variant always give the same outcome."""
-    memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
-    with tempfile.TemporaryDirectory(prefix="sustain-sim-", dir=memory) as root:
+    with tempfile.TemporaryDirectory(prefix="sustain-sim-", dir=_memory()) as root:
         world = World(seed, variant, root)
         outcome = Outcome(seed)
         try:
@@ -90,12 +91,23 @@ def run_seed(seed: int, variant: Variant = CORRECT) -> Outcome:
                     world.end()
         except Violation as violation:
             outcome.violation = world.plain(str(violation))
-            world.tell(None, f"VIOLATION: {violation}")
+        except Exception as error:  # noqa: BLE001 - a task of the product that fails so is a finding, too
+            outcome.violation = f"{type(error).__name__}: {world.plain(str(error))}"
+            world.story += traceback.format_exc().splitlines()
+        if outcome.violation:
+            world.tell(None, f"VIOLATION: {outcome.violation}")
     outcome.promotions, outcome.looks = world.checker.promotions, world.checker.looks
     outcome.lost = len(world.checker.lost)
     outcome.commits = sum(each.lsn is not None for each in world.oracle.commits.values()) - 1
     outcome.story = world.story
     return outcome
+
+
+def _memory() -> str | None:
+    """A directory in memory with room for a few stores; None: the system's own."""
+    return (
+        "/dev/shm" if os.path.isdir("/dev/shm") and shutil.disk_usage("/dev/shm").free > 256 << 20 else None
+    )
 
 
 class SimLease(MemoryLease):

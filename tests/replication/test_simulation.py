@@ -73,9 +73,7 @@ _NOT_SIMULATED = {
     "replication/fetch": "stores that arrive are not simulated",
     "replication/getter": "of a fetch",
     "replication/giver": "of a fetch",
-    "replication/ship": "also asks for CLOCK_BOOTTIME, for budgets",
     "replication/tls": "simulated links are closed networks",
-    "replication/tls_errors": "as tls",
 }
 
 
