@@ -8,7 +8,7 @@ process or a clock. Judged by the product's own code are the readings of power, 
 counted on.
 """
 
-from sim.failover.broken import VARIANTS, Variant
+from sim.failover.broken import CORRECT, VARIANTS, Variant
 from sim.failover.world import Outcome, run_seed
 
-__all__ = ["VARIANTS", "Outcome", "Variant", "run_seed"]
+__all__ = ["CORRECT", "VARIANTS", "Outcome", "Variant", "run_seed"]

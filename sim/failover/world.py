@@ -44,6 +44,23 @@ class Outcome:
     kept: int = 0  # promises of batteries that were put to the test
     story: list[str] = field(default_factory=list)
 
+    def __add__(self, other: Outcome) -> Outcome:
+        """What came of both; without their stories."""
+        return Outcome(
+            self.seed,
+            self.violation or other.violation,
+            self.promotions + other.promotions,
+            self.commits + other.commits,
+            self.outages + other.outages,
+            self.kept + other.kept,
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"{self.promotions} promotions, {self.commits} commits, {self.outages} outages, of which {self.kept} put a "
+            "battery's promise to the test"
+        )
+
 
 def run_seed(seed: int, variant: Variant = CORRECT) -> Outcome:
     """One run. The same seed and variant always give the same outcome."""

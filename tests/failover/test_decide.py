@@ -185,6 +185,18 @@ def test_another_host_tries_after_so_many_restarts(restarts: int) -> None:
     assert crash(restarts + 1, restarts, streaming=False).state.leaving is None
 
 
+def test_a_command_that_was_told_to_stop_has_not_finished_its_work() -> None:
+    """It was being fenced, exits with 0 as it should, and the lease is held after all."""
+    told = ChildView(ChildState.EXITED, 0, NOW, NOW - 1)
+    plan = decide(primary(command=told), PRIMARY, POLICY, NOW)
+    assert plan.state.leaving is None
+    assert not plan.state.crashes
+    assert StartCommand in kinds(plan)
+    by_itself = decide(primary(command=replace(told, asked_ns=0)), PRIMARY, POLICY, NOW)
+    assert by_itself.state.leaving is not None
+    assert by_itself.state.leaving.outcome is LeaseState.DONE
+
+
 def test_crashes_long_ago_do_not_count() -> None:
     state = replace(PRIMARY, crashes=(NOW - 100 * S, NOW - 90 * S, NOW - 80 * S))
     plan = decide(primary(command=ChildView(ChildState.EXITED, 1, NOW)), state, POLICY, NOW)

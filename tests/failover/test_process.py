@@ -162,3 +162,32 @@ def test_the_worker_learns_that_its_lease_is_anothers() -> None:
         assert shared.record.state.owned
     finally:
         assert worker.stop(30)
+
+
+def test_a_lease_that_was_given_up_is_not_held_again_by_a_renewal_that_comes_late() -> None:
+    clock, shared = FakeClock(), MemoryLeaseStore()
+    lease = MemoryLease(shared, "a1", clock, 1.0)
+    hangs, goes_on = threading.Event(), threading.Event()
+    worker = LeaseWorker(lease, clock, "a", "a1", lambda: None)
+    worker.poll_s = 0.005
+    worker.start()
+    try:
+        view = until(lambda: worker.status()[0].view, "the lease is read")
+        worker.acquire(view, 1.0, 1)
+        grant = until(lambda: worker.status()[0].grant, "it is taken")
+
+        def hang(_: str) -> None:
+            hangs.set()
+            assert goes_on.wait(60)
+
+        lease.fault = hang
+        worker.renew(grant, "", None)
+        assert hangs.wait(30)
+        worker.forget()  # the deadline has passed
+        goes_on.set()
+        until(lambda: not worker.status()[1], "the renewal was answered")
+        assert shared.record.counter == 2
+        assert worker.status()[0].grant is None
+    finally:
+        goes_on.set()
+        assert worker.stop(30)

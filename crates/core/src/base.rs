@@ -518,11 +518,11 @@ impl<M: Medium> Base<M> {
         if floor == UNKNOWN { u64::MAX } else { floor }
     }
 
-    /// Where the tail could go so that half the log is free: not past `applied`, nor past what others need.
+    /// Where the tail could go so that half the log is free: not past `applied`, nor past `floor`, which others need.
     /// `None`: nowhere.
     #[must_use]
-    pub fn trim_target(&self, at_least: u64) -> Option<Point> {
-        let may = self.applied.lsn.min(self.floor());
+    pub fn trim_target(&self, at_least: u64, floor: u64) -> Option<Point> {
+        let may = self.applied.lsn.min(floor);
         let want = (self.applied.lsn.saturating_sub(self.sb.log_size / 2)).max(at_least);
         if may >= self.applied.lsn
             && want + self.mark_step >= self.applied.lsn

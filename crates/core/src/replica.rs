@@ -282,8 +282,8 @@ impl<M: Medium> Replica<M> {
 
     fn trim(&mut self) -> Result<()> {
         let want = self.received.saturating_sub(self.base.sb.log_size / 2);
-        let target = self.base.trim_target(want.min(self.base.applied.lsn));
-        // What a receiver holds nobody else needs: there is no floor to wait for.
+        // What a receiver holds nobody else needs: no floor counts, also not one that is left from when this host shipped.
+        let target = self.base.trim_target(want.min(self.base.applied.lsn), u64::MAX);
         if let Some(p) = target.filter(|p| p.lsn > self.base.sb.tail.lsn) {
             let r = self
                 .base

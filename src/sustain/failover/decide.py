@@ -227,29 +227,41 @@ def _run(draft: Draft, grant: LeaseGrant) -> None:
 def _after_exit(draft: Draft, grant: LeaseGrant) -> None:
     command, state, policy = draft.seen.command, draft.state, draft.policy
     if state.seen_exit_ns != command.changed_ns:
-        if command.status == 0 and policy.on_success == "stop":
+        if command.asked:
+            # The lease is held again after all: what it answered to being told is neither success nor failure.
+            draft.remember(seen_exit_ns=command.changed_ns, restart_at_ns=command.changed_ns)
+        elif command.status == 0 and policy.on_success == "stop":
             why = "the command has finished its work"
             draft.remember(
                 seen_exit_ns=command.changed_ns,
                 leaving=Leaving(why, LeaseState.DONE, True, draft.now_ns),
             )
             return
-        recent = tuple(at for at in state.crashes if at > command.changed_ns - policy.restart_window_ns)
-        crashes = (*recent, command.changed_ns)
-        delay_ns = 0 if len(crashes) == 1 else draft.backoff(len(crashes) - 1)
-        draft.remember(
-            seen_exit_ns=command.changed_ns,
-            crashes=crashes[-64:],
-            restart_at_ns=command.changed_ns + delay_ns,
-        )
-        if len(crashes) > policy.restarts and _usable_standby(draft):
-            why = f"the command {_how(command.status)}, {len(crashes)} times lately; another host shall try"
-            draft.remember(leaving=Leaving(why, LeaseState.RELEASED, False, draft.now_ns))
-            return
+        else:
+            _crashed(draft)
+            if draft.state.leaving is not None:
+                return
     if draft.due(draft.state.restart_at_ns):
         count = len(draft.state.crashes)
         reason = f"the command {_how(command.status)}; restart {count}"
         draft.do(StartCommand(reason, grant.epoch, first=False))
+
+
+def _crashed(draft: Draft) -> None:
+    """Start it again, later each time; or let another host try."""
+    command, state, policy = draft.seen.command, draft.state, draft.policy
+    recent = tuple(at for at in state.crashes if at > command.changed_ns - policy.restart_window_ns)
+    crashes = (*recent, command.changed_ns)
+    delay_ns = 0 if len(crashes) == 1 else draft.backoff(len(crashes) - 1)
+    draft.remember(
+        seen_exit_ns=command.changed_ns,
+        crashes=crashes[-64:],
+        restart_at_ns=command.changed_ns + delay_ns,
+    )
+    if len(crashes) > policy.restarts and _usable_standby(draft):
+        why = f"the command {_how(command.status)}, {len(crashes)} times lately; another host shall try"
+        draft.remember(leaving=Leaving(why, LeaseState.RELEASED, False, draft.now_ns))
+        return
 
 
 def _usable_standby(draft: Draft) -> bool:

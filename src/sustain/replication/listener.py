@@ -57,8 +57,8 @@ class Listener(Generic[H, W]):
         self._rejected = rejected
         self._handshakes = threading.BoundedSemaphore(HANDSHAKES_AT_ONCE)
         self._lock = threading.Lock()
-        self._open: set[Channel] = set()
-        self._threads: set[threading.Thread] = set()
+        self._open: dict[Channel, None] = {}  # and not a set: ended in the order in which they came
+        self._threads: list[threading.Thread] = []
         self._sock: socket.socket | None = None
         self._stop = threading.Event()
 
@@ -116,7 +116,7 @@ class Listener(Generic[H, W]):
     def _spawn(self, target: Callable[[], None], name: str) -> None:
         thread = threading.Thread(target=target, name=f"sustain-{name}", daemon=True)
         with self._lock:
-            self._threads = {each for each in self._threads if each.is_alive()} | {thread}
+            self._threads = [*(each for each in self._threads if each.is_alive()), thread]
             thread.start()
 
     def _accept(self) -> None:
@@ -141,7 +141,7 @@ class Listener(Generic[H, W]):
 
     def _run(self, channel: Channel) -> None:
         with self._lock:
-            self._open.add(channel)
+            self._open[channel] = None
         try:
             try:
                 handshake, hello = self._shake(channel)
@@ -155,7 +155,7 @@ class Listener(Generic[H, W]):
             self._rejected(channel.peer, SustainError(unexpected(error)))
         finally:
             with self._lock:
-                self._open.discard(channel)
+                self._open.pop(channel, None)
             channel.release()
 
     def _shake(self, channel: Channel) -> tuple[ReceiverHandshake[H, W], H]:

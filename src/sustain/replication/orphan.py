@@ -11,7 +11,6 @@ application knows whether that makes sense.
 """
 
 import contextlib
-import glob
 import json
 import mmap
 import os
@@ -106,7 +105,13 @@ def unresolved(path: str, replica_uuid: bytes, end: int) -> str | None:
 
     Such a copy is not a prefix of the newest primary's commits and must not take over.
     """
-    for name in glob.glob(f"{glob.escape(path)}.orphan-e*-{end}.json"):
+    directory, store = os.path.split(os.path.abspath(path))
+    # Without a pattern: this is asked all the time, and of another `end` each time.
+    first, last = f"{store}.orphan-e", f"-{end}.json"
+    for found in os.listdir(directory):
+        if not (found.startswith(first) and found.endswith(last)):
+            continue
+        name = os.path.join(directory, found)
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
             with open(name, encoding="utf-8") as file:
                 report = json.load(file)

@@ -378,7 +378,7 @@ impl<M: Medium> Inner<M> {
     #[inline]
     pub(super) fn trim_early(&mut self) -> Result<()> {
         let base = self.base()?;
-        if self.appended.lsn - base.sb.tail.lsn > base.sb.log_size / 4 * 3 && base.trim_target(0).is_some() {
+        if self.appended.lsn - base.sb.tail.lsn > base.sb.log_size / 4 * 3 && base.trim_target(0, base.floor()).is_some() {
             self.trim_now(0)?;
         }
         Ok(())
@@ -389,7 +389,7 @@ impl<M: Medium> Inner<M> {
     pub(super) fn trim_now(&mut self, at_least: u64) -> Result<bool> {
         self.not_poisoned()?;
         let base = self.base()?;
-        if base.trim_target(at_least).is_none() {
+        if base.trim_target(at_least, base.floor()).is_none() {
             return Ok(false);
         }
         let applied = base.applied;
@@ -408,7 +408,7 @@ impl<M: Medium> Inner<M> {
             Err(e) => Err(Error::io(format!("flush the image of {}", self.name), e)),
             Ok(()) => {
                 let base = self.base_mut()?;
-                match base.trim_target(at_least).filter(|p| p.lsn <= applied.lsn) {
+                match base.trim_target(at_least, base.floor()).filter(|p| p.lsn <= applied.lsn) {
                     Some(p) => base.trim(p).map(|()| true),
                     None => Ok(false),
                 }

@@ -141,12 +141,15 @@ class LeaseWorker:
         self._withdraw()
 
     def _renew(self, grant: LeaseGrant, store_uuid: str, state: LeaseState | None) -> None:
-        self._keep(self._lease.renew(grant, store_uuid, state))
+        self._keep(grant, self._lease.renew(grant, store_uuid, state))
 
     def _resume(self, grant: LeaseGrant, at_least_epoch: int) -> None:
-        self._keep(self._lease.resume(grant, at_least_epoch))
+        self._keep(grant, self._lease.resume(grant, at_least_epoch))
 
-    def _keep(self, renewed: LeaseGrant | None) -> None:
+    def _keep(self, grant: LeaseGrant, renewed: LeaseGrant | None) -> None:
+        held = self.status()[0].grant
+        if held is None or held.epoch != grant.epoch:
+            return  # given up while the lease store hung: it runs out, as others expect
         if renewed is not None:
             self._note(grant=renewed, error="")
             return
