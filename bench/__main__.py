@@ -26,6 +26,7 @@ QUESTIONS = (
     "commit_with_shipper",
     "recovery",
     "takeover",
+    "handover",
     "restore_on_demand",
     "redis_end_to_end",
     "region_scan",

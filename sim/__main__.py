@@ -27,13 +27,14 @@ def main() -> int:
     if args.variant == "all":
         return _all()
     variant = next((each for each in VARIANTS if each.name == args.variant), CORRECT)
-    promotions = commits = outages = kept = 0
+    promotions = commits = outages = kept = handovers = 0
     for seed in range(args.first, args.first + args.seeds):
         outcome = run_seed(seed, variant)
         promotions += outcome.promotions
         commits += outcome.commits
         outages += outcome.outages
         kept += outcome.kept
+        handovers += outcome.handovers
         if outcome.violation or args.story:
             print("\n".join(outcome.story))
         if outcome.violation:
@@ -42,7 +43,7 @@ def main() -> int:
             return 1
     print(
         f"{args.seeds} simulated runs, {promotions} promotions, {commits} commits, {outages} outages, of which {kept} "
-        "put a battery's promise to the test: nothing wrong"
+        f"put a battery's promise to the test, {handovers} handovers as asked: nothing wrong"
     )
     return 0
 

@@ -27,6 +27,7 @@ PEERS = {
     "commit_with_shipper": {"without a shipper"},
     "recovery": {"memory copy"},
     "takeover": set(),
+    "handover": set(),
     "restore_on_demand": {"restored in full first"},
     "redis_end_to_end": {"sustain, wait", "Redis", "Redis, WAIT 1"},
     "region_scan": {"BLAKE2b of each page", "memory read, one core"},
