@@ -33,6 +33,10 @@ from sustain.failover.types import (
 from sustain.units import format_size, to_ns
 
 _ANSWER_AGAIN_NS = to_ns(0.3)
+_LITTLE_OF_A_REGION_BYTES = (
+    64 << 20
+)  # its program changes the same pages again and again: nobody ever has all of them
+_LITTLE_OF_A_REGION_S = 1.0  # or what the link carries in that time
 _ARCHIVES = ("file:", "s3:")
 
 
@@ -170,7 +174,7 @@ def _choose(draft: Draft, grant: LeaseGrant, wanted: str) -> tuple[str, str]:
     best = max(able, key=lambda each: (each.rank, each.name))
     if position(draft, grant) is None or draft.state.started_epoch != grant.epoch:
         return best.name, f"the command does not run on {policy.name} yet"
-    behind, little = _behind(draft, grant, best), policy.little_bytes
+    behind, little = _behind(draft, grant, best), _little(draft)
     if behind is None:
         return best.name, f"it is not known how much {best.name} lacks"
     if behind > little:
@@ -204,6 +208,13 @@ def _behind(draft: Draft, grant: LeaseGrant, successor: Candidate) -> int | None
         streams = any(each.state == "streaming" for each in _hosts(draft))
         known += [max(0, end - successor.rank.end)] if streams else []
     return min(known, default=None)
+
+
+def _little(draft: Draft) -> int:
+    if not draft.policy.freezes:
+        return draft.policy.little_bytes
+    bandwidth = max((each.bandwidth or 0.0 for each in _hosts(draft)), default=0.0)
+    return max(_LITTLE_OF_A_REGION_BYTES, int(bandwidth * _LITTLE_OF_A_REGION_S))
 
 
 def _holds_all(draft: Draft, grant: LeaseGrant, successor: str) -> bool:
