@@ -26,6 +26,7 @@ QUESTIONS = (
     "commit_with_shipper",
     "recovery",
     "takeover",
+    "handover",
     "restore_on_demand",
     "replication_peers",
     "region_scan",

@@ -9,6 +9,8 @@ whoever started it.
 - `steady STORE`: 64-byte updates, one commit each, without end; with `wait`, each waits for one copy.
 - `takeover - EVENTS BYTES`: opens $SUSTAIN_STORE, commits once, notes when in EVENTS; fills BYTES if
   the store is new; goes on committing.
+- `handover - EVENTS BYTES`: the same, then changes pages all over what it filled, about a thousand
+  commits a second, until SIGTERM; EVENTS.last holds when the last one was confirmed, and its number.
 """
 
 import itertools
@@ -118,6 +120,33 @@ def takeover(path: str, events: str, size: str) -> None:
         say(position=position)
 
 
+def handover(path: str, events: str, size: str) -> None:
+    import random
+    import signal
+
+    asked: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
+    note(events, "started")
+    source, pages = random.Random(2), int(size) // 4096
+    with sustain.open(path) as store, open(f"{events}.last", "w+b") as last:
+        words = store.map("bench")
+        reached = int.from_bytes(words.get(b"number", b""), "little")
+        file = store.file("filling")
+        for number in itertools.count(reached + 1):
+            words[b"number"] = number.to_bytes(8, "little")
+            position = store.commit()
+            now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+            os.pwrite(last.fileno(), now_ns.to_bytes(8, "little") + number.to_bytes(8, "little"), 0)
+            if number == reached + 1:
+                note(events, "first-commit", number=number, committed_ns=now_ns, position=position)
+                if number == 1:
+                    note(events, "filled", position=fill(store, int(size)))
+            if asked:
+                return
+            file.pwrite(source.randbytes(4096), source.randrange(pages) * 4096)
+            time.sleep(0.0005)
+
+
 def fill(store: sustain.Store, size: int) -> int:
     """Write `size` bytes that are not zero into a file of the store, in commits that the log holds."""
     import random  # here: the takeover is timed, and most of it is the start of this program
@@ -148,6 +177,8 @@ def main() -> None:
         steady(path, *rest)
     elif what == "takeover":
         takeover(os.environ.get("SUSTAIN_STORE", path), *rest)
+    elif what == "handover":
+        handover(os.environ.get("SUSTAIN_STORE", path), *rest)
     else:
         sys.exit(f"unknown writer: {what}")
 

@@ -53,6 +53,7 @@ class Variant:
     engine_budgets: bool = True
     power: bool | None = False  # whether power sources are watched, and fail; None: in some of the runs
     counts_from_end: bool = False
+    handovers: bool = False  # whether an operator asks for them in all runs
     hosts: int | None = None  # only runs in which it can show, to find it soon
     finishes: bool = False
     kinds: tuple[str, ...] = ()  # of faults; all, when empty
@@ -228,6 +229,35 @@ def _low_is_nothing(observation: Observation) -> Observation:
     return replace(observation, power=replace(power, power=Power.ON_BATTERY, usable_s=100.0))
 
 
+def _given_blindly(observation: Observation, state: State, policy: Policy, now_ns: int) -> Plan:
+    """Takes for granted that the successor holds everything, once the command is told to stop."""
+    leaving, store = state.leaving, observation.store
+    if leaving is not None and leaving.to and store is not None:
+        ahead = tuple(replace(each, acked=store.end) for each in observation.destinations)
+        observation = replace(observation, destinations=ahead)
+    return decide(observation, state, policy, now_ns)
+
+
+def _unreserved(observation: Observation) -> Observation:
+    view = observation.lease
+    if view is None:
+        return observation
+    return replace(observation, lease=replace(view, record=replace(view.record, successor="")))
+
+
+def _any_request(observation: Observation, state: State, policy: Policy, now_ns: int) -> Plan:
+    """Takes a request of an earlier epoch for one that is meant for this one."""
+    request, grant = observation.request, observation.grant
+    if request is not None and grant is not None:
+        request = replace(request, epoch=grant.epoch, holder=policy.name, successor="")
+        observation = replace(observation, request=request)
+    return decide(observation, state, policy, now_ns)
+
+
+def _stops_first(observation: Observation, state: State, policy: Policy, now_ns: int) -> Plan:
+    return decide(observation, state, replace(policy, little_bytes=1 << 40), now_ns)
+
+
 VARIANTS = (
     Variant("no-margin", "clock rates are taken to be equal", margin=0.0),
     Variant("counts-from-end", "the deadline counts from the end of the write", counts_from_end=True),
@@ -265,5 +295,17 @@ VARIANTS = (
     Variant("swapless", "goes back to running without the swap", decide=_swapless, power=True),
     Variant("ignores-low", "sits a low battery out", see=_low_is_nothing, power=True),
     Variant("stays-saved", "never comes back when AC does", decide=_stays, power=True),
+    Variant(
+        "given-blindly", "hands over without waiting for the rest", decide=_given_blindly, handovers=True
+    ),
+    Variant("unreserved", "takes what was handed over to another", see=_unreserved, hosts=3, handovers=True),
+    Variant("any-request", "acts on requests of earlier epochs", decide=_any_request, handovers=True),
+    Variant(
+        "stops-first",
+        "stops the command before a successor has caught up",
+        decide=_stops_first,
+        handovers=True,
+        power=None,
+    ),
     Variant("no-budget", "commits do not wait for the battery's budget", engine_budgets=False, power=True),
 )

@@ -19,9 +19,11 @@ from sustain.failover.lease.record import (
     LeaseState,
     LeaseView,
 )
+from sustain.failover.lease.request import HandoverRequest
 from sustain.failover.types import (
     Action,
     Announce,
+    AnswerRequest,
     ChildState,
     ChildView,
     CloseEpoch,
@@ -130,6 +132,7 @@ class Host:
         self._lost = ""
         self._busy = 0
         self._candidates: tuple[CandidateView, ...] = ()
+        self._request: HandoverRequest | None = None
         self._preparing = False
         self._stop_requested = False
         self._shed: bool | None = None  # None: nothing was shed in this outage; False: it takes its time
@@ -292,6 +295,7 @@ class Host:
             grant=self._grant,
             grant_lost=self._lost,
             candidates=self._candidates,
+            request=self._request,
             store=None
             if store is None
             else StoreView(
@@ -370,6 +374,9 @@ class Host:
                     world.checker.ready(self)
             case ReleaseLease():
                 self._release(action)
+            case AnswerRequest():
+                world.tell(self, f"answers the request for a handover ({action.state}): {action.reason}")
+                self._access(lambda lease: self._answer(lease, action), change=False)
             case ForgetLease():
                 world.tell(self, f"forgets the lease: {action.reason}")
                 self._grant, self._lost = None, ""
@@ -404,6 +411,8 @@ class Host:
                 if not self.command.asked:
                     if self.state.leaving is not None and self.state.leaving.outage:
                         world.checker.outage_acted_on(self, "stops its command")
+                    if self.state.leaving is not None and self.state.leaving.to:
+                        world.handovers.stops(self, self.state.leaving.to)
                     world.tell(self, f"stops the command: {action.reason}")
                     self.command = replace(self.command, asked_ns=now_ns)
                     obeys_s = rng.choice((0.01, 0.05, 0.3, 60.0))
@@ -518,19 +527,18 @@ class Host:
         lease = self._lease
         assert lease is not None
         lease.fault = self._unreachable if self.cut_off else None
-        before = None if self._view is None else self._view.record
+        before = (None if self._view is None else self._view.record, self._request)
         notes = tuple(view.candidate for view in self._candidates)
         try:
-            self._view = lease.read()
-            if self._grant is None:
-                self._candidates = tuple(lease.candidates())
+            self._view, candidates, self._request = lease.look()
+            self._candidates = tuple(candidates)
             stirred = bool(self._error)
             self._error = ""
         except LeaseError as error:
             stirred = not self._error
             self._error, self._error_ns = str(error), self.clock.boottime_ns()
         self.later(self._poll_ns / 1e9, self._poll)
-        after = None if self._view is None else self._view.record
+        after = (None if self._view is None else self._view.record, self._request)
         if stirred or before != after or notes != tuple(view.candidate for view in self._candidates):
             self.step()
 
@@ -543,6 +551,7 @@ class Host:
             return self._look
         self.world.tell(self, f"has the lease, epoch {grant.epoch}")
         self.world.checker.acquired(self, view.record)
+        self.world.handovers.acquired(self, view.record)
 
         def answer() -> None:
             self._take(grant)
@@ -595,8 +604,17 @@ class Host:
             self._grant, self._lost = None, ""
 
         def work(lease: MemoryLease) -> Callable[[], None]:
-            if lease.release(grant, action.state, action.position, action.reason):
+            if lease.release(grant, action.state, action.position, action.reason, action.successor):
                 self.world.checker.released(self, action.state)
+                self.world.handovers.released(self, action.successor)
             return answer
 
         self._access(work)
+
+    def _answer(self, lease: MemoryLease, action: AnswerRequest) -> Callable[[], None]:
+        found = lease.amend(action.id, action.amended)
+
+        def answer() -> None:
+            self._request = found
+
+        return answer

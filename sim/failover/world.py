@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from sim.failover.broken import CORRECT, Variant
 from sim.failover.checker import Checker, Violation
+from sim.failover.handovers import LITTLE, Handovers
 from sim.failover.host import Host, SimClock, SimStore
 from sim.failover.power import Feed, outage
 from sustain.failover.types import Policy
@@ -42,6 +43,7 @@ class Outcome:
     commits: int = 0
     outages: int = 0
     kept: int = 0  # promises of batteries that were put to the test
+    handovers: int = 0  # that were asked for, and done
     story: list[str] = field(default_factory=list)
 
     def __add__(self, other: Outcome) -> Outcome:
@@ -53,12 +55,13 @@ class Outcome:
             self.commits + other.commits,
             self.outages + other.outages,
             self.kept + other.kept,
+            self.handovers + other.handovers,
         )
 
     def __str__(self) -> str:
         return (
             f"{self.promotions} promotions, {self.commits} commits, {self.outages} outages, of which {self.kept} put a "
-            "battery's promise to the test"
+            f"battery's promise to the test, {self.handovers} handovers as asked"
         )
 
 
@@ -73,7 +76,7 @@ def run_seed(seed: int, variant: Variant = CORRECT) -> Outcome:
         world.tell(None, f"VIOLATION: {violation}")
     outcome.promotions, outcome.commits = world.checker.promotions, world.commits
     outcome.outages = sum(host.feed.outages for host in world.hosts if host.feed is not None)
-    outcome.kept = world.checker.kept
+    outcome.kept, outcome.handovers = world.checker.kept, world.handovers.done
     outcome.story = world.story
     return outcome
 
@@ -106,9 +109,10 @@ class World:
         self.lease_store = MemoryLeaseStore()
         self.cut_links: set[frozenset[str]] = set()
         self.checker = Checker(self)
+        self.handovers = Handovers(self, seed)
         self._queue: list[tuple[int, int, Callable[[], None]]] = []
         self._order = itertools.count()
-        self._calm = False
+        self.calm = False
         rng = self.rng
         count = variant.hosts or rng.choice((2, 2, 3))
         kinds = variant.kinds or tuple(rng.sample(_KINDS, rng.randint(2, len(_KINDS))))
@@ -146,6 +150,7 @@ class World:
             stop_timeout_ns=to_ns(0.5),
             drain_timeout_ns=to_ns(1.0),
             backoff_limit_ns=to_ns(1.0),
+            little_bytes=LITTLE,
         )
         if self.powered:
             power_rng = self.power_rng
@@ -185,6 +190,7 @@ class World:
             self.after(1.5, self._fault)
         if self.powered:
             self.after(1.5, self._power_fault)
+        self.handovers.begin()
         self.after(FAULTS_S, self._heal)
         end_ns = to_ns(FAULTS_S + CALM_S)
         while self._queue and self._queue[0][0] <= end_ns:
@@ -273,7 +279,7 @@ class World:
 
     def rate(self, host: str, other: str) -> float:
         """What the link carries, in commits per second."""
-        if not self.powered or self._calm:
+        if not self.powered or self.calm:
             return 1e6
         link = (host, other)
         if link not in self._rates:
@@ -308,7 +314,7 @@ class World:
                 source.uuid, source.log[len(source.log) // 3 :], list(source.epochs), epoch=source.epochs[-1]
             )
             other.store.complete = False
-        elif self.rng.random() < (0.2 if self._calm else 0.02):
+        elif self.rng.random() < (0.2 if self.calm else 0.02):
             self.tell(other, "has its snapshot")
             other.store = SimStore(
                 source.uuid, list(source.log), list(source.epochs), dict(source.begins), source.epochs[-1]
@@ -317,7 +323,7 @@ class World:
     # faults
 
     def _fault(self) -> None:
-        if self._calm:
+        if self.calm:
             return
         rng = self.rng
         self.after(rng.expovariate(1 / self.faults.every_s), self._fault)
@@ -356,7 +362,7 @@ class World:
                 host.part_fails("receiver")
 
     def _power_fault(self) -> None:
-        if self._calm:
+        if self.calm:
             return
         rng = self.power_rng
         self.after(rng.expovariate(1 / self.outages_every_s), self._power_fault)
@@ -394,7 +400,7 @@ class World:
 
     def _heal(self) -> None:
         self.tell(None, "all faults end")
-        self._calm = True
+        self.calm = True
         self.cut_links.clear()
         self.faults.lost_answers = self.faults.slow = 0.0
         for host in self.hosts:

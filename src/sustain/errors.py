@@ -190,6 +190,10 @@ class LeaseError(SustainError):
     """The lease store cannot be reached, or its record cannot be understood."""
 
 
+class HandoverFailed(SustainError):
+    """A workload was not moved where it was to go; the message says who has it."""
+
+
 class PowerSourceError(SustainError):
     """A power source cannot be reached, or what it says cannot be understood or believed."""
 

@@ -27,6 +27,7 @@ PEERS = {
     "commit_with_shipper": {"without a shipper"},
     "recovery": {"memory copy"},
     "takeover": set(),
+    "handover": set(),
     "restore_on_demand": {"restored in full first"},
     "replication_peers": {
         "sustain, wait",

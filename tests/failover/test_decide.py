@@ -10,15 +10,18 @@ from sustain.failover.decide import decide
 from sustain.failover.lease import (
     Candidate,
     CandidateView,
+    HandoverRequest,
     LeaseGrant,
     LeaseRecord,
     LeaseState,
     LeaseView,
     Rank,
+    RequestState,
 )
 from sustain.failover.types import (
     Action,
     Announce,
+    AnswerRequest,
     ChildState,
     ChildView,
     CreateStore,
@@ -26,6 +29,7 @@ from sustain.failover.types import (
     Exit,
     ForgetLease,
     Leaving,
+    Moving,
     Observation,
     Plan,
     Policy,
@@ -335,6 +339,18 @@ records = st.builds(
     st.sampled_from(["", "u", "v"]),
     st.sampled_from([None, 400, 600]),
     st.integers(0, 4),
+    st.just(""),
+    st.sampled_from(["", "", "b", "c"]),
+)
+requests = st.builds(
+    HandoverRequest,
+    st.sampled_from(["r", "s"]),
+    st.integers(1, 5),
+    st.sampled_from(["a", "b"]),
+    st.sampled_from(["", "b", "c"]),
+    st.sampled_from([0.0, 5.0]),
+    st.sampled_from(RequestState),
+    st.sampled_from(["", "b", "c"]),
 )
 moments = st.integers(NOW - 10 * S, NOW + 10 * S)
 stores = st.builds(
@@ -349,7 +365,16 @@ stores = st.builds(
 )
 observations = st.builds(
     Observation,
-    lease=st.none() | st.builds(LeaseView, records, st.none() | moments, st.just(NOW)),
+    lease=st.none()
+    | st.builds(
+        LeaseView,
+        records,
+        st.none() | moments,
+        st.just(NOW),
+        moments.map(lambda at: min(at, NOW)),
+        st.just(0),
+    ),
+    request=st.none() | requests,
     lease_error=st.sampled_from(["", "unreachable"]),
     lease_error_ns=moments.map(lambda at: min(at, NOW)),
     lease_busy=st.booleans(),
@@ -404,6 +429,18 @@ states = st.builds(
         st.booleans(),
         moments.map(lambda at: min(at, NOW)),
         st.sampled_from([0, NOW - S]),
+        to=st.sampled_from(["", "c"]),
+    ),
+    moving=st.none()
+    | st.builds(
+        Moving,
+        st.sampled_from(["r", "s"]),
+        moments.map(lambda at: min(at, NOW)),
+        st.sampled_from(["", "c"]),
+        st.sampled_from([0, NOW - S]),
+        st.sampled_from(["", "why"]),
+        st.sampled_from(["", "hint"]),
+        st.sampled_from([0, NOW - S]),
     ),
     yield_until_ns=moments,
     fence_why=st.sampled_from(["", "why"]),
@@ -456,6 +493,7 @@ def test_what_holds_for_every_decision(seen: Observation, state: State, policy: 
             assert seen.lease.takeable_at_ns <= NOW
     if ReleaseLease in asked or ForgetLease in asked or Exit in asked:
         assert not seen.command.running, "the lease goes while the command runs"
+    _handovers(seen, state, policy, plan)
     if Exit in asked:
         assert seen.grant is None
         assert not seen.receiver.running
@@ -464,3 +502,32 @@ def test_what_holds_for_every_decision(seen: Observation, state: State, policy: 
         assert seen.grant is None
         assert not seen.command.running
     assert not (Renew in asked and plan.state.role is Role.FENCED)
+
+
+def _handovers(seen: Observation, state: State, policy: Policy, plan: Plan) -> None:
+    """Whatever was asked for, and whatever became of it."""
+    lease = seen.lease
+    for action in plan.actions:
+        if isinstance(action, TryAcquire) and lease is not None and lease.record.state.left:
+            mine = lease.record.successor in ("", policy.name)
+            assert mine or lease.since_ns + policy.reserve_ns <= NOW, "it is reserved for another"
+        if isinstance(action, AnswerRequest):
+            assert seen.grant is not None
+            assert seen.request is not None
+            assert (seen.request.epoch, seen.request.holder) == (seen.grant.epoch, policy.name)
+            assert not seen.request.state.over
+        if isinstance(action, ReleaseLease) and action.successor:
+            assert seen.grant is not None
+            assert action.position is not None, "given to a host of which nobody knows what it must hold"
+            acked = [each.acked or 0 for each in seen.destinations]
+            ranks = [
+                each.candidate.rank for each in seen.candidates if each.candidate.name == action.successor
+            ]
+            told = any((rank.log_epoch, rank.end) >= (seen.grant.epoch, action.position) for rank in ranks)
+            assert told or (acked and min(acked) >= action.position), "to one that lacks something"
+    begins = plan.state.leaving is not None and bool(plan.state.leaving.to)
+    if begins and (state.leaving is None or not state.leaving.to):
+        assert seen.request is not None
+        assert seen.request.state is RequestState.ACCEPTED, "before anybody could know"
+        assert seen.grant is not None
+        assert seen.request.epoch == seen.grant.epoch

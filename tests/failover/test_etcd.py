@@ -379,7 +379,7 @@ def test_a_strangers_note_is_passed_over(etcd: Etcd, name: str, opened: Open) ->
     lease.announce(note)
     put(etcd, f"sustain/{name}/member/x", b"not a note")
     put(etcd, f"sustain/{name}/member/y", b'{"rank": 3}')
-    view, members = lease.look()
+    view, members, _ = lease.look()
     assert view.record.state is LeaseState.ABSENT
     assert [each.candidate for each in members] == [note]
 
@@ -388,7 +388,7 @@ def test_workloads_with_names_that_begin_alike_are_apart(etcd: Etcd, name: str, 
     one, other = opened(f"{etcd.url}/{name}"), opened(f"{etcd.url}/{name}-2", "b1")
     taken(one)
     one.announce(Candidate("a", "a1", Rank(2, 100), True))
-    view, members = other.look()
+    view, members, _ = other.look()
     assert (view.record.state, members) == (LeaseState.ABSENT, [])
 
 

@@ -7,16 +7,26 @@ import os
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from sustain.clock import SystemClock
 from sustain.errors import ConfigError, LeaseError
-from sustain.failover.lease import Candidate, Lease, LeaseState, Rank, open_lease
+from sustain.failover.lease import (
+    Candidate,
+    HandoverRequest,
+    Lease,
+    LeaseState,
+    Rank,
+    RequestState,
+    open_lease,
+)
 from sustain.failover.lease.etcd import EtcdLease, parse_etcd_url
 from sustain.failover.lease.etcd.client import Limits
 from sustain.failover.lease.file import FileLease
+from sustain.failover.lease.request import Gave, Took
 from sustain.testing import FakeClock, MemoryLease, MemoryLeaseStore
 
 TTL_S = 3.0
@@ -279,3 +289,75 @@ def test_a_stopped_process_in_the_middle_of_a_change_keeps_nobody_out(tmp_path: 
     (tmp_path / ".draft-a1").write_text("half a rec")
     assert b.acquire(b.read(), "b", TTL_S, 1) is not None
     assert a.acquire(view, "a", TTL_S, 1) is None
+
+
+# requests for handovers
+
+
+def test_a_request_is_asked_answered_and_replaced_by_swap(hosts: Hosts) -> None:
+    clock = FakeClock()
+    a, operator = hosts("a1", clock), hosts("op", clock)
+    assert a.request() is None
+    first, second = (HandoverRequest(each, 2, "a", "b", 30.0) for each in ("first", "second"))
+    assert operator.ask(first, None)
+    assert not operator.ask(second, None), "over one that is there"
+    assert a.request() == first
+    accepted = a.amend("first", lambda held: replace(held, state=RequestState.ACCEPTED, successor="b"))
+    assert accepted == replace(first, state=RequestState.ACCEPTED, successor="b")
+    assert a.amend("second", lambda held: replace(held, state=RequestState.REFUSED)) == accepted
+    assert not operator.ask(second, first), "what it was meant to replace has changed"
+    assert operator.ask(second, accepted)
+    gave, took = Gave(0.1, 0.2, 0.3, 0.4), Took(0.5, 0.6, 0.7, 0.8)
+    a.amend("second", lambda held: replace(held, gave=gave))
+    held = operator.amend("second", lambda held: replace(held, took=took))
+    assert held == a.look()[2] == replace(second, gave=gave, took=took)
+    assert held is not None
+    assert held.pause_s == pytest.approx(3.6)
+    assert replace(held, took=replace(took, first_commit_s=None)).pause_s is None
+    # The record of the lease is another thing.
+    assert a.read().record.state is LeaseState.ABSENT
+
+
+def test_a_lease_that_is_given_to_one_host_says_so_until_it_is_taken(hosts: Hosts) -> None:
+    clock = FakeClock()
+    a, b = hosts("a1", clock), hosts("b1", clock)
+    grant = a.acquire(a.read(), "a", TTL_S, 1)
+    assert grant is not None
+    b.read()
+    clock.advance(1.0)
+    began_ns = clock.boottime_ns()
+    assert b.read().since_ns < began_ns
+    clock.advance(1.0)
+    assert a.release(grant, LeaseState.RELEASED, 500, "as asked", "b")
+    view = b.read()
+    assert (view.record.successor, view.record.position) == ("b", 500)
+    assert (view.since_ns, view.before_ns) == (clock.boottime_ns(), began_ns)
+    clock.advance(1.0)
+    assert b.read().since_ns == view.since_ns
+    taken = b.acquire(b.read(), "b", TTL_S, 1)
+    assert taken is not None
+    assert taken.record.successor == ""
+    assert b.renew(taken) is not None
+
+
+def test_a_damaged_request_is_nobodys_and_is_replaced(tmp_path: Path) -> None:
+    lease = FileLease(str(tmp_path), "a1", FakeClock(), TTL_S)
+    request = HandoverRequest("one", 2, "a", "b", 30.0)
+    assert lease.ask(request, None)
+    (path,) = tmp_path.glob("handover.*")
+    whole = path.read_bytes()
+    for cut in range(len(whole)):
+        path.write_bytes(whole[:cut])
+        assert lease.request() is None
+    for at in range(0, len(whole), 3):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        assert lease.request() is None
+    assert lease.ask(replace(request, id="two"), None)
+    assert lease.request() == replace(request, id="two")
+
+
+def test_a_record_without_a_successor_is_written_as_before_there_were_handovers(tmp_path: Path) -> None:
+    lease = _held(tmp_path)
+    (path,) = tmp_path.glob("lease.*")
+    assert b"successor" not in path.read_bytes()
+    assert lease.read().record.successor == ""

@@ -190,3 +190,17 @@ def test_a_region_that_was_restored_by_hand_is_taken_up(
     a.cluster.hosts = [a, c]
     found = c.starts()
     assert found["step"] >= a.steps()
+
+
+def test_a_region_is_handed_over_as_asked(pair: tuple[RegionHost, RegionHost]) -> None:
+    a, b = begin(pair)
+    asked = [sys.executable, "-m", "sustain.cli", "handover", str(a.region), "--to", "b", "--json"]
+    made = subprocess.run(asked, capture_output=True, text=True, timeout=90, check=False)
+    assert made.returncode == 0, f"{made.stderr}\n{a.output()}\n{b.output()}"
+    found = json.loads(made.stdout)
+    assert (found["from"], found["to"], found["epoch"]) == ("a", "b", 3)
+    assert found["pause_s"] is None, "a region knows of no commits"
+    start = b.starts()
+    assert start["step"] >= a.steps(), "what the program had done is missing"
+    assert not any(entry["ns"] > start["ns"] for entry in a.said("step")), "it runs on both hosts"
+    a.becomes("standby")

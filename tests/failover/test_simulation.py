@@ -14,14 +14,16 @@ SHARDS = 8
 
 @pytest.mark.parametrize("shard", range(SHARDS))
 def test_nothing_goes_wrong(shard: int) -> None:
-    promotions = outages = 0
+    promotions = outages = handovers = 0
     for seed in range(shard, SEEDS, SHARDS):
         outcome = run_seed(seed)
         assert not outcome.violation, "\n".join(outcome.story)
         promotions += outcome.promotions
         outages += outcome.outages
+        handovers += outcome.handovers
     assert promotions > SEEDS // SHARDS, "the runs hardly take over; nothing was tried"
     assert outages > SEEDS // SHARDS // 2, "the power hardly fails"
+    assert handovers > SEEDS // SHARDS // 4, "hardly anything is handed over"
 
 
 def test_batteries_are_put_to_the_test() -> None:

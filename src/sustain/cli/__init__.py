@@ -24,6 +24,7 @@ VERBS = (
     "status",
     "objects",
     "run",
+    "handover",
     "ship",
     "receive",
     "save",

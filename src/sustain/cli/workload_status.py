@@ -30,7 +30,7 @@ def collect_workload(url: str) -> dict[str, Any]:
 
     lease = open_lease(url, "status", SystemClock(), _TTL_S)
     try:
-        view, members = _within(_WITHIN_S, url, lease.look)
+        view, members, request = _within(_WITHIN_S, url, lease.look)
     finally:
         lease.close()
     record, now_ns = view.record, time.time_ns()
@@ -56,6 +56,9 @@ def collect_workload(url: str) -> dict[str, Any]:
             }
             for each in notes
         ],
+        "handover": None
+        if request is None or request.state.over or request.epoch != record.epoch
+        else {"id": request.id, "state": str(request.state), "to": request.successor or request.to or None},
         "error": None,
     }
 
@@ -68,7 +71,7 @@ def workload_of(run: dict[str, Any] | None) -> dict[str, Any] | None:
     try:
         return collect_workload(url)
     except SustainError as error:
-        unknown = dict.fromkeys(("state", "holder", "epoch", "ttl_s", "store_uuid", "left"))
+        unknown = dict.fromkeys(("state", "holder", "epoch", "ttl_s", "store_uuid", "left", "handover"))
         return {"lease": url, **unknown, "members": [], "error": f"{error}"}
 
 
@@ -77,6 +80,8 @@ def describe_workload(data: dict[str, Any]) -> str:
     if data["error"] is not None:
         return fields([("workload", f"unknown: {data['error']}")])
     lines = [("workload", data["lease"]), ("owner", _owner(data))]
+    if data["handover"] is not None:
+        lines.append(("handover", f"{data['handover']['state']}, to {data['handover']['to'] or 'a standby'}"))
     if data["store_uuid"]:
         lines.append(("state of", data["store_uuid"]))
     text = fields(lines)

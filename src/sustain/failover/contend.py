@@ -8,11 +8,13 @@ acknowledged before the old primary's deadline is thus seen by all, and the take
 it. With a single standby nobody is waited for.
 
 When a primary gave the lease back in good order it noted its last position; a standby that holds less
-leaves the lease alone, for the old primary's store is whole, and says so.
+leaves the lease alone, for the old primary's store is whole, and says so. When it gave the lease back to one host, that
+takes it without asking the others, who leave it alone for a while.
 """
 
 from sustain.failover.draft import Draft
 from sustain.failover.lease.record import Candidate, LeaseGrant, LeaseRecord, LeaseState, Rank
+from sustain.failover.moving import expected, named, reserved_until_ns
 from sustain.failover.types import Announce, Exit, SetAside, StoreView, TryAcquire
 
 GOVERNED_EPOCH = 2  # a store that never was under a lease is in epoch 1; every lease opens a new one
@@ -25,6 +27,8 @@ def contend(draft: Draft) -> bool:
         draft.note("the lease has not been read yet")
         return False
     record = seen.lease.record
+    if expected(draft, record):
+        draft.poll_fast()
     if _finished(draft, record) or _stranger(draft, record):
         return True
     why_not = _unfit(draft, record)
@@ -34,7 +38,9 @@ def contend(draft: Draft) -> bool:
         return False
     if seen.lease_busy:
         return seen.receiver.asked or not seen.receiver.running
-    at_ns = max(_takeable_at_ns(draft), draft.state.yield_until_ns)
+    at_ns = max(_takeable_at_ns(draft), reserved_until_ns(draft, record))
+    if not named(draft, record):
+        at_ns = max(at_ns, draft.state.yield_until_ns)
     if not draft.due(at_ns):
         if at_ns - draft.now_ns < policy.candidate_life_ns // 8:
             draft.poll_fast()
@@ -43,7 +49,7 @@ def contend(draft: Draft) -> bool:
     draft.poll_fast()
     if seen.lease_error and not draft.due(seen.lease_error_ns + policy.retry_ns):
         return False
-    if not _elected(draft, record):
+    if not named(draft, record) and not _elected(draft, record):
         return False
     at_least = seen.store.epoch if seen.store is not None else 1
     if not seen.lease_error:
@@ -216,7 +222,10 @@ def _alive(draft: Draft, candidate: Candidate, changed_ns: int) -> bool:
 
 def _beat(draft: Draft) -> None:
     """Tell the others now and then that this standby lives; also one that has nothing yet, for people to see."""
-    if draft.due(draft.state.announced_ns + draft.policy.beat_ns):
+    view, every_ns = draft.seen.lease, draft.policy.beat_ns
+    if view is not None and expected(draft, view.record):
+        every_ns = min(every_ns, draft.policy.poll_ns)
+    if draft.due(draft.state.announced_ns + every_ns):
         _announce(draft, 0)
 
 

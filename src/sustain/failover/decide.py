@@ -7,8 +7,9 @@ supervisor or an action that failed needs no case of its own.
 
 Model. Without a grant a host is a standby (`contend`); with one it opens its store in the grant's epoch and
 runs the command, as long as the grant's deadline is far enough; it ends by handing over in good order or by
-fencing itself (`handover`). The engine refuses commits past the deadline anyway, so nothing here is the
-last line of defence for the data; it is for the command's sake, and so that hosts agree.
+fencing itself (`handover`), or by moving the workload where an operator wants it (`moving`). The engine refuses
+commits past the deadline anyway, so nothing here is the last line of defence for the data; it is for the command's
+sake, and so that hosts agree.
 
 Rejected: a table of states and events. Half of what may happen (children, leases, stores) happens in every
 state, and such tables are where the forgotten cell hides.
@@ -22,6 +23,7 @@ from sustain.failover.draft import Draft
 from sustain.failover.handover import fence, hand_over
 from sustain.failover.keep import keep_fetcher, keep_receiver, keep_shipper
 from sustain.failover.lease.record import LeaseGrant, LeaseState
+from sustain.failover.moving import consider, hand_over_to
 from sustain.failover.types import (
     ChildState,
     CreateStore,
@@ -70,6 +72,7 @@ def _wait(draft: Draft) -> None:
     draft.become(
         Role.STANDBY if seen.lease is not None else Role.STARTING,
         leaving=None,
+        moving=None,
         fence_why="",
         fenced_ns=0,
         released=False,
@@ -95,6 +98,7 @@ def _hold(draft: Draft, grant: LeaseGrant) -> None:
         fence(draft, grant, why)
         return
     _renew(draft, grant)
+    consider(draft, grant)
     if _leaves(draft, grant):
         return
     if not draft.stop_receiver("this host is the primary now") or seen.preparing:
@@ -134,7 +138,7 @@ def _leaves(draft: Draft, grant: LeaseGrant) -> bool:
     """Whether this host is leaving: as asked, because it must, or because its power fails."""
     state = draft.state
     if draft.seen.stop_requested and (state.leaving is None or not state.leaving.exits):
-        if state.leaving is not None and state.leaving.outage:
+        if state.leaving is not None and (state.leaving.outage or state.leaving.to):
             draft.remember(leaving=replace(state.leaving, exits=True))
         else:
             began_ns = draft.now_ns if state.leaving is None else state.leaving.began_ns
@@ -146,6 +150,8 @@ def _leaves(draft: Draft, grant: LeaseGrant) -> bool:
         return False
     if leaving.outage:
         outage.save(draft, grant)
+    elif leaving.to:
+        hand_over_to(draft, grant)
     else:
         hand_over(draft, grant)
     return True

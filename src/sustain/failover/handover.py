@@ -2,7 +2,8 @@
 
 Handing over: end the command; let the destinations catch up, for a bounded time; end the shipper; give the
 lease back with the position where the store ended, so that a successor knows whether it has everything.
-Each step is safe to be the last, and the lease goes on being renewed between them.
+Each step is safe to be the last, and the lease goes on being renewed between them. A handover to a host that an
+operator named goes the same way with more conditions: `moving`.
 
 Self-fence: the lease could not be renewed, or a newer epoch exists. The command is told to stop before the
 deadline and killed shortly before it; only then is the lease given up. Once begun it is not taken back: a
@@ -14,6 +15,7 @@ from dataclasses import replace
 from sustain.failover import outage
 from sustain.failover.draft import Draft
 from sustain.failover.lease.record import LeaseGrant, LeaseState
+from sustain.failover.moving import position, release
 from sustain.failover.types import Evacuate, ForgetLease, Leaving, ReleaseLease, Role
 
 
@@ -41,7 +43,7 @@ def hand_over(draft: Draft, grant: LeaseGrant) -> None:
     if draft.state.leaving is None:
         return  # called off
     if draft.stop_shipper(leaving.why) and draft.stop_receiver(leaving.why):
-        _release(draft, grant, leaving)
+        release(draft, grant, leaving)
 
 
 def _drained(draft: Draft, leaving: Leaving) -> bool:
@@ -78,23 +80,6 @@ def _has(acked: int | None, end: int | None) -> bool:
     return acked is not None and end is not None and acked >= end
 
 
-def _release(draft: Draft, grant: LeaseGrant, leaving: Leaving) -> None:
-    seen, policy = draft.seen, draft.policy
-    if seen.lease_busy:
-        return
-    if seen.lease_error and not draft.due(seen.lease_error_ns + policy.retry_ns):
-        return
-    if not leaving.exits:
-        draft.remember(yield_until_ns=max(draft.state.yield_until_ns, draft.now_ns + policy.ttl_ns))
-    draft.do(ReleaseLease(leaving.why, leaving.outcome, _position(draft, grant)))
-
-
-def _position(draft: Draft, grant: LeaseGrant) -> int | None:
-    """Where this epoch ends; None when it never began here."""
-    store = draft.seen.store
-    return store.end if store is not None and store.log_epoch == grant.epoch else None
-
-
 def fence(draft: Draft, grant: LeaseGrant, why: str) -> None:
     """End the command before anybody else may run it."""
     seen, state, policy = draft.seen, draft.state, draft.policy
@@ -117,4 +102,4 @@ def fence(draft: Draft, grant: LeaseGrant, why: str) -> None:
         draft.do(ForgetLease(why))
     elif not seen.lease_busy:
         draft.remember(released=True)
-        draft.do(ReleaseLease(why, LeaseState.RELEASED, _position(draft, grant)))
+        draft.do(ReleaseLease(why, LeaseState.RELEASED, position(draft, grant)))

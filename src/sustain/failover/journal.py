@@ -14,6 +14,7 @@ from sustain.failover.outage_report import OutageReport
 from sustain.failover.report import Takeover
 from sustain.failover.types import (
     Announce,
+    AnswerRequest,
     ChildState,
     ChildView,
     Exit,
@@ -29,7 +30,7 @@ from sustain.failover.types import (
 from sustain.units import format_duration, format_size
 
 _QUIET = (Renew, Announce, ReadyForPowerOff)  # several a second, or as good as
-_SAID_TO_PEOPLE = (StartCommand, StopCommand, ReleaseLease, Exit)
+_SAID_TO_PEOPLE = (StartCommand, StopCommand, ReleaseLease, AnswerRequest, Exit)
 
 
 class Journal:
@@ -165,6 +166,7 @@ _VERBS = {
     "StartCommand": "start the command",
     "StopCommand": "stop the command",
     "ReleaseLease": "give the lease back",
+    "AnswerRequest": "a handover was asked for",
     "Exit": "end",
 }
 

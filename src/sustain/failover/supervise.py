@@ -31,9 +31,11 @@ from sustain.failover.outage_report import OutageReport
 from sustain.failover.power import PowerWatch, Watching
 from sustain.failover.process import Child
 from sustain.failover.shed import Shedder
+from sustain.failover.timing import Stopwatch
 from sustain.failover.types import (
     Action,
     Announce,
+    AnswerRequest,
     CloseEpoch,
     CreateStore,
     Evacuate,
@@ -116,6 +118,7 @@ class Supervisor:
             fenced=self._bell.ring,
         )
         self._preparation = Preparation(self._bell.ring)
+        self._stopwatch = Stopwatch(policy.name, clock, custodian.last_commit_ns, self._worker.amend)
         self._shedder = Shedder(workload.sheds, tell=self._journal.tell, wake=self._bell.ring)
         self._power: PowerWatch | None = None
         if power is not None:
@@ -169,7 +172,7 @@ class Supervisor:
             self._act(action, status, seen)
         self._mind_the_power(plan, before, seen)
         self._write_run_file(plan, status, seen)
-        return plan.wake_ns
+        return min(plan.wake_ns, self._stopwatch.see(plan, seen))
 
     def _observe(self, status: LeaseStatus, busy: bool) -> Observation:
         store, destinations = self._custodian.look()
@@ -190,6 +193,7 @@ class Supervisor:
             grant=status.grant,
             grant_lost=status.lost,
             candidates=status.candidates,
+            request=status.request,
             store=store,
             preparing=self._preparation.running,
             prepare_error=self._preparation.error,
@@ -247,7 +251,7 @@ class Supervisor:
         if not self._act_on_lease(action, status, seen) and not self._act_on_parts(action, status, seen):
             raise AssertionError(f"unknown action {action}")
 
-    def _act_on_lease(self, action: Action, status: LeaseStatus, seen: Observation) -> bool:
+    def _act_on_lease(self, action: Action, status: LeaseStatus, seen: Observation) -> bool:  # noqa: PLR0912
         """What changes the owner record; False when it is something else."""
         worker, grant = self._worker, status.grant
         match action:
@@ -268,7 +272,9 @@ class Supervisor:
                 if grant is not None:
                     if seen.store is not None and seen.store.log_epoch == grant.epoch:
                         self._custodian.close_epoch(grant.epoch)
-                    worker.release(grant, action.state, action.position, action.reason)
+                    worker.release(grant, action.state, action.position, action.reason, action.successor)
+            case AnswerRequest():
+                worker.amend(action.id, action.amended)
             case ForgetLease():
                 worker.forget()
             case Announce():

@@ -5,10 +5,11 @@ and by `sim` (a simulated one). All are immutable and hold only plain values, so
 logged, replayed and compared. Times ending in `_ns` are of this host's CLOCK_BOOTTIME. None means unknown.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from sustain.failover.lease.record import CandidateView, LeaseGrant, LeaseState, LeaseView, Rank
+from sustain.failover.lease.request import HandoverRequest, RequestState
 from sustain.powerfail.decide import Power
 from sustain.units import to_ns
 
@@ -123,6 +124,7 @@ class Observation:
     grant: LeaseGrant | None = None
     grant_lost: str = ""  # why `grant` is known to be another's now
     candidates: tuple[CandidateView, ...] = ()
+    request: HandoverRequest | None = None  # that was made last, whatever became of it
     store: StoreView | None = None  # None: there is no store file
     preparing: bool = False  # a creation or a promotion is under way
     prepare_error: str = ""
@@ -163,6 +165,7 @@ class Policy:
     fetches: bool = False  # a host without a copy takes over all the same, and fetches it while it is used
     sheds: bool = False  # something is to be shed at an outage
     arrival_limit_ns: int = to_ns(60)  # how long what an early signal promised is waited for
+    little_bytes: int = 1 << 20  # that a successor may lack when the command is told to stop for a handover
 
     @property
     def renew_ns(self) -> int:
@@ -201,6 +204,11 @@ class Policy:
         return min(self.ttl_ns // 4, to_ns(0.5))
 
     @property
+    def reserve_ns(self) -> int:
+        """How long a lease that was handed over is left to the successor."""
+        return self.ttl_ns
+
+    @property
     def poll_ns(self) -> int:
         """Between readings of the lease while nothing is near."""
         return min(max(self.ttl_ns // 30, to_ns(0.01)), to_ns(0.1))
@@ -227,6 +235,20 @@ class Leaving:
     drain_from_ns: int = 0  # when the command was gone
     outage: bool = False  # because the power fails
     kill_ns: int = 0  # in an outage: when what is left of the command is killed
+    to: str = ""  # the host that shall have the lease next, as an operator asked; "": whoever takes it
+
+
+@dataclass(frozen=True, slots=True)
+class Moving:
+    """What a primary makes of a request for a handover, until the request is over."""
+
+    id: str
+    from_ns: int  # when it was first seen
+    successor: str = ""  # as chosen; "": none yet
+    seen_ns: int = 0  # when the answer was seen beside the lease, where the successor sees it, too
+    over: str = ""  # why nothing comes of it
+    hint: str = ""
+    told_ns: int = 0  # when an answer was last given
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +279,7 @@ class State:
     seen_exit_ns: int = 0  # the newest exit of the command that was dealt with
     restart_at_ns: int = 0
     leaving: Leaving | None = None
+    moving: Moving | None = None
     outage: Outage | None = None  # the one that is going on, or the last
     outage_from_ns: int = 0  # when the one that is going on was first seen; 0: none is
     evacuating: bool = False  # the program of a region was told to freeze
@@ -336,6 +359,24 @@ class ReadyForPowerOff(Action):
 class ReleaseLease(Action):
     state: LeaseState
     position: int | None
+    successor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerRequest(Action):
+    """Say beside the lease what becomes of a request for a handover."""
+
+    id: str
+    state: RequestState
+    successor: str = ""
+    hint: str = ""
+
+    def amended(self, request: HandoverRequest) -> HandoverRequest:
+        """The request with the answer; one that is over stays as it is."""
+        if request.state.over:
+            return request
+        successor = self.successor or request.successor
+        return replace(request, state=self.state, successor=successor, reason=self.reason, hint=self.hint)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from sustain.clock import Clock
 from sustain.errors import LeaseError
-from sustain.failover.lease.base import SwapLease
+from sustain.failover.lease.base import Stored, SwapLease
 from sustain.failover.lease.record import RATE_MARGIN, Candidate, LeaseRecord
 
 
@@ -19,6 +19,7 @@ class MemoryLeaseStore:
         self.lock = threading.Lock()
         self.record = LeaseRecord()
         self.notes: dict[str, Candidate] = {}
+        self.request: Stored | None = None
 
 
 class MemoryLease(SwapLease):
@@ -59,6 +60,18 @@ class MemoryLease(SwapLease):
     def _announced(self) -> list[Candidate]:
         self._access("read")
         return list(self._store.notes.values())
+
+    def _load_request(self) -> Stored | None:
+        self._access("read")
+        return self._store.request
+
+    def _swap_request(self, old: Stored | None, text: bytes) -> bool:
+        self._access("write")
+        with self._store.lock:
+            if self._store.request != old:
+                return False
+            self._store.request = Stored(text, 0 if old is None else old.version + 1)
+            return True
 
     def _access(self, what: str) -> None:
         if self.fault is not None:

@@ -46,6 +46,10 @@ class Custodian(ABC):
     def close_epoch(self, epoch: int) -> None:
         """Nobody changes the state in `epoch` here any more."""
 
+    def last_commit_ns(self) -> int | None:
+        """When the last commit was made here, CLOCK_BOOTTIME; None: unknown."""
+        return None
+
     @abstractmethod
     def set_power(self, power: PowerView | None) -> None:
         """Tell whoever ships how long the battery lasts; None: no power source is watched."""

@@ -92,6 +92,12 @@ class StoreCustodian(Custodian):
             control.set_lease(epoch, _CLOSED_NS)
             self._deadline = (epoch, 1 << 63)
 
+    def last_commit_ns(self) -> int | None:
+        words = self._watch.words()
+        if words is None or not words["commit_time_ns"]:
+            return None
+        return self._clock.boottime_ns() - max(0, self._clock.realtime_ns() - words["commit_time_ns"])
+
     def set_power(self, power: PowerView | None) -> None:
         try:
             control = self._watch.control()

@@ -15,17 +15,20 @@ from sustain.failover.lease.record import (
     LeaseView,
     Rank,
 )
+from sustain.failover.lease.request import HandoverRequest, RequestState
 
 __all__ = [
     "RATE_MARGIN",
     "Candidate",
     "CandidateView",
+    "HandoverRequest",
     "Lease",
     "LeaseGrant",
     "LeaseRecord",
     "LeaseState",
     "LeaseView",
     "Rank",
+    "RequestState",
     "open_lease",
 ]
 

@@ -19,12 +19,13 @@ twice); a lock held open for as long as the lease (a stopped process would hold 
 file systems lose such locks silently).
 
 Beside the record, standbys announce how much they hold, so that the one that holds most takes over. These
-notes are hints with a heartbeat; nothing depends on them for safety of the lease itself.
+notes are hints with a heartbeat; nothing depends on them for safety of the lease itself. And an operator may ask for a
+handover there (`request`).
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from sustain.clock import Clock
 from sustain.errors import LeaseError
@@ -38,6 +39,7 @@ from sustain.failover.lease.record import (
     LeaseView,
     Watch,
 )
+from sustain.failover.lease.request import HandoverRequest, parse_request, render_request
 from sustain.units import to_ns
 
 _ATTEMPTS = 5  # of a holder, each after another write of its own came between
@@ -74,10 +76,13 @@ class Lease(ABC):
         """
 
     @abstractmethod
-    def release(self, grant: LeaseGrant, state: LeaseState, position: int | None, reason: str) -> bool:
+    def release(
+        self, grant: LeaseGrant, state: LeaseState, position: int | None, reason: str, successor: str = ""
+    ) -> bool:
         """Mark it released, saved or done; False when it was another's already.
 
-        `position`: the store's end in this epoch; None when the store was not opened in it.
+        `position`: the store's end in this epoch; None when the store was not opened in it. `successor`: who may take
+        it first.
         """
 
     @abstractmethod
@@ -92,12 +97,34 @@ class Lease(ABC):
     def candidates(self) -> list[CandidateView]:
         """What standbys have announced, each with the time when this host last saw it change."""
 
-    def look(self) -> tuple[LeaseView, list[CandidateView]]:
-        """Both, in one access where the store can do that."""
-        return self.read(), self.candidates()
+    @abstractmethod
+    def request(self) -> HandoverRequest | None:
+        """The handover that was asked for last; None when none was, or when it cannot be understood."""
+
+    @abstractmethod
+    def ask(self, request: HandoverRequest, instead_of: HandoverRequest | None) -> bool:
+        """Ask for a handover; False when what is there is not `instead_of`."""
+
+    @abstractmethod
+    def amend(
+        self, request_id: str, changed: Callable[[HandoverRequest], HandoverRequest]
+    ) -> HandoverRequest | None:
+        """Make that request what `changed` gives for it; what is there afterwards, be it another."""
+
+    def look(self) -> tuple[LeaseView, list[CandidateView], HandoverRequest | None]:
+        """All of it, in one access where the store can do that."""
+        return self.read(), self.candidates(), self.request()
 
     def close(self) -> None:  # noqa: B027 most stores have nothing to close
         """Give back what the access holds; it is not used any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A request as it lies there: its bytes, and whatever else the store compares."""
+
+    text: bytes
+    version: int = 0
 
 
 class SwapLease(Lease):
@@ -125,9 +152,18 @@ class SwapLease(Lease):
     def _announced(self) -> list[Candidate]:
         """What is announced now."""
 
+    @abstractmethod
+    def _load_request(self) -> Stored | None:
+        """The newest request; None when there is none."""
+
+    @abstractmethod
+    def _swap_request(self, old: Stored | None, text: bytes) -> bool:
+        """Replace `old` by `text`; False when something else is there."""
+
     def read(self) -> LeaseView:
+        began_ns = self._clock.boottime_ns()
         record = self._load()
-        return self._watch.see(record, self._clock.boottime_ns())
+        return self._watch.see(record, self._clock.boottime_ns(), began_ns)
 
     def acquire(self, seen: LeaseView, holder: str, ttl_s: float, at_least_epoch: int) -> LeaseGrant | None:
         began_ns = self._clock.boottime_ns()
@@ -173,9 +209,13 @@ class SwapLease(Lease):
             ),
         )
 
-    def release(self, grant: LeaseGrant, state: LeaseState, position: int | None, reason: str) -> bool:
+    def release(
+        self, grant: LeaseGrant, state: LeaseState, position: int | None, reason: str, successor: str = ""
+    ) -> bool:
         def released(current: LeaseRecord) -> LeaseRecord:
-            record = replace(current, counter=current.counter + 1, state=state, reason=reason)
+            record = replace(
+                current, counter=current.counter + 1, state=state, reason=reason, successor=successor
+            )
             if position is None:
                 return record
             return replace(record, position=position, position_epoch=grant.epoch)
@@ -184,6 +224,31 @@ class SwapLease(Lease):
 
     def candidates(self) -> list[CandidateView]:
         return self._heard(self._announced(), self._clock.boottime_ns())
+
+    def request(self) -> HandoverRequest | None:
+        stored = self._load_request()
+        return None if stored is None else parse_request(stored.text)
+
+    def ask(self, request: HandoverRequest, instead_of: HandoverRequest | None) -> bool:
+        stored = self._load_request()
+        if (None if stored is None else parse_request(stored.text)) != instead_of:
+            return False
+        return self._swap_request(stored, render_request(request))
+
+    def amend(
+        self, request_id: str, changed: Callable[[HandoverRequest], HandoverRequest]
+    ) -> HandoverRequest | None:
+        for _ in range(_ATTEMPTS):
+            stored = self._load_request()
+            current = None if stored is None else parse_request(stored.text)
+            if current is None or current.id != request_id:
+                return current
+            new = changed(current)
+            if new == current or self._swap_request(stored, render_request(new)):
+                return new
+        raise LeaseError(
+            f"{self.url}: the request for a handover changes faster than it can be written", hint="try again"
+        )
 
     def _heard(self, announced: list[Candidate], now_ns: int) -> list[CandidateView]:
         views = {}

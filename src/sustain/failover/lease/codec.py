@@ -17,7 +17,10 @@ FORMAT = 1
 
 def render(record: LeaseRecord) -> bytes:
     """The same bytes for the same record, always: a swap may compare them."""
-    body = json.dumps({"format": FORMAT, **asdict(record)}, sort_keys=True)
+    held = asdict(record)
+    if not record.successor:
+        del held["successor"]  # versions without handovers read it, too
+    body = json.dumps({"format": FORMAT, **held}, sort_keys=True)
     return f"{body}\n{zlib.crc32(body.encode()):08x}\n".encode()
 
 

@@ -49,6 +49,7 @@ class LeaseRecord:
     position: int | None = None  # where the last holder that released it left the store
     position_epoch: int = 0  # the epoch in which it did
     reason: str = ""  # of a release, for people
+    successor: str = ""  # of a release: who may take it first
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,8 @@ class LeaseView:
     record: LeaseRecord
     takeable_at_ns: int | None  # CLOCK_BOOTTIME
     read_ns: int
+    since_ns: int = 0  # since when it has been seen as it is
+    before_ns: int = 0  # a look that began then had still seen something else
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,14 +114,14 @@ class Watch:
         self._ttl_s = ttl_s  # for an absent record, which names none
         self._margin = margin
         self._record: LeaseRecord | None = None
-        self._since_ns = 0
+        self._since_ns = self._before_ns = self._began_ns = 0
 
-    def see(self, record: LeaseRecord, read_ns: int) -> LeaseView:
-        """`read_ns`: when the reading had *returned*; what it shows was written before."""
+    def see(self, record: LeaseRecord, read_ns: int, began_ns: int) -> LeaseView:
+        """`read_ns`: when the reading had *returned*; what it shows was written before. It `began_ns`."""
         if self._record is None or _life_sign(self._record) != _life_sign(record):
-            self._since_ns = read_ns
-        self._record = record
-        return LeaseView(record, self._takeable_at_ns(record), read_ns)
+            self._since_ns, self._before_ns = read_ns, self._began_ns
+        self._record, self._began_ns = record, began_ns
+        return LeaseView(record, self._takeable_at_ns(record), read_ns, self._since_ns, self._before_ns)
 
     def _takeable_at_ns(self, record: LeaseRecord) -> int:
         if record.state.left:

@@ -22,6 +22,7 @@ from sustain.failover.lease.record import (
     LeaseView,
     Rank,
 )
+from sustain.failover.lease.request import HandoverRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class LeaseStatus:
     grant: LeaseGrant | None = None
     lost: str = ""
     candidates: tuple[CandidateView, ...] = ()
+    request: HandoverRequest | None = None
 
 
 class LeaseWorker:
@@ -75,8 +77,10 @@ class LeaseWorker:
     def resume(self, grant: LeaseGrant, at_least_epoch: int) -> None:
         self._change(lambda: self._resume(grant, at_least_epoch))
 
-    def release(self, grant: LeaseGrant, state: LeaseState, position: int | None, reason: str) -> None:
-        self._change(lambda: self._release(grant, state, position, reason))
+    def release(
+        self, grant: LeaseGrant, state: LeaseState, position: int | None, reason: str, successor: str
+    ) -> None:
+        self._change(lambda: self._release(grant, state, position, reason, successor))
 
     def forget(self) -> None:
         with self._lock:
@@ -84,6 +88,9 @@ class LeaseWorker:
 
     def announce(self, rank: Rank, usable: bool, round_: int, role: str) -> None:
         self._tasks.put(lambda: self._announce(rank, usable, round_, role))
+
+    def amend(self, request_id: str, changed: Callable[[HandoverRequest], HandoverRequest]) -> None:
+        self._tasks.put(lambda: self._note(request=self._lease.amend(request_id, changed)))
 
     def stop(self, timeout_s: float) -> bool:
         """End the thread after what is queued; False when the lease store hangs (the thread is left behind)."""
@@ -126,11 +133,8 @@ class LeaseWorker:
         self._tasks.put(counted)
 
     def _read(self) -> None:
-        if self._status.grant is None:
-            view, candidates = self._lease.look()
-            self._note(view=view, candidates=tuple(candidates), error="", error_hint="")
-        else:
-            self._note(view=self._lease.read(), error="", error_hint="")
+        view, candidates, request = self._lease.look()
+        self._note(view=view, candidates=tuple(candidates), request=request, error="", error_hint="")
 
     def _acquire(self, seen: LeaseView, ttl_s: float, at_least_epoch: int) -> None:
         grant = self._lease.acquire(seen, self._holder, ttl_s, at_least_epoch)
@@ -156,8 +160,10 @@ class LeaseWorker:
         view = self._lease.read()
         self._note(view=view, lost=_whose(view))
 
-    def _release(self, grant: LeaseGrant, state: LeaseState, position: int | None, reason: str) -> None:
-        self._lease.release(grant, state, position, reason)
+    def _release(
+        self, grant: LeaseGrant, state: LeaseState, position: int | None, reason: str, successor: str
+    ) -> None:
+        self._lease.release(grant, state, position, reason, successor)
         self._note(grant=None, lost="", error="")
         self._read()
 
@@ -185,7 +191,7 @@ class LeaseWorker:
 def _telling(status: LeaseStatus) -> tuple[object, ...]:
     """What a change of the supervisor needs to hear about; the time of a reading is not."""
     record = None if status.view is None else status.view.record
-    return (record, status.grant, status.lost, status.error, status.candidates)
+    return (record, status.grant, status.lost, status.error, status.candidates, status.request)
 
 
 def _whose(view: LeaseView) -> str:

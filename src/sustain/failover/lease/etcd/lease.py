@@ -1,9 +1,10 @@
 """A lease in etcd, for hosts that share no file system: `etcd://host:2379[,host…][/name]`.
 
-Used through `open_lease`. The workload has one key for its owner record and one for each member, all under
-`sustain/NAME/`:
+Used through `open_lease`. The workload has one key for its owner record, one for a handover that was asked for, and one
+for each member, all under `sustain/NAME/`:
 
     sustain/NAME/lease          the record (`codec`), changed by a transaction that compares the whole value
+    sustain/NAME/handover       the last request for a handover, changed likewise
     sustain/NAME/member/HOST    what that host says of itself; goes by itself when it has been silent for a day
 
 The record is bound to no etcd lease: it must outlive its holder (epoch, position, who it was), and who may take it
@@ -22,7 +23,7 @@ from typing import Any
 
 from sustain.clock import Clock
 from sustain.errors import LeaseError
-from sustain.failover.lease.base import SwapLease
+from sustain.failover.lease.base import Stored, SwapLease
 from sustain.failover.lease.codec import parse, parse_note, render, render_note
 from sustain.failover.lease.etcd.client import Client, Limits, Refused, decoded, encoded
 from sustain.failover.lease.etcd.url import EtcdUrl
@@ -34,6 +35,7 @@ from sustain.failover.lease.record import (
     LeaseState,
     LeaseView,
 )
+from sustain.failover.lease.request import HandoverRequest, parse_request
 from sustain.units import to_ns
 
 _MEMBER_KEPT_S = 86_400
@@ -56,6 +58,7 @@ class EtcdLease(SwapLease):
         self._client = Client(url, limits or Limits.of(ttl_s))
         self._prefix = f"sustain/{url.name}/"
         self._key = f"{self._prefix}lease"
+        self._request_key = f"{self._prefix}handover"
         self._members = f"{self._prefix}member/"
         self._greeted = False
         self._asked: deque[LeaseRecord] = deque(maxlen=_ASKED_LIMIT)  # and perhaps still under way
@@ -64,15 +67,17 @@ class EtcdLease(SwapLease):
     def close(self) -> None:
         self._client.close()
 
-    def look(self) -> tuple[LeaseView, list[CandidateView]]:
+    def look(self) -> tuple[LeaseView, list[CandidateView], HandoverRequest | None]:
+        began_ns = self._clock.boottime_ns()
         answer = self._ask("read", "/v3/kv/range", _range(self._prefix, whole_prefix=True))
         values = {decoded(each.get("key")): decoded(each.get("value")) for each in _kvs(answer)}
         record = self._record(values.get(self._key.encode()))
         notes = [parse_note(value) for key, value in values.items() if key.startswith(self._members.encode())]
+        asked = values.get(self._request_key.encode())
         now_ns = self._clock.boottime_ns()
-        return self._watch.see(record, now_ns), self._heard(
-            [note for note in notes if note is not None], now_ns
-        )
+        heard = self._heard([note for note in notes if note is not None], now_ns)
+        view = self._watch.see(record, now_ns, began_ns)
+        return view, heard, None if asked is None else parse_request(asked)
 
     def announce(self, candidate: Candidate) -> None:
         try:
@@ -91,16 +96,7 @@ class EtcdLease(SwapLease):
         return self._record(decoded(kvs[0].get("value")) if kvs else None)
 
     def _swap(self, old: LeaseRecord, new: LeaseRecord) -> bool:
-        key = encoded(self._key)
-        if old.state is LeaseState.ABSENT:
-            there = {"key": key, "target": "CREATE", "result": "EQUAL", "create_revision": "0"}
-        else:
-            there = {"key": key, "target": "VALUE", "result": "EQUAL", "value": encoded(render(old))}
-        request = {
-            "compare": [there],
-            "success": [{"request_put": {"key": key, "value": encoded(render(new))}}],
-            "failure": [{"request_range": _range(self._key)}],
-        }
+        request = _swapping(self._key, None if old.state is LeaseState.ABSENT else render(old), render(new))
         asked_before = new in self._asked
         self._asked.append(new)
         answer = self._ask("write", "/v3/kv/txn", request)
@@ -121,6 +117,15 @@ class EtcdLease(SwapLease):
                 except LeaseError:
                     return None
         return None
+
+    def _load_request(self) -> Stored | None:
+        kvs = _kvs(self._ask("read", "/v3/kv/range", _range(self._request_key)))
+        return Stored(decoded(kvs[0].get("value"))) if kvs else None
+
+    def _swap_request(self, old: Stored | None, text: bytes) -> bool:
+        request = _swapping(self._request_key, None if old is None else old.text, text)
+        # One whose answer was lost is found by its author when he looks again: a request has an id.
+        return bool(self._ask("write", "/v3/kv/txn", request).get("succeeded"))
 
     def _announced(self) -> list[Candidate]:
         answer = self._ask("read", "/v3/kv/range", _range(self._members, whole_prefix=True))
@@ -158,6 +163,20 @@ class EtcdLease(SwapLease):
 
     def _said(self, what: str, error: LeaseError) -> str:
         return f"{self.url}: cannot {what} the lease: {error}"
+
+
+def _swapping(key: str, old: bytes | None, new: bytes) -> dict[str, Any]:
+    """A transaction that puts `new` where `old` is (None: nothing), and otherwise says what is there."""
+    there = {"key": encoded(key), "result": "EQUAL"}
+    if old is None:
+        there |= {"target": "CREATE", "create_revision": "0"}
+    else:
+        there |= {"target": "VALUE", "value": encoded(old)}
+    return {
+        "compare": [there],
+        "success": [{"request_put": {"key": encoded(key), "value": encoded(new)}}],
+        "failure": [{"request_range": _range(key)}],
+    }
 
 
 def _range(key: str, *, whole_prefix: bool = False) -> dict[str, str]:
