@@ -60,6 +60,8 @@ class LinkConfig:
     handshake_timeout_s: float = 10.0
     backoff_first_s: float = 0.1
     backoff_limit_s: float = 5.0
+    overrun_first_s: float = 1.0  # a destination that cannot keep up is left alone, longer each time in a row
+    overrun_limit_s: float = 600.0
     report: Callable[[str], None] = field(default=_silent)  # a line for the operator
 
 
@@ -104,7 +106,10 @@ class Outlet:
         self._log = log
         self._config = config
         self._owner = owner
-        self._in_snapshot = False
+        self.caught_up = False  # it has held all that was committed
+        self.overrun = False  # the log has gone on without it
+        self.sending = UNKNOWN  # where the log bytes begin that are on their way
+        self.in_snapshot = False
         self._probes = False  # the receiver knows them
         self._probe = 0  # number of the last
         self._sent = 0  # nothing behind this may be acknowledged
@@ -203,7 +208,7 @@ class Outlet:
                 destination.acked = None if known == UNKNOWN else known
                 self._log.update_slot(destination.slot, acked=known, state="snapshot")
                 self._config.report(f"{destination.peer.url} gets a snapshot: {decision.reason}")
-                self._in_snapshot = True
+                self.in_snapshot = True
                 lsn = send_snapshot(self, self._log, hello, decision, welcome.digests)
                 self._config.report(f"{destination.peer.url} has its snapshot, at position {lsn}")
             destination.needs_snapshot = False
@@ -262,9 +267,13 @@ class Outlet:
             words = self._log.words()
             self._sent = max(self._sent, lsn + length)
             self._commit_times.append((lsn + length, words["commit_time_ns"]))
+            self.sending = lsn
             with self._log.log_view(lsn, length) as view:
                 self.channel.send(Kind.LOG, lsn, words["committed"], words["commit_time_ns"], view)
+            self.sending = UNKNOWN
             if self._log.tail() > lsn:
+                self.overrun = self._destination.needs_snapshot = True
+                self._destination.show("needs-snapshot")
                 self.channel.bye("overrun", "the log was trimmed under the sender")
                 raise PeerUnreachable(
                     f"{self._destination.peer.url}: the log was trimmed before it was sent",
@@ -319,7 +328,7 @@ class Outlet:
             raise ProtocolError(
                 f"SNAPSHOT_DONE at {self._done_at}, not {lsn}", hint="the connection begins again"
             )
-        self._in_snapshot = False
+        self.in_snapshot = False
         self.delivered = True
         self._held(lsn)
 
@@ -376,7 +385,7 @@ class Outlet:
             raise ProtocolError(
                 f"position {lsn} acknowledged, {self._sent} sent", hint="the connection begins again"
             )
-        if self._in_snapshot:
+        if self.in_snapshot:
             # An incomplete copy is a copy for nobody, but it needs the log before `lsn` no more.
             self._destination.pinned = lsn
             self._destination.last_moved = time.monotonic()
@@ -396,6 +405,7 @@ class Outlet:
         while self._commit_times and self._commit_times[0][0] <= lsn:
             commit_time_ns = self._commit_times.popleft()[1]
         destination.acked = lsn
+        self.caught_up |= lsn >= self._log.committed()
         destination.pinned = lsn if destination.peer.required else None
         destination.last_moved = time.monotonic()
         self._log.update_slot(
