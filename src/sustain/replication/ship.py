@@ -38,6 +38,7 @@ from sustain.powerfail.budget import (
 )
 from sustain.powerfail.decide import Power
 from sustain.replication import wire
+from sustain.replication.accounts import Book
 from sustain.replication.archive.destination import ArchiveDestination
 from sustain.replication.credentials import HINT
 from sustain.replication.destination import Destination
@@ -106,6 +107,7 @@ class Shipper:
                     hint=HINT,
                 )
         self.halt = threading.Event()
+        self.book = Book(config.store, config.link.report)
         self._config = config
         self._destinations: list[Destination | ArchiveDestination] = []
         self._stir = threading.Event()
@@ -162,6 +164,7 @@ class Shipper:
             durability=block["durability"],
             tail=self._log.tail(),
             committed=self._log.committed(),
+            accounts=True,
         )
 
     def repin(self) -> None:
