@@ -29,6 +29,7 @@ VERBS = (
     "save",
     "restore",
     "archive",
+    "orphan",
     "keys",
     "power",
     "agent",
