@@ -24,6 +24,7 @@ QUESTIONS = (
     "ship_throughput",
     "ship_tls",
     "commit_with_shipper",
+    "ship_two",
     "recovery",
     "takeover",
     "handover",

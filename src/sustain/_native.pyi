@@ -71,6 +71,7 @@ class Superblock(TypedDict):
     tail: int
     clean: bool
     incomplete: bool
+    received: bool  # a receiver wrote last
     arriving: bool  # pages are missing; docs/formats/arriving.md
     end: int  # valid when clean
     durability: str

@@ -25,6 +25,7 @@ PEERS = {
     "ship_throughput": {"raw loopback TCP"},
     "ship_tls": {"raw loopback TCP", "without TLS", "bare TLS, nothing else"},
     "commit_with_shipper": {"without a shipper"},
+    "ship_two": {"one destination", "none"},
     "recovery": {"memory copy"},
     "takeover": set(),
     "handover": set(),

@@ -66,7 +66,7 @@ def test_the_standby_takes_over_when_everything_of_the_primary_is_killed(pair: C
     report = json.loads((b.dir / "takeover-3-b.json").read_text())
     assert (report["old_holder"], report["old_epoch"], report["new_epoch"]) == ("a", 2, 3)
     assert report["start_position"] == report["held_position"]
-    assert report["missing_bytes"] is not None
+    assert report["lost"]["at_least_bytes"] is not None
     assert report["command_started_boottime_ns"] >= report["promoted_boottime_ns"]
     text = (b.dir / "takeover-3-b.txt").read_text()
     assert "a" in text

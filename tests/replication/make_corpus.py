@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sustain.replication import wire
 from sustain.replication.auth import STORES, ReceiverHandshake, ShipperHandshake
-from sustain.replication.wire import Bye, Hello, Kind, Refuse, SnapshotBegin, Welcome
+from sustain.replication.wire import Account, Bye, Hello, Kind, Refuse, SnapshotBegin, Welcome
 
 KEY = b"k" * 16
 
@@ -41,6 +41,23 @@ def frames() -> dict[str, bytes]:
         total_bytes=1 << 20,
         compare=True,
     )
+    account = Account(
+        store=b"s" * 16,
+        replica=b"r" * 16,
+        host="a",
+        epoch=2,
+        writer=True,
+        newer_epoch=3,
+        common=1000,
+        end=1300,
+        end_seq=13,
+        opened=0,
+        kept_from=1000,
+        before_time_ns=1,
+        first_time_ns=2,
+        last_time_ns=None,
+        noted_ns=4,
+    )
     receiver, shipper = (
         ReceiverHandshake(KEY, STORES, bytes(32)),
         ShipperHandshake(KEY, STORES, bytes(range(32))),
@@ -69,6 +86,7 @@ def frames() -> dict[str, bytes]:
         "digests": framed(Kind.DIGESTS, bytes(32), 4096),
         "bye": framed(Kind.BYE, wire.encode(Bye("stopping", "asked to"))),
         "probe": framed(Kind.PROBE, bytes(range(64)), 7),
+        "account": framed(Kind.ACCOUNT, wire.encode(account)),
         "counted": framed(Kind.COUNTED, b"", 7, 65536),
         "stream": framed(Kind.LOG, bytes(64), 0) + framed(Kind.HEARTBEAT) + framed(Kind.LOG, bytes(64), 64),
     }

@@ -28,7 +28,7 @@ from sustain.replication.credentials import NO_CREDENTIALS, Credentials
 from sustain.replication.dial import dial, introduce
 from sustain.replication.outlet import LinkConfig
 from sustain.replication.urls import Peer
-from sustain.replication.wire import HEADER_BYTES, PAYLOAD_LIMIT, Hello, Kind, SnapshotBegin
+from sustain.replication.wire import HEADER_BYTES, PAYLOAD_LIMIT, Account, Hello, Kind, SnapshotBegin
 
 from .certificates import Authority
 from .conftest import LINK, Lab, fill, until
@@ -196,6 +196,14 @@ def odd_frame(random_: random.Random, kinds: list[Kind], word: Callable[[], int]
     return header + random_.randbytes(length)
 
 
+def odd_account(random_: random.Random, hello: Hello) -> bytes:
+    facts = {name: random_.choice(WORDS[:-1]) for name in Account.__struct_fields__}
+    facts |= {"store": random_.choice((hello.store, b"o" * 16)), "replica": random_.randbytes(16)}
+    facts |= {"host": "../../etc/passwd\n\x1b[2J", "writer": random_.random() < 0.5}
+    message = wire.encode(Account(**facts))
+    return wire.pack_header(Kind.ACCOUNT, len(message)) + message
+
+
 @pytest.mark.parametrize("secured", [False, True])
 def test_frames_from_a_hostile_primary(lab: Lab, tmp_path: Path, secured: bool) -> None:
     random_ = random.Random(SEED + 1)
@@ -232,7 +240,12 @@ def test_frames_from_a_hostile_primary(lab: Lab, tmp_path: Path, secured: bool) 
                 else:
                     channel.send(Kind.RESUME, position, position, 1)
                 for _ in range(random_.randrange(1, 5)):
-                    channel.send_raw([odd_frame(random_, kinds, word)])
+                    odd = (
+                        odd_account(random_, hello)
+                        if random_.random() < 0.2
+                        else odd_frame(random_, kinds, word)
+                    )
+                    channel.send_raw([odd])
         finally:
             channel.release()
     until(lambda: receiver.status()["primary"] is None, "the last session has ended")
@@ -240,9 +253,11 @@ def test_frames_from_a_hostile_primary(lab: Lab, tmp_path: Path, secured: bool) 
     held(lab.said, before)
     assert receiver.failure is None
     assert fingerprint(tmp_path, names) == files
-    assert {each.name for each in tmp_path.iterdir()} - {"ca", "a.sus"} <= {"b.sus", "b.sus.incoming"} | {
-        each.name for each in tmp_path.glob("b.sus.orphan-*")
-    }
+    assert {each.name for each in tmp_path.iterdir()} - {"ca", "a.sus"} <= {
+        "b.sus",
+        "b.sus.incoming",
+        "b.sus.accounts.json",
+    } | {each.name for each in tmp_path.glob("b.sus.orphan-*")}
     lab.ship(receiver, link=with_credentials(good))
     store.wait(fill(store, 20, 3), copies=1, timeout=20)
 

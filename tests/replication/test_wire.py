@@ -16,6 +16,7 @@ from sustain.replication.auth import STORES, ReceiverHandshake, ShipperHandshake
 from sustain.replication.wire import (
     HEADER_BYTES,
     PAYLOAD_LIMIT,
+    Account,
     Bye,
     Challenge,
     FrameReader,
@@ -152,7 +153,7 @@ def swallow(data: bytes) -> None:
             frames = []
         for header, payload in frames:
             handle(header, payload)
-    for kind in (Challenge, Hello, Welcome, Refuse, SnapshotBegin, Bye):
+    for kind in (Challenge, Hello, Welcome, Refuse, SnapshotBegin, Bye, Account):
         with contextlib.suppress(ProtocolError):
             wire.decode(kind, data)
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use sustain_core::control::{self, Control as Words, Lock, SLOT_STATES, SLOTS, UNKNOWN, slot, word};
-use sustain_core::format::{FLAG_CLEAN, FLAG_INCOMPLETE, INCOMPAT_ARRIVING, Superblock};
+use sustain_core::format::{FLAG_CLEAN, FLAG_INCOMPLETE, FLAG_RECEIVED, INCOMPAT_ARRIVING, Superblock};
 use sustain_core::medium::{FileMedium, Medium};
 use sustain_core::tail;
 
@@ -24,6 +24,7 @@ pub(crate) fn superblock_dict<'py>(py: Python<'py>, sb: &Superblock) -> PyResult
     d.set_item("tail", sb.tail.lsn)?;
     d.set_item("clean", sb.flags & FLAG_CLEAN != 0)?;
     d.set_item("incomplete", sb.flags & FLAG_INCOMPLETE != 0)?;
+    d.set_item("received", sb.flags & FLAG_RECEIVED != 0)?;
     d.set_item("arriving", sb.incompat & INCOMPAT_ARRIVING != 0)?;
     d.set_item("end", sb.end_lsn)?;
     d.set_item("durability", sb.durability.name())?;

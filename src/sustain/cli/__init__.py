@@ -30,6 +30,7 @@ VERBS = (
     "save",
     "restore",
     "archive",
+    "orphan",
     "keys",
     "power",
     "agent",

@@ -27,7 +27,7 @@ from sustain.failover.types import (
     StartCommand,
     StopCommand,
 )
-from sustain.units import format_duration, format_size
+from sustain.units import format_duration
 
 _QUIET = (Renew, Announce, ReadyForPowerOff)  # several a second, or as good as
 _SAID_TO_PEOPLE = (StartCommand, StopCommand, ReleaseLease, AnswerRequest, Exit)
@@ -95,15 +95,20 @@ class Journal:
 
     def takeover(self, found: Takeover, path: str) -> None:
         self._event("takeover", **found.as_dict())
-        missing = found.missing_bytes
-        said = "unknown" if missing is None else format_size(missing)
         span = found.command_started_boottime_ns - (
             found.lease_free_boottime_ns or found.acquired_boottime_ns
         )
         self._print(
             f"took over from {found.old_holder}: epoch {found.new_epoch} begins at position "
-            f"{found.start_position}, missing {said}, command started {format_duration(span / 1e9)} after the lease "
-            f"was free{f'; {path}' if path else ''}"
+            f"{found.start_position}, missing {found.missing()}, command started {format_duration(span / 1e9)} after "
+            f"the lease was free{f'; {path}' if path else ''}"
+        )
+
+    def completed(self, found: Takeover, path: str) -> None:
+        """A takeover's report has learned what it could not know."""
+        self._event("takeover-report", **found.as_dict())
+        self._print(
+            f"the report of the takeover in epoch {found.new_epoch} is {found.state}: missing {found.missing()}; {path}"
         )
 
     def outage(self, found: OutageReport, path: str) -> None:

@@ -19,6 +19,7 @@ from types import FrameType
 from sustain.clock import Clock
 from sustain.errors import SustainError
 from sustain.failover import report, runfile
+from sustain.failover.completion import Completion
 from sustain.failover.custodian import Custodian
 from sustain.failover.custodian.base import Opened
 from sustain.failover.decide import decide
@@ -128,6 +129,7 @@ class Supervisor:
         self._stop_requested = False
         self._exit: Exit | None = None
         self._taken: report.Taken | None = None
+        self._completion = Completion(custodian.path, self._report_dir, clock, self._journal.tell)
         self._run_entry: dict[str, object] = {}
         self._reported_ns = 0
         self._boot_id = boot_id()
@@ -171,6 +173,8 @@ class Supervisor:
         for action in plan.actions:
             self._act(action, status, seen)
         self._mind_the_power(plan, before, seen)
+        for completed, path in self._completion.look():
+            self._journal.completed(completed, path)
         self._write_run_file(plan, status, seen)
         return min(plan.wake_ns, self._stopwatch.see(plan, seen))
 
@@ -390,6 +394,7 @@ class Supervisor:
             self._journal.tell(f"the takeover's report cannot be written: {error}")
             path = ""
         self._journal.takeover(found, path)
+        self._completion.due()
 
     def _write_run_file(self, plan: Plan, status: LeaseStatus, seen: Observation) -> None:
         record = None if status.view is None else status.view.record

@@ -21,7 +21,7 @@ from sustain.replication.auth import Refused
 from sustain.replication.dial import dial
 from sustain.replication.meter import DrainMeter
 from sustain.replication.outlet import LinkConfig, Outlet, Owner
-from sustain.replication.pins import Backoff
+from sustain.replication.pins import Backoff, Overruns
 from sustain.replication.urls import Peer, join
 
 _SLOW_RETRY_S = 2.0  # at least, after an answer that will not change by itself
@@ -59,6 +59,8 @@ class Destination(threading.Thread):
         self.metering = Metering()
         self.needs_snapshot = False
         self.last_moved = time.monotonic()
+        self.crowding_since: float | None = None  # it holds more of the log than it may; the owner's note
+        self.paused_s: float | None = None  # it cannot keep up: how long it is left alone now
         self.hopeless: SustainError | None = None  # an answer that will not change by itself
         self.last_error: SustainError | None = None
         self._log = log
@@ -66,6 +68,7 @@ class Destination(threading.Thread):
         self._owner = owner
         self._session: Outlet | None = None
         self._connections = 0
+        self._overruns = Overruns(config.overrun_first_s, config.overrun_limit_s)
         self._reported: str | None = None
 
     def run(self) -> None:
@@ -84,13 +87,31 @@ class Destination(threading.Thread):
                 with self.metering as meter:
                     meter.disconnected(time.monotonic())
                 self.connected = self.verifying = False
+                if session is not None and session.in_snapshot and not self._owner.halt.is_set():
+                    self.needs_snapshot = True
+                    self.show("needs-snapshot")
                 # A snapshot that was cut pins nothing: the next one begins at another point.
                 self.pinned = self.pinned_without_session()
                 self._owner.repin()
-            if session is not None and session.delivered:
-                backoff.reset()
+            if session is not None:
+                self._pause(session)
+                if session.delivered:
+                    backoff.reset()
             self._owner.halt.wait(backoff.next(at_least_s))
         self.show("stopped")
+
+    def _pause(self, session: Outlet) -> None:
+        """Leave a destination that could not keep up alone for a while: each snapshot costs both sides, and holds the
+        log."""
+        pause_s = self._overruns.ended(time.monotonic(), session.overrun, session.caught_up)
+        if pause_s and not self._owner.halt.is_set():
+            self.paused_s = pause_s
+            self._config.report(
+                f"{self.peer.url} cannot keep up: {self._overruns.in_a_row} connections in a row ended with the log "
+                f"gone on without it; the next snapshot in {pause_s:.0f} s"
+            )
+            self._owner.halt.wait(pause_s)
+            self.paused_s = None
 
     def close(self) -> None:
         """End the connection, from another thread."""
@@ -106,9 +127,20 @@ class Destination(threading.Thread):
         self.show("needs-snapshot")
         self._config.report(f"{self.peer.url} holds the log no longer: it will need a snapshot")
         session = self._session
-        if session is not None:
+        if session is not None and self.connected:
+            session.overrun = True
             session.channel.bye("overrun", "the log is full of what this replica does not take")
             session.channel.close()
+
+    def overrun_by(self, tail: int) -> bool:
+        """Whether the log, which begins at `tail`, has gone on without it: what is being sent is not there any more, or
+        what it needs next when it comes back. From the owner's thread."""
+        session = self._session
+        if self.needs_snapshot:
+            return False
+        if self.connected and session is not None:
+            return session.sending < tail
+        return self.acked is not None and self.acked < tail
 
     def pinned_without_session(self) -> int | None:
         """What is kept for it while it is away."""
@@ -120,6 +152,7 @@ class Destination(threading.Thread):
         self._log.update_slot(self.slot, state=state)
 
     def _connect(self) -> None:
+        self._overruns.begins(time.monotonic())
         if not self.needs_snapshot and self.hopeless is None:
             self.show("connecting")
         channel = dial(

@@ -20,15 +20,18 @@ from sustain.replication.applier import Applier
 from sustain.replication.channel import Channel, ConnectionEnded
 from sustain.replication.standby import OldImage, Standby
 from sustain.replication.wire import (
+    ACCOUNTS_LIMIT,
     MOST,
     PAGE_BYTES,
     RECEIVER_STREAM,
+    Account,
     Bye,
     Header,
     Hello,
     Kind,
     SnapshotBegin,
     decode,
+    encode,
 )
 
 GATHER_BYTES = 16 << 20  # room asked of the ring at a time, at most
@@ -84,6 +87,7 @@ class Intake:
         self._received = 0  # position behind the last byte received, gathered ones too
         self._probe = (0, 0)  # number of the last probe, bytes of it so far
         self._scrap: memoryview | None = None
+        self._accounts = 0  # heard
 
     def run(self) -> None:
         """Until the connection ends. Raises ReplicationError (this session failed) or StoreError (the store
@@ -156,6 +160,8 @@ class Intake:
             self._end_snapshot(header)
         elif kind is Kind.PROBE:
             self._count_probe(header)
+        elif kind is Kind.ACCOUNT:
+            self._take_account(decode(Account, self.channel.receive_payload(header)))
         elif kind is Kind.BYE:
             bye = decode(Bye, self.channel.receive_payload(header))
             text = f"{self.channel.peer} ended the connection: {bye.message or bye.code}"
@@ -177,9 +183,23 @@ class Intake:
                 f"RESUME at {header.a} does not fit", hint="run the same version on both hosts"
             )
         self._hear(header)
+        self._standby.give_account(self.hello)
+        self._say_accounts()
         self._follow(replica)
         self.progress.state = "streaming"
         self._report(f"receiving from {self._who()} from position {replica.end} on")
+
+    def _say_accounts(self) -> None:
+        """All that is known here of logs that are over; the primary drops what it knows."""
+        if self.hello.accounts:
+            for account in self._standby.book.accounts(self.hello.store):
+                self.channel.send(Kind.ACCOUNT, payload=encode(account))
+
+    def _take_account(self, account: Account) -> None:
+        self._accounts += 1
+        if self._accounts > ACCOUNTS_LIMIT or account.store != self.hello.store:
+            raise ProtocolError("ACCOUNT does not fit", hint="run the same version on both hosts")
+        self._standby.book.add([account])
 
     def _follow(self, replica: Replica) -> None:
         replica.discard_partial()
@@ -268,6 +288,7 @@ class Intake:
                 f"kept {orphan.kept_bytes} bytes ({orphan.commits} commits) that only this host has "
                 f"in {orphan.file or 'no file'}; {orphan.lost_bytes} bytes before them were gone already"
             )
+        self._say_accounts()
         self._begin = begin
         self.progress.state = "snapshot"
         self.progress.snapshot_total_bytes = begin.total_bytes

@@ -16,11 +16,12 @@ import mmap
 import os
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
+from sustain._native import digest
 from sustain.errors import StoreError, StoreIOError
-from sustain.replication.records import commits
+from sustain.replication.records import COMMIT_BYTES, Group, commit_at, groups
 
 _PIECE_BYTES = 1 << 20
 
@@ -39,13 +40,19 @@ class OrphanReport:
     kept_from: int  # == common when everything was kept
     kept_bytes: int
     lost_bytes: int  # [common, kept_from) had been trimmed from the ring
-    commits: int  # among what was kept
+    commits: int  # among what was kept, without those that opened an epoch
     first_commit: int | None
     last_commit: int | None
     first_commit_time_ns: int | None
     last_commit_time_ns: int | None
     written_at_ns: int
     file: str | None  # None when nothing could be kept
+    host: str = ""
+    before_commit_time_ns: int | None = None  # of the commit that ends at `common`; None: not known any more
+    epochs_opened: int = 0  # among what was kept
+    digest: str | None = (
+        None  # of the kept bytes, XXH3-128; None: nothing was kept, or an older version kept it
+    )
 
 
 def keep_orphan(
@@ -59,6 +66,7 @@ def keep_orphan(
     tail: int,
     end: int,
     read_log: Callable[[int, int], bytes],
+    host: str = "",
 ) -> OrphanReport:
     """Write [max(common, tail), end) of the log of the store at `path` beside it, durably, with its report.
 
@@ -68,7 +76,8 @@ def keep_orphan(
     first = min(max(common, tail), end)
     base = f"{path}.orphan-e{epoch}-{common}-{end}"
     try:
-        found = _keep_bytes(base, first, end, read_log) if first < end else []
+        found, summed = _keep_bytes(base, first, end, read_log) if first < end else ([], None)
+        made = [each.commit for each in found if each.opens_epoch is None]
         report = OrphanReport(
             store=path,
             store_uuid=str(uuid.UUID(bytes=store_uuid)),
@@ -80,13 +89,17 @@ def keep_orphan(
             kept_from=first,
             kept_bytes=end - first,
             lost_bytes=first - common,
-            commits=len(found),
-            first_commit=found[0][0] if found else None,
-            last_commit=found[-1][0] if found else None,
-            first_commit_time_ns=found[0][1] if found else None,
-            last_commit_time_ns=found[-1][1] if found else None,
+            commits=len(made),
+            first_commit=made[0].number if made else None,
+            last_commit=made[-1].number if made else None,
+            first_commit_time_ns=made[0].time_ns if made else None,
+            last_commit_time_ns=made[-1].time_ns if made else None,
             written_at_ns=time.time_ns(),
             file=base if first < end else None,
+            host=host,
+            before_commit_time_ns=commit_time(read_log, common, tail),
+            epochs_opened=len(found) - len(made),
+            digest=summed,
         )
         text = json.dumps(asdict(report), indent=2).encode() + b"\n"
         write_durably(f"{base}.json", lambda fd: _write_all(fd, text))
@@ -112,7 +125,7 @@ def unresolved(path: str, replica_uuid: bytes, end: int) -> str | None:
         if not (found.startswith(first) and found.endswith(last)):
             continue
         name = os.path.join(directory, found)
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
             with open(name, encoding="utf-8") as file:
                 report = json.load(file)
             # A snapshot gives the copy another replica UUID.
@@ -121,18 +134,38 @@ def unresolved(path: str, replica_uuid: bytes, end: int) -> str | None:
     return None
 
 
+def commit_time(read_log: Callable[[int, int], bytes], end: int, tail: int) -> int | None:
+    """Time of the commit that ends at `end`; None when the log, which begins at `tail`, does not hold it any more."""
+    at = end - COMMIT_BYTES
+    if at < tail:
+        return None
+    found = commit_at(read_log(at, COMMIT_BYTES), 0, at)
+    return None if found is None else found.time_ns
+
+
 def _keep_bytes(
     name: str, first: int, end: int, read_log: Callable[[int, int], bytes]
-) -> list[tuple[int, int]]:
-    """Write the bytes; (number, time) of each commit in them."""
+) -> tuple[list[Group], str]:
+    """Write the bytes; the commits in them, and their digest."""
 
     def fill(fd: int) -> None:
         for at in range(first, end, _PIECE_BYTES):
             _write_all(fd, read_log(at, min(_PIECE_BYTES, end - at)))
 
     write_durably(name, fill)
-    with open(name, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return [(commit.number, commit.time_ns) for commit in commits(memoryview(data).toreadonly(), first)]
+    with mapped(name) as data:
+        return list(groups(data, first)), digest(data).hex()
+
+
+@contextlib.contextmanager
+def mapped(name: str) -> Iterator[memoryview]:
+    """The bytes of a file that is not empty, without reading them all at once. Raises OSError."""
+    with (
+        open(name, "rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        memoryview(data) as view,
+    ):
+        yield view
 
 
 def write_durably(name: str, fill: Callable[[int], None]) -> None:

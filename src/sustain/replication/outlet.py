@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Protocol
 from sustain._native import LogTail
 from sustain.errors import PeerUnreachable, ProtocolError, SustainError
 from sustain.replication import wire
+from sustain.replication.accounts import Book
 from sustain.replication.auth import STORES, Refused
 from sustain.replication.channel import Channel
 from sustain.replication.credentials import NO_CREDENTIALS, Credentials
@@ -30,7 +31,7 @@ from sustain.replication.records import chain_at
 from sustain.replication.session import Course, PrimaryFacts, ReplicaFacts, Resume, Rewind, decide_resume
 from sustain.replication.session import Refused as RefusedDecision
 from sustain.replication.snapshot import send_snapshot
-from sustain.replication.wire import SHIPPER_STREAM, Bye, Hello, Kind, Welcome, decode
+from sustain.replication.wire import SHIPPER_STREAM, Account, Bye, Hello, Kind, Welcome, decode, encode
 
 if TYPE_CHECKING:
     from sustain.replication.destination import Destination
@@ -60,6 +61,8 @@ class LinkConfig:
     handshake_timeout_s: float = 10.0
     backoff_first_s: float = 0.1
     backoff_limit_s: float = 5.0
+    overrun_first_s: float = 1.0  # a destination that cannot keep up is left alone, longer each time in a row
+    overrun_limit_s: float = 600.0
     report: Callable[[str], None] = field(default=_silent)  # a line for the operator
 
 
@@ -70,6 +73,7 @@ class Owner(Protocol):
     power_watched: bool  # so it matters how fast a destination is
     commits_held: bool  # by what is known of that
     power_fails: bool  # so everything has to get away
+    book: Book  # what is known of logs that are over
 
     @property
     def draining(self) -> bool:
@@ -104,8 +108,14 @@ class Outlet:
         self._log = log
         self._config = config
         self._owner = owner
-        self._in_snapshot = False
+        self.caught_up = False  # it has held all that was committed
+        self.overrun = False  # the log has gone on without it
+        self.sending = UNKNOWN  # where the log bytes begin that are on their way
+        self.in_snapshot = False
         self._probes = False  # the receiver knows them
+        self._accounts = False  # likewise
+        self._accounts_heard = 0
+        self._accounts_said: tuple[int, set[bytes]] = (-1, set())  # (version of the book, what was sent)
         self._probe = 0  # number of the last
         self._sent = 0  # nothing behind this may be acknowledged
         self._bytes_sent = 0
@@ -186,6 +196,7 @@ class Outlet:
         """Send until the connection ends or the owner halts. Raises ReplicationError, StoreError."""
         destination = self._destination
         self._probes = welcome.probes
+        self._accounts = welcome.accounts
         destination.connected = True
         destination.last_moved = time.monotonic()
         self._reader.start()
@@ -203,7 +214,7 @@ class Outlet:
                 destination.acked = None if known == UNKNOWN else known
                 self._log.update_slot(destination.slot, acked=known, state="snapshot")
                 self._config.report(f"{destination.peer.url} gets a snapshot: {decision.reason}")
-                self._in_snapshot = True
+                self.in_snapshot = True
                 lsn = send_snapshot(self, self._log, hello, decision, welcome.digests)
                 self._config.report(f"{destination.peer.url} has its snapshot, at position {lsn}")
             destination.needs_snapshot = False
@@ -247,6 +258,7 @@ class Outlet:
                 )
             with destination.metering as meter:
                 meter.starved()
+            self._say_accounts()
             if self._probes and self._owner.power_watched:
                 self._probe_if_due()
             if time.monotonic() < awake_until:
@@ -262,9 +274,13 @@ class Outlet:
             words = self._log.words()
             self._sent = max(self._sent, lsn + length)
             self._commit_times.append((lsn + length, words["commit_time_ns"]))
+            self.sending = lsn
             with self._log.log_view(lsn, length) as view:
                 self.channel.send(Kind.LOG, lsn, words["committed"], words["commit_time_ns"], view)
+            self.sending = UNKNOWN
             if self._log.tail() > lsn:
+                self.overrun = self._destination.needs_snapshot = True
+                self._destination.show("needs-snapshot")
                 self.channel.bye("overrun", "the log was trimmed under the sender")
                 raise PeerUnreachable(
                     f"{self._destination.peer.url}: the log was trimmed before it was sent",
@@ -273,6 +289,20 @@ class Outlet:
             lsn += length
             self._bytes_sent += length
         return lsn
+
+    def _say_accounts(self) -> None:
+        """What is known of logs that are over, and this receiver was not told yet."""
+        version, said = self._accounts_said
+        book = self._owner.book
+        if not self._accounts or version == book.version:
+            return
+        version = book.version
+        for account in book.accounts(self._log.superblock()["store_uuid"]):
+            payload = encode(account)
+            if payload not in said:
+                self.channel.send(Kind.ACCOUNT, payload=payload)
+                said.add(payload)
+        self._accounts_said = (version, said)
 
     def _probe_if_due(self) -> None:
         with self._destination.metering as meter:
@@ -319,7 +349,7 @@ class Outlet:
             raise ProtocolError(
                 f"SNAPSHOT_DONE at {self._done_at}, not {lsn}", hint="the connection begins again"
             )
-        self._in_snapshot = False
+        self.in_snapshot = False
         self.delivered = True
         self._held(lsn)
 
@@ -347,6 +377,8 @@ class Outlet:
                         meter.received(header.b, time.monotonic())
                 elif header.kind is Kind.COUNTED:
                     self._probe_counted(header.a, header.b)
+                elif header.kind is Kind.ACCOUNT:
+                    self._take_account(decode(Account, payload))
                 elif header.kind is Kind.DIGESTS:
                     self._take_digests(header.a, payload)
                 elif header.kind is Kind.SNAPSHOT_DONE:
@@ -362,6 +394,18 @@ class Outlet:
             self._reader_error = error
             self.channel.close()
 
+    def _take_account(self, account: Account) -> None:
+        self._accounts_heard += 1
+        ours = self._log.superblock()["store_uuid"]
+        if self._accounts_heard > wire.ACCOUNTS_LIMIT or account.store != ours:
+            raise ProtocolError("ACCOUNT does not fit", hint="run the same version on both hosts")
+        for fresh in self._owner.book.add([account]):
+            self._config.report(
+                f"{fresh.host or self._destination.peer.url} says where its log of epoch {fresh.epoch} ended: "
+                f"position {fresh.end}, {fresh.end - fresh.common} bytes behind what it shares with epoch "
+                f"{fresh.newer_epoch}"
+            )
+
     def _probe_counted(self, number: int, counted_bytes: int) -> None:
         if number != self._probe:
             raise ProtocolError(
@@ -376,7 +420,7 @@ class Outlet:
             raise ProtocolError(
                 f"position {lsn} acknowledged, {self._sent} sent", hint="the connection begins again"
             )
-        if self._in_snapshot:
+        if self.in_snapshot:
             # An incomplete copy is a copy for nobody, but it needs the log before `lsn` no more.
             self._destination.pinned = lsn
             self._destination.last_moved = time.monotonic()
@@ -396,6 +440,7 @@ class Outlet:
         while self._commit_times and self._commit_times[0][0] <= lsn:
             commit_time_ns = self._commit_times.popleft()[1]
         destination.acked = lsn
+        self.caught_up |= lsn >= self._log.committed()
         destination.pinned = lsn if destination.peer.required else None
         destination.last_moved = time.monotonic()
         self._log.update_slot(

@@ -84,7 +84,9 @@ class Receiver:
 
     def __init__(self, config: ReceiverConfig) -> None:
         self._config = config
-        self._standby = Standby(config.store, config.name, config.durability, config.size_limit)
+        self._standby = Standby(
+            config.store, config.name, config.durability, config.size_limit, config.report
+        )
         self._listener = Listener(
             config.listen,
             config.credentials,

@@ -38,6 +38,7 @@ from sustain.powerfail.budget import (
 )
 from sustain.powerfail.decide import Power
 from sustain.replication import wire
+from sustain.replication.accounts import Book
 from sustain.replication.archive.destination import ArchiveDestination
 from sustain.replication.credentials import HINT
 from sustain.replication.destination import Destination
@@ -106,6 +107,7 @@ class Shipper:
                     hint=HINT,
                 )
         self.halt = threading.Event()
+        self.book = Book(config.store, config.link.report)
         self._config = config
         self._destinations: list[Destination | ArchiveDestination] = []
         self._stir = threading.Event()
@@ -135,6 +137,7 @@ class Shipper:
                 "connected": each.connected,
                 "acked": each.acked,
                 "needs_snapshot": each.needs_snapshot,
+                "paused_s": each.paused_s,
                 "error": None if each.last_error is None or each.connected else str(each.last_error),
             }
             for each in self._destinations
@@ -161,6 +164,7 @@ class Shipper:
             durability=block["durability"],
             tail=self._log.tail(),
             committed=self._log.committed(),
+            accounts=True,
         )
 
     def repin(self) -> None:
@@ -326,18 +330,25 @@ class Shipper:
     def _let_go(self) -> None:
         """Drop the destinations that hold too much of the log and do not move."""
         committed, now = self._log.committed(), time.monotonic()
+        stall_s, limit_bytes = self._config.stall_s, self._config.pin_limit * self._log_size()
         pins = []
         for each in self._destinations:
             lsn = each.pinned
+            if lsn is None or committed - lsn <= limit_bytes:
+                each.crowding_since = None
+            elif each.crowding_since is None:
+                each.crowding_since = now
             if lsn is None:
                 continue
             if each.connected and (lsn >= committed or each.verifying):
                 each.last_moved = now
-            moving = each.connected and now - each.last_moved < self._config.stall_s
-            pins.append(Pin(each.slot, lsn, moving))
+            moving = each.connected and now - each.last_moved < stall_s
+            # One that is not required may hold others up for a while, so that its snapshot can end, and no longer.
+            crowding = each.crowding_since is not None and now - each.crowding_since >= stall_s
+            pins.append(Pin(each.slot, lsn, moving and (each.peer.required or not crowding)))
         verdict = decide_pins(pins, committed, self._log_size(), self._config.pin_limit)
         for each in self._destinations:
-            if each.slot in verdict.dropped:
+            if each.slot in verdict.dropped or each.overrun_by(self._log.tail()):
                 each.drop()
         if verdict.dropped:
             self.repin()

@@ -9,25 +9,40 @@ superblock may be the only place that remembers the newest epoch.
 import contextlib
 import os
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from sustain._native import Control, Replica, durability_of
 from sustain.errors import StoreCorrupt, StoreError, StoreFenced, StoreIOError, StoreUntrusted, SustainError
-from sustain.replication.orphan import OrphanReport, keep_orphan, sync_directory, unresolved
+from sustain.replication.accounts import Book
+from sustain.replication.orphan import OrphanReport, commit_time, keep_orphan, sync_directory, unresolved
+from sustain.replication.records import epoch_at
 from sustain.replication.session import common_point
-from sustain.replication.wire import PAGE_BYTES, Hello, SnapshotBegin, Welcome
+from sustain.replication.wire import PAGE_BYTES, Account, Hello, SnapshotBegin, Welcome
 
 if TYPE_CHECKING:  # only the stub has it
     from sustain._native import Superblock
 
 _ALIGN = 2 << 20
+_EPOCH_BYTES = 64  # an EPOCH record
+
+
+def _silent(_: str) -> None:
+    pass
 
 
 class Standby:
     """One store file that a receiver keeps. Not thread-safe: one session at a time uses it."""
 
-    def __init__(self, path: str, name: str, durability: str, size_limit: int | None) -> None:
+    def __init__(
+        self,
+        path: str,
+        name: str,
+        durability: str,
+        size_limit: int | None,
+        tell: Callable[[str], None] = _silent,
+    ) -> None:
         self.path = path
         self.incoming_path = f"{path}.incoming"
         self._name = name
@@ -39,6 +54,7 @@ class Standby:
         self.known_epoch = 0
         self.rewinding = False  # the copy holds commits that are not the newest primary's
         self.orphans: list[OrphanReport] = []
+        self.book = Book(path, tell)
         self._damage: tuple[int, int] = (-1, 0)  # (end, times in a row that the log did not continue it)
 
     # opening and closing
@@ -55,6 +71,10 @@ class Standby:
         if block["incomplete"]:
             self.unusable = "an interrupted snapshot"
             return
+        if not block["received"] and self.book.wrote() != block["replica_uuid"]:
+            self.book.note_writer(
+                block["replica_uuid"]
+            )  # before a receiver has it: then the store tells no more
         try:
             self.replica = Replica(self.path)
         except (StoreUntrusted, StoreCorrupt) as error:
@@ -103,7 +123,7 @@ class Standby:
 
     def welcome(self) -> Welcome:
         if self.replica is None:
-            return Welcome(name=self._name, epoch=self.known_epoch, probes=True)
+            return Welcome(name=self._name, epoch=self.known_epoch, probes=True, accounts=True)
         block = self.replica.superblock()
         return Welcome(
             replica=block["replica_uuid"],
@@ -122,6 +142,7 @@ class Standby:
             digests=os.path.isfile(self.path),
             primary_committed=self.replica.words()["primary_committed"] or None,
             probes=True,
+            accounts=True,
         )
 
     def objection(self, hello: Hello) -> tuple[str, str, str] | None:
@@ -189,7 +210,7 @@ class Standby:
         """Keep what only this copy has, then make room for another, the `incoming` one. Raises StoreError."""
         self.drop_incoming()
         if self.replica is not None:
-            self._keep_orphan(begin, hello)
+            self.give_account(hello, self._keep_orphan(begin, hello))
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.incoming_path)
         directory = os.path.dirname(os.path.abspath(self.path))
@@ -248,14 +269,65 @@ class Standby:
             return None
         return OldImage(self.path, self.replica)
 
-    def _keep_orphan(self, begin: SnapshotBegin, hello: Hello) -> None:
+    def give_account(self, hello: Hello, orphan: OrphanReport | None = None) -> None:
+        """Note what became of a log that was written here, or of a tail that was kept: the one time that this can be
+        said, before anything of `hello`'s primary comes in."""
+        if self.replica is None:
+            return
+        block, end = self.replica.superblock(), self.replica.end
+        history, written = block["history"], self._written_here(block)
+        if hello.epoch <= self.log_epoch:
+            if self.book.wrote() is not None:
+                self.book.note_writer(
+                    None
+                )  # others write in that epoch, too: whose the end is cannot be said later
+            return
+        if orphan is None and not written:
+            return
+        tail = self.replica.words()["tail"]
+        common = end if orphan is None else orphan.common
+        made = orphan is not None and orphan.commits > 0
+        account = Account(
+            store=block["store_uuid"],
+            replica=block["replica_uuid"],
+            host=self._name,
+            epoch=self.log_epoch,
+            writer=written,
+            newer_epoch=hello.epoch,
+            common=common,
+            end=end,
+            end_seq=self.replica.end_seq,
+            opened=sum(start >= common for _, start in history),
+            kept_from=end if orphan is None else orphan.kept_from,
+            before_time_ns=commit_time(self.replica.read_log, common, tail),
+            first_time_ns=orphan.first_commit_time_ns if orphan is not None and made else None,
+            last_time_ns=orphan.last_commit_time_ns if orphan is not None and made else None,
+            noted_ns=time.time_ns(),
+        )
+        self.book.add([account], settled=True)
+
+    def _written_here(self, block: "Superblock") -> bool:
+        """Whether the newest epoch of the log was written on this host, and nothing has been received since."""
+        assert self.replica is not None
+        if self.book.wrote() == block["replica_uuid"]:
+            return True
+        # Opened by a supervisor here whose command never came to open the store.
+        epoch, start = block["history"][-1] if block["history"] else (0, 0)
+        if start < self.replica.words()["tail"] or start + _EPOCH_BYTES > self.replica.end:
+            return False
+        return epoch_at(self.replica.read_log(start, _EPOCH_BYTES), 0, start) == (
+            epoch,
+            block["replica_uuid"],
+        )
+
+    def _keep_orphan(self, begin: SnapshotBegin, hello: Hello) -> OrphanReport | None:
         assert self.replica is not None
         block, end = self.replica.superblock(), self.replica.end
         common = common_point(hello.history, hello.committed, block["history"], end)
         if begin.common is not None:
             common = min(common, begin.common)
         if common >= end:
-            return
+            return None
         self.rewinding = True
         words = self.replica.words()
         report = keep_orphan(
@@ -268,8 +340,10 @@ class Standby:
             tail=words["tail"],
             end=end,
             read_log=self.replica.read_log,
+            host=self._name,
         )
         self.orphans.append(report)
+        return report
 
     def status(self) -> dict[str, object]:
         """For any thread: looks at the file from outside, because the engine may be busy with a flush."""

@@ -53,6 +53,7 @@ class Kind(IntEnum):
     BYE = 15
     PROBE = 16
     COUNTED = 17
+    ACCOUNT = 18
     WRITE = 32
     WRITTEN = 33
     FLUSH = 34
@@ -83,6 +84,7 @@ PAYLOAD_LIMIT: dict[Kind, int] = {
     Kind.BYE: 4 << 10,
     Kind.PROBE: 256 << 10,
     Kind.COUNTED: 0,
+    Kind.ACCOUNT: 1 << 10,
     Kind.WRITE: WRITE_PAGES * (PAGE_BYTES + DIGEST_BYTES),
     Kind.WRITTEN: 0,
     Kind.FLUSH: 0,
@@ -109,11 +111,21 @@ RECEIVER_STREAM = frozenset(
         Kind.HEARTBEAT,
         Kind.BYE,
         Kind.PROBE,
+        Kind.ACCOUNT,
     }
 )
 SHIPPER_STREAM = frozenset(
-    {Kind.SNAPSHOT_DONE, Kind.ACK, Kind.HEARTBEAT, Kind.DIGESTS, Kind.BYE, Kind.COUNTED}
+    {
+        Kind.SNAPSHOT_DONE,
+        Kind.ACK,
+        Kind.HEARTBEAT,
+        Kind.DIGESTS,
+        Kind.BYE,
+        Kind.COUNTED,
+        Kind.ACCOUNT,
+    }
 )
+ACCOUNTS_LIMIT = 1024  # most ACCOUNT frames that one side takes over one connection
 # A receiver whose copy is fetched from, and who fetches.
 FETCHED_FROM = frozenset({Kind.WANT, Kind.HEARTBEAT, Kind.BYE})
 FETCHER_STREAM = frozenset({Kind.FETCHED, Kind.HEARTBEAT, Kind.BYE})
@@ -199,6 +211,7 @@ class Hello(Introduction, frozen=True, kw_only=True):
     durability: Durability
     tail: Word
     committed: Word
+    accounts: bool = False
 
 
 class Welcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -220,6 +233,27 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True):
     digests: bool = False
     primary_committed: Word | None = None
     probes: bool = False
+    accounts: bool = False
+
+
+class Account(msgspec.Struct, frozen=True, kw_only=True):
+    """What a host that returned says of the log that it had: where it ended, and what nobody else has of it."""
+
+    store: Uuid
+    replica: Uuid
+    host: Name
+    epoch: Word  # the newest of that log
+    writer: bool  # this host wrote that epoch itself: nobody has more of it
+    newer_epoch: Word  # of the primary that it met when it returned
+    common: Word  # up to here both had the same log
+    end: Word  # where its own ended
+    end_seq: Word  # commits before that
+    opened: Word  # of them, behind `common`: those that opened an epoch, which no application made
+    kept_from: Word  # what lies in [kept_from, end) is in a file beside its store
+    before_time_ns: Word | None  # of the commit that ends at `common`; None: not known any more
+    first_time_ns: Word | None  # of the first commit that was kept
+    last_time_ns: Word | None  # of the last commit
+    noted_ns: Word
 
 
 class Refuse(msgspec.Struct, frozen=True):

@@ -25,6 +25,10 @@ class Opened:
     start: int  # where the new epoch begins
     primary_committed: int | None  # as the receiver last heard it
     primary_heard_ns: int | None  # when, CLOCK_BOOTTIME
+    log_epoch: int | None = None  # the newest epoch of what this host had
+    commit_time_ns: int | None = None  # of the last commit that this host had, ns since 1970
+    primary_commit_time_ns: int | None = None  # of the last one of the primary, as heard
+    own: bool = False  # this host wrote that epoch itself: nobody has more of it
 
 
 class Custodian(ABC):

@@ -15,8 +15,9 @@ from sustain.failover.types import DestinationView, PowerView, StoreView
 from sustain.powerfail.budget import BudgetPolicy
 from sustain.powerfail.decide import Power
 from sustain.replication import fetch
+from sustain.replication.accounts import Book
 from sustain.replication.credentials import CredentialFiles
-from sustain.replication.orphan import unresolved
+from sustain.replication.orphan import commit_time, unresolved
 from sustain.units import to_ns
 
 _CLOSED_NS = 1  # a deadline in the past: no commit in this epoch any more
@@ -144,10 +145,14 @@ class StoreCustodian(Custodian):
 
     def promote(self, epoch: int, still_ours: Callable[[], bool]) -> Opened:
         """The receiver has ended; nobody else may have the store."""
-        heard = self._heard()
+        heard_committed, heard_ns, heard_time_ns = self._heard()
+        own = self._written_here()
         replica = Replica(self.path, arriving=True)  # then with its fetcher running
         try:
             held, commits = replica.end, replica.end_seq
+            history = replica.superblock()["history"]
+            log_epoch = history[-1][0] if history else None
+            last_ns = commit_time(replica.read_log, held, replica.words()["tail"]) or replica.commit_time_ns
             orphan = unresolved(self.path, replica.superblock()["replica_uuid"], held)
             if orphan is not None:  # recovery may have shown an end that was not known before
                 raise StoreUntrusted(
@@ -161,7 +166,26 @@ class StoreCustodian(Custodian):
             start = replica.promote(epoch)
         finally:
             replica.close()
-        return Opened(held, commits, start, *heard)
+        return Opened(
+            held,
+            commits,
+            start,
+            heard_committed,
+            heard_ns,
+            log_epoch,
+            last_ns or None,
+            heard_time_ns,
+            own,
+        )
+
+    def _written_here(self) -> bool:
+        """Whether an application on this host wrote the store last; before anything else has it."""
+        control = Control(self.path)
+        try:
+            block = control.superblock()
+        finally:
+            control.close()
+        return not block["received"] or Book(self.path).wrote() == block["replica_uuid"]
 
     def fetch(self, epoch: int, store_uuid: str, at_least: int, still_ours: Callable[[], bool]) -> Opened:
         credentials = self._files.load()
@@ -206,16 +230,17 @@ class StoreCustodian(Custodian):
         words += ["--limit", f"{self._fetch_limit_s}s"]
         return [*words, *self._files.words()]
 
-    def _heard(self) -> tuple[int | None, int | None]:
-        """(primary's position, when it was heard), as the receiver left it."""
+    def _heard(self) -> tuple[int | None, int | None, int | None]:
+        """(primary's position, when it was heard, time of that commit), as the receiver left it."""
         watch = StoreWatch(self.path)
         try:
             words = watch.words()
         finally:
             watch.close()
         if words is None or words["primary_heard_ns"] == 0 or words["primary_committed"] == UNKNOWN:
-            return None, None
-        return words["primary_committed"], words["primary_heard_ns"]
+            return None, None, None
+        time_ns = words["primary_commit_time_ns"] or None
+        return words["primary_committed"], words["primary_heard_ns"], time_ns
 
     def environment(self) -> dict[str, str]:
         return {"SUSTAIN_STORE": self.path}

@@ -58,6 +58,8 @@ class ArchiveDestination(threading.Thread):
         self.metering = _Metering(self.meter)
         self.needs_snapshot = False
         self.last_moved = time.monotonic()
+        self.crowding_since: float | None = None
+        self.paused_s: float | None = None
         self.hopeless: SustainError | None = None
         self.last_error: SustainError | None = None
         self.delivered = False
@@ -101,6 +103,10 @@ class ArchiveDestination(threading.Thread):
         self.show("needs-snapshot")
         self.config.report(f"{self.peer.url} holds the log no longer: it will need a snapshot")
         self.dropped.set()
+
+    def overrun_by(self, tail: int) -> bool:
+        """It finds that out by itself, in `shipping`."""
+        return False
 
     def show(self, state: str) -> None:
         self.log.update_slot(self.slot, state=state)
