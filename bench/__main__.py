@@ -25,6 +25,8 @@ QUESTIONS = (
     "recovery",
     "takeover",
     "restore_on_demand",
+    "archive_upload",
+    "archive_restore",
     "redis_end_to_end",
     "region_scan",
     "region_save",

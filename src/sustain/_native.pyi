@@ -228,6 +228,10 @@ class LogTail:
     def next_used_page(self, page: int) -> int:
         """First page >= `page` whose sum is not 0; number of pages of the image when there is none."""
 
+    def next_used_run(self, page: int, most: int) -> tuple[int, int]:
+        """(first page >= `page` whose sum is not 0, how many such lie there together, at most `most`); (number of
+        pages, 0) when there is none."""
+
     def page_digests(self, first_page: int, pages: int) -> bytes:
         """16 bytes (XXH3-128) per page, of the image as it is now."""
 
@@ -310,9 +314,14 @@ class Replica:
         Raises StoreCorrupt for a record that is wrong; the partial group is then forgotten and nothing of it is
         applied."""
 
+    def receive(self, data: Buffer) -> int:
+        """Take in `data`, as `buffer` and `advance` do piece by piece. Nobody may write to it meanwhile."""
+
     def discard_partial(self) -> None: ...
     def note_primary(self, committed: int, commit_time_ns: int) -> None: ...
-    def write_pages(self, first_page: int, data: bytes | memoryview) -> None: ...
+    def write_pages(self, first_page: int, data: Buffer) -> None:
+        """Pages of a snapshot. Nobody may write to `data` meanwhile."""
+
     def page_digests(self, first_page: int, pages: int) -> bytes: ...
     def finish_snapshot(self) -> None:
         """Check every page against its sum (StoreCorrupt), make all durable, drop the incomplete flag."""

@@ -26,6 +26,8 @@ PEERS = {
     "recovery": {"memory copy"},
     "takeover": set(),
     "restore_on_demand": {"restored in full first"},
+    "archive_upload": {"obstore, objects of 16 MiB", "obstore, one object in parts"},
+    "archive_restore": {"cp of the same bytes"},
     "redis_end_to_end": {"sustain, wait", "Redis", "Redis, WAIT 1"},
     "region_scan": {"BLAKE2b of each page", "memory read, one core"},
     "region_save": {"cp of the same file", "raw loopback TCP", "rsync", "dd | nc"},

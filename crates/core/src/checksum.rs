@@ -33,8 +33,7 @@ fn page_factor(page: u64) -> u64 {
 /// Sum of a whole page.
 ///
 /// # Safety
-/// `data` points to 4096 readable bytes, 8-byte aligned. They may be changed by others meanwhile; the sum is
-/// then of some mixture.
+/// `data` points to 4096 readable bytes. They may be changed by others meanwhile; the sum is then of some mixture.
 #[inline]
 pub unsafe fn page_sum(page: u64, data: *const u8) -> u64 {
     let words = data.cast::<u64>();
@@ -43,7 +42,7 @@ pub unsafe fn page_sum(page: u64, data: *const u8) -> u64 {
     while i < WORDS_PER_PAGE {
         for (lane, acc) in lanes.iter_mut().enumerate() {
             // SAFETY: i + lane < 512 words, which the caller vouches for.
-            let w = unsafe { words.add(i + lane).read() };
+            let w = unsafe { words.add(i + lane).read_unaligned() };
             *acc = acc.wrapping_add(w.wrapping_mul(KEYS[i + lane]));
         }
         i += 8;

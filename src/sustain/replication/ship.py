@@ -104,6 +104,7 @@ class Shipper:
                     f"{peer.url}: without a key only this host may be shipped to",
                     hint="give both sides a --key-file",
                 )
+        self.store = config.store
         self.halt = threading.Event()
         self._config = config
         self._destinations: list[Destination | ArchiveDestination] = []

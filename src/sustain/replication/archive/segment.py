@@ -37,7 +37,9 @@ class Header:
     digest: bytes
 
 
-def seal(packed: bytearray, name: SegmentName, store: bytes, time_ns: int, time_high_ns: int) -> None:
+def seal(
+    packed: bytearray | memoryview, name: SegmentName, store: bytes, time_ns: int, time_high_ns: int
+) -> None:
     """Write the header before the log bytes of `name`, which lie in `packed` behind room for it."""
     assert len(packed) == HEADER_BYTES + name.last - name.first
     with memoryview(packed) as view, view[HEADER_BYTES:] as body:
