@@ -29,7 +29,7 @@ class Archive:
 
         self._directory = directory
         self._archive, path = directory / "archive", directory / "store.sus"
-        fill(path, size, max(size // 4, 16 << 20))
+        fill(path, size, max(size // 8, 16 << 20))
         self._run("ship", path, "--to", f"file://{self._archive}", "--until-drained")
         with package.open(path) as store:
             self._position = write(store, size // 10)
@@ -68,7 +68,7 @@ class Archive:
 
 def answer(quick: bool = False) -> Answer:
     """GB/s."""
-    size, rounds = (32 << 20, 1) if quick else (1 << 30, 5)
+    size, rounds = (16 << 20, 1) if quick else (1 << 30, 5)
     found: dict[str, dict[str, float]] = {}
     places: tuple[tuple[str, Callable[[], AbstractContextManager[Path]]], ...] = (
         ("memory", memory_dir),
@@ -76,7 +76,7 @@ def answer(quick: bool = False) -> Answer:
     )
     for medium, place in places:
         say(f"  {medium} …")
-        with place() as directory, warm(0 if quick else 2 * size):
+        with place() as directory, warm(2 * size):
             archive = Archive(directory, size)
             ways: dict[str, Contender] = {"ours": archive.restore, "cp": archive.copy}
             found[medium] = medians(interleave(rounds, ways))

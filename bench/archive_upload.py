@@ -75,7 +75,7 @@ class Upload:
 
 def answer(quick: bool = False) -> Answer:
     """GB/s."""
-    size, rounds = (32 << 20, 1) if quick else (256 << 20, 5)
+    size, rounds = (16 << 20, 1) if quick else (256 << 20, 5)
     with ExitStack() as stack:
         directory, name = stack.enter_context(memory_dir()), stack.enter_context(bucket())
         ours = Upload(stack, directory, name, size)

@@ -41,6 +41,7 @@ def test_segments_by_size_and_time(directory: Kit) -> None:
     told = kit.tell()
     told.change(5)
     shipping = kit.ship("every=1h&segment=32KiB")
+    until(kit.snapshots, "a snapshot: what it holds is in no segment")
     told.change(1000)
     until(lambda: len(kit.segments()) >= 3, "segments")
     sizes = [each.last - each.first for each in kit.segments()]
@@ -52,6 +53,19 @@ def test_segments_by_size_and_time(directory: Kit) -> None:
     drained = kit.ship("every=1h", until_drained=True, drain_timeout_s=20).join()
     assert drained.error is None
     assert kit.held(kit.restore()) == told.states[-1]
+
+
+def test_what_is_left_goes_when_the_application_closes_its_store(directory: Kit) -> None:
+    """So a handover does not wait for the hour of a segment."""
+    kit = directory
+    told = kit.tell()
+    told.change(10)
+    kit.ship("every=1h")
+    until(kit.snapshots, "a snapshot")
+    end = told.change(10)
+    assert read_manifests(kit.place)[0][1].acked < end
+    told.store.close()
+    until(lambda: read_manifests(kit.place)[0][1].acked == end, "the rest")
 
 
 def test_one_commit_larger_than_a_segment(directory: Kit) -> None:

@@ -41,6 +41,20 @@ def keeper(kit: Kit, options: str = "") -> tuple[Upkeep, Ships]:
     return Upkeep(parse_archive(f"{kit.url}?{options}"), kit.place, ships, kit.said.append), ships
 
 
+def proof_of(kit: Kit) -> Proof:
+    return Proof(
+        store=read_contents(kit.place).newest.store,
+        at_ns=1,
+        worked=True,
+        position=1,
+        time_ns=1,
+        duration_s=1.0,
+        restored_bytes=1,
+        objects=1,
+        everything=False,
+    )
+
+
 def many(kit: Kit, segments: int) -> Told:
     """An archive of many small segments."""
     told = kit.tell()
@@ -74,10 +88,13 @@ def test_compaction_is_of_whole_segments_only(directory: Kit) -> None:
     path = kit.directory / kit.segments()[5].path
     path.write_bytes(path.read_bytes()[:-1])
     before = kit.segments()
-    looking, _ = keeper(kit, "segment=1MiB")
+    looking, ships = keeper(kit, "segment=1MiB&keep=0s")
+    kit.place.put(names.PROOF, encode(proof_of(kit)))
     with pytest.raises(Exception, match=path.name):
         looking.look()
     assert kit.segments() == before
+    assert ships.proofs == [proof_of(kit)], "it stops nothing else"
+    assert ships.floor == kit.snapshots()[-1].start
 
 
 def test_retention(kit: Kit) -> None:

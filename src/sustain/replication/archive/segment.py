@@ -9,8 +9,6 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
 from sustain._native import digest
 from sustain.errors import ArchiveCorrupt, ArchiveNewerVersion
 from sustain.replication.archive.names import SegmentName
@@ -86,6 +84,8 @@ def likely_commits(data: bytes | bytearray | memoryview, lsn: int) -> tuple[list
     For cutting and for the time index, at memory speed. What an application stores could look like one; so an end
     counts only when the engine says that a group begins there, and a time only makes a search begin earlier.
     """
+    import numpy as np  # here: a restore starts without NumPy
+
     words = np.frombuffer(data, dtype="<u8", count=len(data) // 8)
     most = len(words) - COMMIT_BYTES // 8 + 1
     if most <= 0:

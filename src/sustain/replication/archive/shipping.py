@@ -20,8 +20,9 @@ from sustain.replication.archive import names, proofs
 from sustain.replication.archive.arrival import Arrival, newer_epoch
 from sustain.replication.archive.copy import Copy, point
 from sustain.replication.archive.cutting import Cut, Cutter
-from sustain.replication.archive.documents import Manifest, Proof, Run, encode
+from sustain.replication.archive.documents import Manifest, Proof, Run
 from sustain.replication.archive.place import Place
+from sustain.replication.archive.promise import Promise
 from sustain.replication.archive.upload import PutMeter, Uploads
 from sustain.replication.outlet import LinkConfig, Owner
 from sustain.replication.records import COMMIT_BYTES, chain_at, commit_at
@@ -98,9 +99,7 @@ class Shipping:
         self._parts_out = 0  # on their way
         self._copy_due_s = 0.0
         self._copied_end = -1  # what has not changed since is not copied again
-        self._lock = threading.Lock()
-        self._manifest: Manifest | None = None
-        self._put_last: bytes | None = None  # its bytes
+        self._promise = Promise(place)
         self._cut_limit = min(self._archive.segment_bytes, max(hello.log_size // 8, 4096))
 
     def run(self) -> None:
@@ -150,6 +149,8 @@ class Shipping:
                 self._runs = [each for each in self._runs if each.end < start] + [Run(start, start)]
         if self._owner.power_watched:
             self._probe()
+        while self._cut_if_due() or self._copy_if_due():
+            pass  # while puts are on their way, the manifest is
         self._acknowledge()
 
     def _go_on(self, lsn: int) -> None:
@@ -234,14 +235,16 @@ class Shipping:
     def _acknowledge(self) -> None:
         """Say in the manifest what is there; then it counts. Not when a newer primary has come."""
         destination = self._destination
-        if self._wanted_floor > self._floor:
+        lower = self._floor < self._wanted_floor
+        if lower:
             self._floor, self._floor_ns = self._wanted_floor, time.time_ns()
-        self._put_manifest()
+        if lower or self._said != self._there:
+            self._put_manifest()
+        if self._copy_is_there:
+            self._finish_copy()
         newer_epoch(self._place, self._hello.epoch)  # last: a pause before it must not hide one
         destination.delivered = True
         destination.last_moved = time.monotonic()
-        if self._copy_is_there:
-            self._finish_copy()
         if self._whole:
             destination.acked = self._said
             self._log.update_slot(
@@ -278,16 +281,7 @@ class Shipping:
             floor=self._floor,
             floor_ns=self._floor_ns,
         )
-        path, data = names.manifest_path(hello.epoch), encode(manifest)
-        if self._put_last is not None and self._place.get(path) != self._put_last:
-            raise PeerUnreachable(
-                f"{self._place.where(path)} is not as it was put: somebody else ships there, or took it away",
-                hint="one `sustain ship` for each archive; it is looked at again",
-            )
-        self._place.put(path, data)
-        self._put_last = data
-        with self._lock:
-            self._manifest = manifest
+        self._promise.put(manifest)
         self._said, self._said_s = self._there, time.monotonic()
 
     def _repin(self) -> None:
@@ -395,8 +389,7 @@ class Shipping:
 
     def manifest(self) -> Manifest | None:
         """The manifest as it was last put. From any thread."""
-        with self._lock:
-            return self._manifest
+        return self._promise.manifest()
 
     def note_proof(self, proof: Proof) -> None:
         """For `sustain status`. From any thread."""

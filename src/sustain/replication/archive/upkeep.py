@@ -96,12 +96,14 @@ class Upkeep(threading.Thread):
         contents = read_contents(self._place)
         if contents.newest.epoch != manifest.epoch:
             return  # another primary's by now; whoever ships will see it, too
-        compact(contents, manifest, self._archive.segment_bytes, self._ending.is_set)
-        self._retain(contents, manifest)
+        # A damaged segment stops compaction, and must stop neither proofs nor retention.
         self._verify(manifest)
+        self._retain(contents, manifest)
+        compact(contents, manifest, self._archive.segment_bytes, self._ending.is_set)
 
     def _retain(self, contents: Contents, manifest: Manifest) -> None:
-        delete_condemned(contents, manifest, time.time_ns())
+        for path in delete_condemned(contents, manifest, time.time_ns()):
+            contents.objects.pop(path, None)
         wanted = floor_wanted(contents, manifest, time.time_ns(), int(self._archive.keep_s * 1e9))
         if wanted is not None and wanted > manifest.floor:
             self._ships.raise_floor(wanted)
