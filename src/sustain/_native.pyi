@@ -319,8 +319,8 @@ class Replica:
 
     def discard_partial(self) -> None: ...
     def note_primary(self, committed: int, commit_time_ns: int) -> None: ...
-    def write_pages(self, first_page: int, data: Buffer) -> None:
-        """Pages of a snapshot. Nobody may write to `data` meanwhile."""
+    def write_pages(self, first_page: int, data: Buffer, sums: bytes | None = None) -> None:
+        """Pages of a snapshot; `sums`: their `page_sums`. Nobody may write to `data` meanwhile."""
 
     def page_digests(self, first_page: int, pages: int) -> bytes: ...
     def finish_snapshot(self) -> None:
@@ -432,6 +432,9 @@ def changed_pages(
 
 def differing_pages(one: Buffer, other: Buffer) -> list[tuple[int, int]]:
     """(first, count) of each run of pages whose digests differ in two tables of the same length."""
+
+def page_sums(first_page: int, data: Buffer) -> bytes:
+    """8 bytes for each page, as a store keeps them beside its image. Nobody may write to `data` meanwhile."""
 
 def digest(data: Buffer) -> bytes:
     """XXH3-128 of all of `data`, 16 bytes: the digest of a table."""

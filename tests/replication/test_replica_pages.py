@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import sustain
-from sustain._native import LogTail, Replica, page_digests
+from sustain._native import LogTail, Replica, page_digests, page_sums
 from sustain.errors import StoreCorrupt
 
 PAGE = 4096
@@ -24,7 +24,8 @@ def begin(path: Path) -> tuple[Replica, dict[int, bytes]]:
     for number, (first, data) in enumerate(written.items()):
         room = bytearray(number + len(data))
         room[number:] = data
-        replica.write_pages(first, memoryview(room)[number:])  # wherever it lies
+        view = memoryview(room)[number:]  # wherever it lies
+        replica.write_pages(first, view, page_sums(first, view) if number % 2 else None)
     return replica, written
 
 

@@ -637,16 +637,18 @@ fn check_range<M: Medium>(m: &M, sb: &Superblock, first: u64, count: u64, room: 
     };
     let (mut page, end) = (first, first + count);
     while page < end {
-        let data = m.next_data(at(page)..at(end)).map_err(io)?;
-        let data = data.map_or(end..end, |d| {
-            let page_of = |offset: u64| offset - sb.image_offset;
-            page_of(d.start) / PAGE_U64..page_of(d.end).div_ceil(PAGE_U64)
-        });
-        for odd in (page..data.start).filter(|p| want(*p) != 0) {
-            check(odd..odd + 1)?;
-        }
-        check(data.clone())?;
+        let zero = want(page) == 0;
+        let same = (page..end).find(|p| (want(*p) == 0) != zero).unwrap_or(end);
+        // Of pages that should be zero, those in holes are.
+        let data = if zero { m.next_data(at(page)..at(same)).map_err(io)? } else { Some(at(page)..at(same)) };
+        let Some(data) = data else {
+            page = same;
+            continue;
+        };
+        let page_of = |offset: u64| offset - sb.image_offset;
+        let data = page_of(data.start) / PAGE_U64..page_of(data.end).div_ceil(PAGE_U64);
         page = data.end;
+        check(data)?;
     }
     Ok(())
 }

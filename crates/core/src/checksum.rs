@@ -50,6 +50,17 @@ pub unsafe fn page_sum(page: u64, data: *const u8) -> u64 {
     lanes.iter().fold(0u64, |a, b| a.wrapping_add(*b)).wrapping_mul(page_factor(page))
 }
 
+/// Sums of whole pages that follow one another, `first` and those behind it, as they lie in a store.
+#[must_use]
+pub fn page_sums(first: u64, data: &[u8]) -> Vec<u8> {
+    let mut sums = Vec::with_capacity(data.len() / PAGE * 8);
+    for (page, bytes) in (first..).zip(data.chunks_exact(PAGE)) {
+        // SAFETY: a whole page.
+        sums.extend_from_slice(&unsafe { page_sum(page, bytes.as_ptr()) }.to_le_bytes());
+    }
+    sums
+}
+
 /// How much the sum of `page` changes when the word with index `word` goes from `old` to `new`
 /// (to be multiplied by nothing else; add it up over the words).
 #[inline]

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::arrival::Arrival;
 use crate::base::Base;
-use crate::checksum::page_sum;
+use crate::checksum::page_sums;
 use crate::control::{Control, Holder, Lock, boottime_ns, word};
 use crate::error::{Error, Result};
 use crate::format::{
@@ -344,6 +344,7 @@ impl<M: Medium> Replica<M> {
     pub fn receive(&mut self, mut data: &[u8]) -> Result<Point> {
         while !data.is_empty() {
             let (room, len) = self.buffer(data.len().min(RECEIVE_MAX))?;
+            crate::medium::touch(room, len);
             // SAFETY: `buffer` gives `len` bytes of room, which only the holder of this replica touches.
             unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), room, len) };
             self.advance(len)?;
@@ -394,27 +395,31 @@ impl<M: Medium> Replica<M> {
         c.set(word::PRIMARY_HEARD_NS, boottime_ns());
     }
 
-    /// Pages of a snapshot.
+    /// Pages of a snapshot, and their [`page_sums`], where the caller has them already.
     ///
     /// # Errors
     /// `InvalidArgument` when the store is complete or the pages are outside.
-    pub fn write_pages(&mut self, first: u64, data: &[u8]) -> Result<()> {
+    pub fn write_pages(&mut self, first: u64, data: &[u8], sums: Option<&[u8]>) -> Result<()> {
         self.ready()?;
         let pages = (data.len() / PAGE) as u64;
         let outside = first.checked_add(pages).is_none_or(|end| end > self.base.sb.pages());
-        if self.base.sb.flags & FLAG_INCOMPLETE == 0 || data.len() % PAGE != 0 || outside {
+        let odd = data.len() % PAGE != 0 || sums.is_some_and(|s| s.len() as u64 != pages * 8);
+        if self.base.sb.flags & FLAG_INCOMPLETE == 0 || odd || outside {
             return Err(Error::InvalidArgument(format!("{}: no such pages of a snapshot", self.base.name)));
         }
         // Sums are of what arrived; words that the log changes later carry sums of their own.
-        let mut sums = Vec::with_capacity(pages as usize * 8);
-        for (page, bytes) in (first..).zip(data.chunks_exact(PAGE)) {
-            // SAFETY: a whole page.
-            sums.extend_from_slice(&unsafe { page_sum(page, bytes.as_ptr()) }.to_le_bytes());
-        }
+        let made;
+        let sums = match sums {
+            Some(s) => s,
+            None => {
+                made = page_sums(first, data);
+                &made
+            }
+        };
         let (m, sb) = (&self.base.m, &self.base.sb);
         let r = m
             .store_new(sb.image_offset + first * PAGE_U64, data)
-            .and_then(|()| m.store_new(sb.sums_offset + first * 8, &sums))
+            .and_then(|()| m.store_new(sb.sums_offset + first * 8, sums))
             .map_err(|e| Error::io(format!("write pages of {}", self.base.name), e));
         self.fail(r)
     }

@@ -98,6 +98,17 @@ pub(crate) fn digest<'py>(py: Python<'py>, data: &Bound<'py, PyAny>) -> PyResult
     Ok(PyBytes::new(py, &py.detach(|| region::digest_of(data.memory(false)))))
 }
 
+pub(crate) fn page_sums<'py>(
+    py: Python<'py>,
+    first_page: u64,
+    data: &Bound<'py, PyAny>,
+) -> PyResult<Bound<'py, PyBytes>> {
+    let data = Held::get(data, false)?;
+    // SAFETY: the caller of the binding promises that nobody writes to the buffer meanwhile.
+    let sums = py.detach(|| sustain_core::checksum::page_sums(first_page, unsafe { data.bytes() }));
+    Ok(PyBytes::new(py, &sums))
+}
+
 pub(crate) fn write_back(py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<()> {
     let data = Held::get(data, false)?;
     py.detach(|| region::write_back(data.memory(false)));

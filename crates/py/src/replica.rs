@@ -118,10 +118,17 @@ impl Replica {
         self.lock().note_primary(committed, commit_time_ns);
     }
 
-    fn write_pages(&self, py: Python<'_>, first_page: u64, data: &Bound<'_, PyAny>) -> PyResult<()> {
+    #[pyo3(signature = (first_page, data, sums = None))]
+    fn write_pages(
+        &self,
+        py: Python<'_>,
+        first_page: u64,
+        data: &Bound<'_, PyAny>,
+        sums: Option<&[u8]>,
+    ) -> PyResult<()> {
         let data = Held::get(data, false)?;
         // SAFETY: the caller of the binding promises that nobody writes to the buffer meanwhile.
-        raise(py, py.detach(|| self.lock().write_pages(first_page, unsafe { data.bytes() })))
+        raise(py, py.detach(|| self.lock().write_pages(first_page, unsafe { data.bytes() }, sums)))
     }
 
     fn receive(&self, py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<u64> {

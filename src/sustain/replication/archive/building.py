@@ -127,8 +127,8 @@ class Building:
         sources, snapshot = self._sources, self._snapshot
         parts = ahead(self._pool, lambda part: sources.part(snapshot, self._archive, part), snapshot.parts)
         for memory, pieces in parts:
-            for first, view in pieces:
-                replica.write_pages(first, view)
+            for first, view, sums in pieces:
+                replica.write_pages(first, view, sums)
                 self._read(len(view))
                 view.release()
             sources.rooms.give(memory)

@@ -4,10 +4,12 @@ Each object is taken from the first archive that has it whole. What is damaged o
 done without; what was compacted away meanwhile is no damage, so a look at the archives comes first.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from sustain.errors import ArchiveCorrupt, ArchiveError, ConfigError, SustainError
+from sustain._native import page_sums
+from sustain.errors import ArchiveCorrupt, ArchiveError, ArchiveIOError, ConfigError, SustainError
 from sustain.replication.archive import names, pages, plan, segment
 from sustain.replication.archive.contents import Contents, read_contents, read_snapshot
 from sustain.replication.archive.documents import Manifest, Part, Snapshot
@@ -157,19 +159,35 @@ class Sources:
     def snapshot(self, name: SnapshotName, archive: int) -> Snapshot:
         """Its document. Raises ArchiveCorrupt, ArchiveIOError."""
         place = self.contents[archive].place
-        found = read_snapshot(place, name, self.store)
+        with self._elsewhere():
+            found = read_snapshot(place, name, self.store)
         if (found.image_size, found.log_size) != (self.newest.image_size, self.newest.log_size):
             raise ArchiveCorrupt(f"{place.where(name.path)} is of a store of other sizes")
         return found
 
-    def part(self, snapshot: Snapshot, archive: int, part: Part) -> tuple[memoryview, list[pages.Piece]]:
-        """(memory, what in it goes where). Raises ArchiveCorrupt, ArchiveIOError."""
+    @contextlib.contextmanager
+    def _elsewhere(self) -> Iterator[None]:
+        """Where another archive may have it, an object that cannot be read is one that is damaged."""
+        try:
+            yield
+        except ArchiveIOError as error:
+            if len(self.contents) > 1:
+                raise ArchiveCorrupt(str(error)) from None
+            raise
+
+    def part(
+        self, snapshot: Snapshot, archive: int, part: Part
+    ) -> tuple[memoryview, list[tuple[int, memoryview, bytes]]]:
+        """(memory, (first page, pages, their sums) in it). Raises ArchiveCorrupt, ArchiveIOError."""
         place = self.contents[archive].place
-        where, data = place.where(part.path), place.fetch(part.path, part.size, self.rooms)
+        where = place.where(part.path)
+        with self._elsewhere():
+            data = place.fetch(part.path, part.size, self.rooms)
         if data is None:
             raise ArchiveCorrupt(f"{where} is missing")
         count = snapshot.image_size // pages.PAGE_BYTES
-        return data, list(pages.unpack(data, self.store, snapshot.copy, count, where))
+        runs = pages.unpack(data, self.store, snapshot.copy, count, where)
+        return data, [(first, view, page_sums(first, view)) for first, view in runs]
 
     def load(self, held: Held) -> tuple[segment.Header, memoryview]:
         """(header, log bytes). Raises Damaged, Gone, ArchiveIOError."""
@@ -178,7 +196,8 @@ class Sources:
         if length > max(_SEGMENT_LIMIT_BYTES, self.newest.log_size):
             raise Damaged(f"{where} is larger than any segment", held)
         try:
-            data = place.fetch(name.path, segment.HEADER_BYTES + length, self.rooms)
+            with self._elsewhere():
+                data = place.fetch(name.path, segment.HEADER_BYTES + length, self.rooms)
             if data is None:
                 raise Gone(f"{where} is missing", held)
             return segment.unpack(data, name, self.store, where)
@@ -191,10 +210,14 @@ class Sources:
     def header(self, held: Held) -> segment.Header:
         """Raises Damaged, Gone, ArchiveIOError."""
         place, path = self.contents[held.archive].place, held.name.path
-        data, where = place.get(path, 0, segment.HEADER_BYTES), place.where(path)
-        if data is None:
-            raise Gone(f"{where} is missing", held)
+        where = place.where(path)
         try:
+            with self._elsewhere():
+                data = place.get(path, 0, segment.HEADER_BYTES)
+            if data is None:
+                raise Gone(f"{where} is missing", held)
             return segment.read_header(data, held.name, self.store, where)
+        except Damaged:
+            raise
         except ArchiveCorrupt as error:
             raise Damaged(str(error), held) from None
