@@ -39,12 +39,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from uuid import UUID
-
-    from sustain.powerfail.regions import identity
-    from sustain.powerfail.regions.restore import restore
-    from sustain.powerfail.regions.save import default_name
-    from sustain.powerfail.regions.sink import open_source
     from sustain.replication.auth import NO_KEY, load_key
 
     key = load_key(args.key_file) if args.key_file else NO_KEY
@@ -52,6 +46,17 @@ def run(args: argparse.Namespace) -> int:
         return _restore_archive.run(args)
     if _restore_store.is_meant(args):
         return _restore_store.run(args, key)
+    return _restore_region(args, key)
+
+
+def _restore_region(args: argparse.Namespace, key: bytes) -> int:
+    from uuid import UUID
+
+    from sustain.powerfail.regions import identity
+    from sustain.powerfail.regions.restore import restore
+    from sustain.powerfail.regions.save import default_name
+    from sustain.powerfail.regions.sink import open_source
+
     known = identity.load(args.path)
     name = args.name or (known.name if known else default_name(args.path))
     try:

@@ -4,16 +4,16 @@ Objects are read and compared with their digests by threads, ahead of this one, 
 that is checked by the engine record by record, and in the end each page against its sum.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from sustain._native import Replica, durability_of
 from sustain.errors import ArchiveCorrupt, StoreCorrupt
 from sustain.replication.archive import plan, segment
-from sustain.replication.archive.documents import Snapshot
+from sustain.replication.archive.documents import Part, Snapshot
 from sustain.replication.archive.plan import Piece
 from sustain.replication.archive.reading import ahead
-from sustain.replication.archive.sources import Damaged, Sources
+from sustain.replication.archive.sources import Damaged, Pages, Sources
 
 
 class TooLate(ArchiveCorrupt):
@@ -51,6 +51,7 @@ class Building:
         """(position, time of its commit) of the store that is at `path` then. Raises ArchiveCorrupt, StoreError."""
         snapshot = self._snapshot
         self._total = snapshot.size + max(0, target - snapshot.start)
+        parts = ahead(self._pool, self._part, snapshot.parts)
         replica = Replica.create_for_snapshot(
             path,
             snapshot.image_size,
@@ -64,7 +65,7 @@ class Building:
             snapshot.start_chain,
         )
         try:
-            self._write_pages(replica)
+            self._write_pages(replica, parts)
             while replica.end < target:
                 self._sources.steadily(lambda: self._write_log(replica, target))
             if replica.end < snapshot.usable:
@@ -123,15 +124,16 @@ class Building:
             raise InGap(until, behind)
         return position
 
-    def _write_pages(self, replica: Replica) -> None:
-        sources, snapshot = self._sources, self._snapshot
-        parts = ahead(self._pool, lambda part: sources.part(snapshot, self._archive, part), snapshot.parts)
+    def _part(self, part: Part) -> Pages:
+        return self._sources.part(self._snapshot, self._archive, part)
+
+    def _write_pages(self, replica: Replica, parts: Iterator[Pages]) -> None:
         for memory, pieces in parts:
             for first, view, sums in pieces:
                 replica.write_pages(first, view, sums)
                 self._read(len(view))
                 view.release()
-            sources.rooms.give(memory)
+            self._sources.rooms.give(memory)
             self.objects += 1
 
     def _write_log(self, replica: Replica, target: int) -> None:

@@ -21,6 +21,9 @@ from sustain.replication.archive.rooms import Rooms
 _REPLACED = 20  # times that segments may be compacted away under one step of a restore
 _SEGMENT_LIMIT_BYTES = 1 << 30  # or one commit of the whole log
 _Result = TypeVar("_Result")
+Pages = tuple[
+    memoryview, list[tuple[int, memoryview, bytes]]
+]  # memory; (first page, pages, their sums) in it
 
 
 class Damaged(ArchiveCorrupt):
@@ -175,10 +178,8 @@ class Sources:
                 raise ArchiveCorrupt(str(error)) from None
             raise
 
-    def part(
-        self, snapshot: Snapshot, archive: int, part: Part
-    ) -> tuple[memoryview, list[tuple[int, memoryview, bytes]]]:
-        """(memory, (first page, pages, their sums) in it). Raises ArchiveCorrupt, ArchiveIOError."""
+    def part(self, snapshot: Snapshot, archive: int, part: Part) -> Pages:
+        """Raises ArchiveCorrupt, ArchiveIOError."""
         place = self.contents[archive].place
         where = place.where(part.path)
         with self._elsewhere():
