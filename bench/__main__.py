@@ -30,6 +30,8 @@ QUESTIONS = (
     "handover",
     "restore_on_demand",
     "replication_peers",
+    "archive_upload",
+    "archive_restore",
     "region_scan",
     "region_save",
     "region_restore",

@@ -92,8 +92,8 @@ def compare(
     found: dict[str, dict[str, float]] = {}
     for medium, place in (("memory", memory_dir), ("disk", disk_dir)):
         say(f"  {medium} …")
-        warm = 2 * size + (0 if quick else _SPARE)
-        with place() as directory, setting(directory, size) as where, _warm(warm):
+        warm_bytes = 2 * size + (0 if quick else _SPARE)
+        with place() as directory, setting(directory, size) as where, warm(warm_bytes):
             raw = RawTcp(CHUNK, size)
             try:
                 ways = contenders(where)
@@ -143,7 +143,7 @@ def _seconds_raw(raw: RawTcp, size: int) -> float:
 
 
 @contextmanager
-def _warm(size: int) -> Iterator[None]:
+def warm(size: int) -> Iterator[None]:
     """Memory that a virtual machine has given back to its host costs the first who asks for it several times a copy.
     So as much as any contender needs is touched and let go but for a page in each MiB: only larger free blocks are
     given back."""

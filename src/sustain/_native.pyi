@@ -229,6 +229,10 @@ class LogTail:
     def next_used_page(self, page: int) -> int:
         """First page >= `page` whose sum is not 0; number of pages of the image when there is none."""
 
+    def next_used_run(self, page: int, most: int) -> tuple[int, int]:
+        """(first page >= `page` whose sum is not 0, how many such lie there together, at most `most`); (number of
+        pages, 0) when there is none."""
+
     def page_digests(self, first_page: int, pages: int) -> bytes:
         """16 bytes (XXH3-128) per page, of the image as it is now."""
 
@@ -311,9 +315,14 @@ class Replica:
         Raises StoreCorrupt for a record that is wrong; the partial group is then forgotten and nothing of it is
         applied."""
 
+    def receive(self, data: Buffer) -> int:
+        """Take in `data`, as `buffer` and `advance` do piece by piece. Nobody may write to it meanwhile."""
+
     def discard_partial(self) -> None: ...
     def note_primary(self, committed: int, commit_time_ns: int) -> None: ...
-    def write_pages(self, first_page: int, data: bytes | memoryview) -> None: ...
+    def write_pages(self, first_page: int, data: Buffer, sums: bytes | None = None) -> None:
+        """Pages of a snapshot; `sums`: their `page_sums`. Nobody may write to `data` meanwhile."""
+
     def page_digests(self, first_page: int, pages: int) -> bytes: ...
     def finish_snapshot(self) -> None:
         """Check every page against its sum (StoreCorrupt), make all durable, drop the incomplete flag."""
@@ -424,6 +433,9 @@ def changed_pages(
 
 def differing_pages(one: Buffer, other: Buffer) -> list[tuple[int, int]]:
     """(first, count) of each run of pages whose digests differ in two tables of the same length."""
+
+def page_sums(first_page: int, data: Buffer) -> bytes:
+    """8 bytes for each page, as a store keeps them beside its image. Nobody may write to `data` meanwhile."""
 
 def digest(data: Buffer) -> bytes:
     """XXH3-128 of all of `data`, 16 bytes: the digest of a table."""

@@ -37,6 +37,8 @@ PEERS = {
         "PostgreSQL",
         "PostgreSQL, synchronous",
     },
+    "archive_upload": {"obstore, objects of 16 MiB", "obstore, one object in parts"},
+    "archive_restore": {"cp of the same bytes"},
     "region_scan": {"BLAKE2b of each page", "memory read, one core"},
     "region_save": {"cp of the same file", "raw loopback TCP", "rsync", "dd | nc"},
     "region_restore": {"cp of the same file", "raw loopback TCP", "rsync", "dd | nc"},

@@ -4,12 +4,16 @@ import json
 import os
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import pytest
 
 import sustain
+from sustain.replication.archive import proofs
+from sustain.replication.archive.documents import Proof
 
 
 def cli(*words: str) -> subprocess.CompletedProcess[str]:
@@ -75,6 +79,36 @@ def test_there_and_back(shipped: tuple[str, str, int], tmp_path: Path) -> None:
         "now.sus",
         "older.sus",
     ]
+
+
+def test_status_tells_of_the_last_proof(shipped: tuple[str, str, int], tmp_path: Path) -> None:
+    """As whoever ships has seen it; whole, damaged."""
+    path, url, position = shipped
+    proof = Proof(
+        store="0" * 32,
+        at_ns=time.time_ns(),
+        worked=True,
+        position=position,
+        time_ns=None,
+        duration_s=0.1,
+        restored_bytes=1,
+        objects=1,
+        everything=False,
+    )
+    assert told("status", path)["destinations"][0]["proof"] is None  # type: ignore[index]
+    proofs.note(path, url, proof)
+    assert told("status", path)["destinations"][0]["proof"] == {  # type: ignore[index]
+        "at_ns": proof.at_ns,
+        "worked": True,
+        "position": position,
+        "why": None,
+    }
+    assert "a restore worked " in (text := cli("status", path).stdout)
+    assert f"to position {position}" in text
+    proofs.note(path, url, msgspec.structs.replace(proof, worked=False, why="it is not whole"))
+    assert "FAILED: it is not whole" in cli("status", path).stdout
+    (tmp_path / "app.sus.proofs.json").write_text("[")
+    assert told("status", path)["destinations"][0]["proof"] is None  # type: ignore[index]
 
 
 def test_what_is_refused(shipped: tuple[str, str, int], tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import sustain
 from sustain._native import Control
 from sustain.host.processes import start_ticks
 from tests.failover.conftest import LEASES, Cluster, Host, until
@@ -384,3 +385,33 @@ def test_nothing_is_left_in_the_hosts_directories(pair: Cluster) -> None:
             *(["app.log"] if host is a else []),
         }
     shutil.rmtree(pair.lease)
+
+
+def test_an_archive_beside_a_standby_lives_through_a_takeover(pair: Cluster) -> None:
+    """Both hosts ship to it while they are primary; what it acknowledged is in it, under whichever epoch."""
+    from sustain.replication.archive.contents import read_manifests
+    from sustain.replication.archive.place import open_place
+    from sustain.replication.archive.restore import Restore, Wish
+    from sustain.replication.urls import parse_archive
+
+    url = f"file://{pair.dir}/arch"
+    place = open_place(parse_archive(url))
+    a, b = begin(pair, options=("--peer", f"{url}?every=20ms"))
+
+    def acked(epoch: int) -> bool:
+        manifest = read_manifests(place)[0].get(epoch)
+        return manifest is not None and bool(manifest.snapshot) and manifest.acked > 0
+
+    until(lambda: acked(2), f"the archive has a snapshot\n{a.output()}")
+    a.signal_all(signal.SIGKILL)
+    until(lambda: acked(3), f"the archive follows b\n{b.output()}")
+    b.signal_all(signal.SIGKILL)
+    target = pair.dir / "restored.sus"
+    restored = Restore([place], lambda text: None).run(str(target), Wish(), "memory")
+    assert restored.epoch == 3
+    assert not restored.damaged
+    with sustain.open(target) as store:
+        store.verify()
+        n = int(store.map("counts")[b"n"])
+    assert n >= max(entry["n"] for entry in b.said("start")), "all that b began with"
+    assert n <= max(entry["n"] for entry in b.said("commit")) + 1

@@ -5,7 +5,8 @@
 //! up to there, and the words that free the space only after the superblock is).
 
 use std::collections::VecDeque;
-use std::sync::atomic::{Ordering, fence};
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use crate::checksum::{crc, page_sum};
 use crate::control::{Control, UNKNOWN, word};
@@ -16,6 +17,10 @@ use crate::format::{
 };
 use crate::medium::Medium;
 use crate::replay::{Group, GroupReader, Step, Target, apply};
+
+const CHECK_THREADS: usize = 4; // memory has no more to give
+const CHECK_PAGES: u64 = 4096; // at a time, for each of them
+const CHECK_BLOCK: usize = 256 << 10; // that a processor's cache holds
 
 /// See the module.
 pub struct Base<M: Medium> {
@@ -466,6 +471,33 @@ impl<M: Medium> Base<M> {
         check_page(&self.m, &self.sb, page)
     }
 
+    /// Compare all of the image with its sums, on several processors; holes cost nothing but their sums.
+    ///
+    /// # Errors
+    /// `StoreCorrupt`, or what the medium said.
+    pub fn check_image(&self) -> Result<()> {
+        let pages = self.sb.pages();
+        let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(CHECK_THREADS));
+        let threads = threads.min(pages.div_ceil(CHECK_PAGES) as usize).max(1);
+        let next = AtomicU64::new(0);
+        let (m, sb) = (&self.m, &self.sb);
+        let check = || {
+            let mut room = vec![0u8; CHECK_BLOCK];
+            loop {
+                let first = next.fetch_add(CHECK_PAGES, Ordering::Relaxed);
+                if first >= pages {
+                    return Ok(());
+                }
+                check_range(m, sb, first, CHECK_PAGES.min(pages - first), &mut room)?;
+            }
+        };
+        std::thread::scope(|scope| {
+            let others: Vec<_> = (1..threads).map(|_| scope.spawn(check)).collect();
+            let mine = check();
+            others.into_iter().map(|t| t.join().expect("a check does not panic")).fold(mine, Result::and)
+        })
+    }
+
     /// The sum of a page as the image has it.
     #[inline]
     #[must_use]
@@ -577,6 +609,57 @@ impl<M: Medium> Base<M> {
     }
 }
 
+/// Compare `count` pages from `first` on with their sums, as the medium gives them; not those in holes whose sum is 0.
+/// `room`: [`CHECK_BLOCK`] bytes.
+fn check_range<M: Medium>(m: &M, sb: &Superblock, first: u64, count: u64, room: &mut [u8]) -> Result<()> {
+    let io = |e| Error::io("read the image back", e);
+    let mut sums = vec![0u8; count as usize * 8];
+    m.load(sb.sums_offset + first * 8, &mut sums).map_err(io)?;
+    let want = |page: u64| {
+        let at = (page - first) as usize * 8;
+        u64::from_le_bytes(sums[at..at + 8].try_into().expect("eight bytes"))
+    };
+    let at = |page: u64| sb.image_offset + page * PAGE_U64;
+    let mut check = |pages: Range<u64>| {
+        let mut page = pages.start;
+        while page < pages.end {
+            let block = &mut room[..(pages.end - page).min((CHECK_BLOCK / PAGE) as u64) as usize * PAGE];
+            m.load(at(page), block).map_err(io)?;
+            for bytes in block.chunks_exact(PAGE) {
+                // SAFETY: a whole page of our own.
+                if unsafe { page_sum(page, bytes.as_ptr()) } != want(page) {
+                    return Err(wrong_sum(sb, page));
+                }
+                page += 1;
+            }
+        }
+        Ok(())
+    };
+    let (mut page, end) = (first, first + count);
+    while page < end {
+        let zero = want(page) == 0;
+        let same = (page..end).find(|p| (want(*p) == 0) != zero).unwrap_or(end);
+        // Of pages that should be zero, those in holes are.
+        let data = if zero { m.next_data(at(page)..at(same)).map_err(io)? } else { Some(at(page)..at(same)) };
+        let Some(data) = data else {
+            page = same;
+            continue;
+        };
+        let page_of = |offset: u64| offset - sb.image_offset;
+        let data = page_of(data.start) / PAGE_U64..page_of(data.end).div_ceil(PAGE_U64);
+        page = data.end;
+        check(data)?;
+    }
+    Ok(())
+}
+
+fn wrong_sum(sb: &Superblock, page: u64) -> Error {
+    Error::corrupt(format!(
+        "image page {page} (file offset {:#x}) does not match its sum",
+        sb.image_offset + page * PAGE_U64
+    ))
+}
+
 /// Compare an image page with its sum.
 ///
 /// # Errors
@@ -589,8 +672,5 @@ pub fn check_page<M: Medium>(m: &M, sb: &Superblock, page: u64) -> Result<()> {
     if sum == want {
         return Ok(());
     }
-    Err(Error::corrupt(format!(
-        "image page {page} (file offset {:#x}) does not match its sum",
-        sb.image_offset + page * PAGE as u64
-    )))
+    Err(wrong_sum(sb, page))
 }

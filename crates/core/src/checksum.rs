@@ -33,8 +33,7 @@ fn page_factor(page: u64) -> u64 {
 /// Sum of a whole page.
 ///
 /// # Safety
-/// `data` points to 4096 readable bytes, 8-byte aligned. They may be changed by others meanwhile; the sum is
-/// then of some mixture.
+/// `data` points to 4096 readable bytes. They may be changed by others meanwhile; the sum is then of some mixture.
 #[inline]
 pub unsafe fn page_sum(page: u64, data: *const u8) -> u64 {
     let words = data.cast::<u64>();
@@ -43,12 +42,23 @@ pub unsafe fn page_sum(page: u64, data: *const u8) -> u64 {
     while i < WORDS_PER_PAGE {
         for (lane, acc) in lanes.iter_mut().enumerate() {
             // SAFETY: i + lane < 512 words, which the caller vouches for.
-            let w = unsafe { words.add(i + lane).read() };
+            let w = unsafe { words.add(i + lane).read_unaligned() };
             *acc = acc.wrapping_add(w.wrapping_mul(KEYS[i + lane]));
         }
         i += 8;
     }
     lanes.iter().fold(0u64, |a, b| a.wrapping_add(*b)).wrapping_mul(page_factor(page))
+}
+
+/// Sums of whole pages that follow one another, `first` and those behind it, as they lie in a store.
+#[must_use]
+pub fn page_sums(first: u64, data: &[u8]) -> Vec<u8> {
+    let mut sums = Vec::with_capacity(data.len() / PAGE * 8);
+    for (page, bytes) in (first..).zip(data.chunks_exact(PAGE)) {
+        // SAFETY: a whole page.
+        sums.extend_from_slice(&unsafe { page_sum(page, bytes.as_ptr()) }.to_le_bytes());
+    }
+    sums
 }
 
 /// How much the sum of `page` changes when the word with index `word` goes from `old` to `new`

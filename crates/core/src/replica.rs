@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::arrival::Arrival;
 use crate::base::Base;
+use crate::checksum::page_sums;
 use crate::control::{Control, Holder, Lock, boottime_ns, word};
 use crate::error::{Error, Result};
 use crate::format::{
@@ -18,6 +19,8 @@ use crate::log::{GroupBuilder, persist, stored};
 use crate::medium::{FileMedium, Medium};
 use crate::replay::{Group, GroupReader, Step};
 use crate::store::take_writer_lock;
+
+const RECEIVE_MAX: usize = 8 << 20; // at once: small enough that what is applied is still in a cache
 
 /// What a snapshot begins with.
 #[derive(Debug, Clone)]
@@ -334,6 +337,22 @@ impl<M: Medium> Replica<M> {
         Ok(self.base.applied)
     }
 
+    /// Take in `data`, as [`Replica::buffer`] and [`Replica::advance`] do piece by piece.
+    ///
+    /// # Errors
+    /// As for these.
+    pub fn receive(&mut self, mut data: &[u8]) -> Result<Point> {
+        while !data.is_empty() {
+            let (room, len) = self.buffer(data.len().min(RECEIVE_MAX))?;
+            crate::medium::touch(room, len);
+            // SAFETY: `buffer` gives `len` bytes of room, which only the holder of this replica touches.
+            unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), room, len) };
+            self.advance(len)?;
+            data = &data[len..];
+        }
+        Ok(self.base.applied)
+    }
+
     /// Make whole groups durable, apply them, count them.
     fn publish(&mut self) -> Result<()> {
         let Some(last) = self.pending.last().copied() else { return Ok(()) };
@@ -376,25 +395,33 @@ impl<M: Medium> Replica<M> {
         c.set(word::PRIMARY_HEARD_NS, boottime_ns());
     }
 
-    /// Pages of a snapshot.
+    /// Pages of a snapshot, and their [`page_sums`], where the caller has them already.
     ///
     /// # Errors
     /// `InvalidArgument` when the store is complete or the pages are outside.
-    pub fn write_pages(&mut self, first: u64, data: &[u8]) -> Result<()> {
+    pub fn write_pages(&mut self, first: u64, data: &[u8], sums: Option<&[u8]>) -> Result<()> {
         self.ready()?;
         let pages = (data.len() / PAGE) as u64;
         let outside = first.checked_add(pages).is_none_or(|end| end > self.base.sb.pages());
-        if self.base.sb.flags & FLAG_INCOMPLETE == 0 || data.len() % PAGE != 0 || outside {
+        let odd = data.len() % PAGE != 0 || sums.is_some_and(|s| s.len() as u64 != pages * 8);
+        if self.base.sb.flags & FLAG_INCOMPLETE == 0 || odd || outside {
             return Err(Error::InvalidArgument(format!("{}: no such pages of a snapshot", self.base.name)));
         }
-        self.base.m.store(self.base.sb.image_offset + first * PAGE_U64, data);
         // Sums are of what arrived; words that the log changes later carry sums of their own.
-        for page in first..first + pages {
-            // SAFETY: a whole page just stored.
-            let sum = unsafe { crate::checksum::page_sum(page, self.base.image_page(page)) };
-            self.base.m.store(self.base.sb.sums_offset + page * 8, &sum.to_le_bytes());
-        }
-        Ok(())
+        let made;
+        let sums = match sums {
+            Some(s) => s,
+            None => {
+                made = page_sums(first, data);
+                &made
+            }
+        };
+        let (m, sb) = (&self.base.m, &self.base.sb);
+        let r = m
+            .store_new(sb.image_offset + first * PAGE_U64, data)
+            .and_then(|()| m.store_new(sb.sums_offset + first * 8, sums))
+            .map_err(|e| Error::io(format!("write pages of {}", self.base.name), e));
+        self.fail(r)
     }
 
     /// Digests of pages.
@@ -412,9 +439,7 @@ impl<M: Medium> Replica<M> {
     /// `StoreCorrupt`, or what the medium said.
     pub fn finish_snapshot(&mut self) -> Result<()> {
         self.ready()?;
-        for page in 0..self.base.sb.pages() {
-            self.base.check_page(page)?;
-        }
+        self.base.check_image()?;
         let r = self.base.m.persist_all().map_err(|e| Error::io(format!("flush {}", self.base.name), e));
         self.fail(r)?;
         self.base.sb.flags &= !FLAG_INCOMPLETE;

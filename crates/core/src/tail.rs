@@ -160,6 +160,20 @@ impl LogTail {
         Ok(used.unwrap_or(sb.pages()))
     }
 
+    /// The first pages from `page` on whose sum is not 0, at most `most` that lie together: first page and count. The
+    /// number of pages and 0 when there is none.
+    ///
+    /// # Errors
+    /// As [`LogTail::superblock`].
+    pub fn next_used_run(&self, page: u64, most: u64) -> Result<(u64, u64)> {
+        let sb = self.whole()?;
+        let sums = self.m.mapping().at(sb.sums_offset, sb.pages() * 8).cast::<u64>();
+        // SAFETY: the sums of all pages are mapped.
+        let used = |p: &u64| unsafe { sums.add(*p as usize).read_volatile() } != 0;
+        let Some(first) = (page..sb.pages()).find(used) else { return Ok((sb.pages(), 0)) };
+        Ok((first, (first..sb.pages()).take(most as usize).take_while(used).count() as u64))
+    }
+
     /// Digests of pages, as they are now.
     ///
     /// # Errors

@@ -116,7 +116,7 @@ impl Scene {
             }
             let (p, len) = self.tail.image(page, 1).expect("a page");
             // SAFETY: a page of the image, which stands still.
-            replica.write_pages(page, unsafe { std::slice::from_raw_parts(p, len) }).expect("write");
+            replica.write_pages(page, unsafe { std::slice::from_raw_parts(p, len) }, None).expect("write");
             page += 1;
             if self.rng.below(8) == 0 {
                 self.medium.draw();

@@ -90,6 +90,16 @@ mod _native {
         crate::region::differing_pages(py, one, other)
     }
 
+    /// Sums of pages of a store.
+    #[pyfunction]
+    fn page_sums<'py>(
+        py: Python<'py>,
+        first_page: u64,
+        data: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        crate::region::page_sums(py, first_page, data)
+    }
+
     /// Digest of a whole buffer.
     #[pyfunction]
     fn digest<'py>(py: Python<'py>, data: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {

@@ -255,6 +255,10 @@ impl LogTail {
         raise(py, py.detach(|| self.tail.next_used_page(page)))
     }
 
+    fn next_used_run(&self, py: Python<'_>, page: u64, most: u64) -> PyResult<(u64, u64)> {
+        raise(py, py.detach(|| self.tail.next_used_run(page, most)))
+    }
+
     fn page_digests<'py>(
         &self,
         py: Python<'py>,

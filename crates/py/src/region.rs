@@ -7,13 +7,13 @@ use pyo3::types::PyBytes;
 use sustain_core::region::{self, DIGEST, Memory, Run, Table};
 
 /// Anything with the buffer protocol, held for as long as its memory is used without the interpreter lock.
-struct Held(PyBuffer<u8>);
+pub(crate) struct Held(PyBuffer<u8>);
 
 // SAFETY: the buffer is only asked for its address and length, and released with the interpreter lock held.
 unsafe impl Sync for Held {}
 
 impl Held {
-    fn get(object: &Bound<'_, PyAny>, writable: bool) -> PyResult<Self> {
+    pub(crate) fn get(object: &Bound<'_, PyAny>, writable: bool) -> PyResult<Self> {
         let buffer = PyBuffer::<u8>::get(object)?;
         if !buffer.is_c_contiguous() || (writable && buffer.readonly()) {
             return Err(PyValueError::new_err(
@@ -29,6 +29,17 @@ impl Held {
         // SAFETY: the buffer is held; others may change what is in it, which `Memory` allows, unless it was promised
         // that they do not.
         unsafe { if still { Memory::still(start, len) } else { Memory::new(start, len) } }
+    }
+
+    /// # Safety
+    /// Nobody writes to the buffer for as long as the slice is used.
+    pub(crate) unsafe fn bytes(&self) -> &[u8] {
+        let (start, len) = (self.0.buf_ptr().cast::<u8>(), self.0.len_bytes());
+        if len == 0 {
+            return &[];
+        }
+        // SAFETY: the buffer is held and contiguous; that it does not change is the caller's promise.
+        unsafe { std::slice::from_raw_parts(start, len) }
     }
 
     fn table(&self, pages: usize) -> PyResult<Table> {
@@ -85,6 +96,17 @@ pub(crate) fn differing_pages(
 pub(crate) fn digest<'py>(py: Python<'py>, data: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
     let data = Held::get(data, false)?;
     Ok(PyBytes::new(py, &py.detach(|| region::digest_of(data.memory(false)))))
+}
+
+pub(crate) fn page_sums<'py>(
+    py: Python<'py>,
+    first_page: u64,
+    data: &Bound<'py, PyAny>,
+) -> PyResult<Bound<'py, PyBytes>> {
+    let data = Held::get(data, false)?;
+    // SAFETY: the caller of the binding promises that nobody writes to the buffer meanwhile.
+    let sums = py.detach(|| sustain_core::checksum::page_sums(first_page, unsafe { data.bytes() }));
+    Ok(PyBytes::new(py, &sums))
 }
 
 pub(crate) fn write_back(py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<()> {

@@ -12,6 +12,7 @@ use sustain_core::replica::{Replica as Core, SnapshotStart};
 use crate::engine::{durability, uuid};
 use crate::errors::raise;
 use crate::outside::{superblock_dict, words_dict};
+use crate::region::Held;
 
 /// Documented in `_native.pyi`.
 #[pyclass(frozen, module = "sustain._native")]
@@ -117,13 +118,23 @@ impl Replica {
         self.lock().note_primary(committed, commit_time_ns);
     }
 
-    fn write_pages(&self, py: Python<'_>, first_page: u64, data: &Bound<'_, PyAny>) -> PyResult<()> {
-        if let Ok(b) = data.cast::<PyBytes>() {
-            let b = b.as_bytes();
-            return raise(py, py.detach(|| self.lock().write_pages(first_page, b)));
-        }
-        let copy = pyo3::buffer::PyBuffer::<u8>::get(data)?.to_vec(py)?;
-        raise(py, py.detach(|| self.lock().write_pages(first_page, &copy)))
+    #[pyo3(signature = (first_page, data, sums = None))]
+    fn write_pages(
+        &self,
+        py: Python<'_>,
+        first_page: u64,
+        data: &Bound<'_, PyAny>,
+        sums: Option<&[u8]>,
+    ) -> PyResult<()> {
+        let data = Held::get(data, false)?;
+        // SAFETY: the caller of the binding promises that nobody writes to the buffer meanwhile.
+        raise(py, py.detach(|| self.lock().write_pages(first_page, unsafe { data.bytes() }, sums)))
+    }
+
+    fn receive(&self, py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<u64> {
+        let data = Held::get(data, false)?;
+        // SAFETY: as above.
+        Ok(raise(py, py.detach(|| self.lock().receive(unsafe { data.bytes() })))?.lsn)
     }
 
     fn page_digests<'py>(

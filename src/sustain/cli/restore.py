@@ -13,13 +13,16 @@ have come. Started again, it goes on where it stopped, from the same peer or fro
 """
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sustain.cli import _restore_archive, _restore_store
 from sustain.cli._credentials import add_credentials, load
 from sustain.cli.output import add_json, emit, progress
 from sustain.cli.save import natural
 from sustain.units import format_duration, format_size
+
+if TYPE_CHECKING:
+    from sustain.replication.credentials import Credentials
 
 HELP = "restore a saved region, or a store from an archive or a peer"
 
@@ -40,6 +43,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+
+    if _restore_archive.is_meant(args):
+        return _restore_archive.run(args)
+    credentials = load(args, _restore_store.say)
+    if _restore_store.is_meant(args, credentials):
+        return _restore_store.run(args, credentials)
+    return _restore_region(args, credentials)
+
+
+def _restore_region(args: argparse.Namespace, credentials: "Credentials") -> int:
     from uuid import UUID
 
     from sustain.powerfail.regions import identity
@@ -47,11 +60,6 @@ def run(args: argparse.Namespace) -> int:
     from sustain.powerfail.regions.save import default_name
     from sustain.powerfail.regions.sink import open_source
 
-    if _restore_archive.is_meant(args):
-        return _restore_archive.run(args)
-    credentials = load(args, _restore_store.say)
-    if _restore_store.is_meant(args, credentials):
-        return _restore_store.run(args, credentials)
     known = identity.load(args.path)
     name = args.name or (known.name if known else default_name(args.path))
     try:

@@ -69,6 +69,7 @@ def collect(path: str) -> dict[str, Any]:
     """The JSON shape of `sustain status`. Raises NotAStore and the like."""
     from sustain.cli.workload_status import workload_of
     from sustain.failover import runfile
+    from sustain.replication.archive import proofs
 
     control = Control(path)
     try:
@@ -86,6 +87,7 @@ def collect(path: str) -> dict[str, Any]:
         destination_status(each, committed=committed or 0, commit_time_ns=commit_time_ns)
         for each in destinations
     ]
+    tried = proofs.read(path)
     power = None if words is None else power_status(words, shown, boottime_ns())
     run = runfile.read(path)
     return {
@@ -108,7 +110,7 @@ def collect(path: str) -> dict[str, Any]:
         "lease": _lease(words, boottime_ns()),
         "primary": _primary(words, boottime_ns()),
         "power": None if power is None else asdict(power),
-        "destinations": [asdict(each) for each in shown],
+        "destinations": [asdict(each) | {"proof": tried.get(each.url)} for each in shown],
         "run": run,
         "workload": workload_of(run),
     }
@@ -129,6 +131,13 @@ def _arriving(path: str) -> dict[str, Any] | None:
         "state": arrival["state"],
         "failure": arrival["failure"] or None,
     }
+
+
+def _proof_text(proof: dict[str, Any]) -> str:
+    ago = format_duration(max(0.0, time.time() - proof["at_ns"] / 1e9))
+    if proof["worked"]:
+        return f"a restore worked {ago} ago, to position {proof['position']}"
+    return f"the restore that was tried {ago} ago FAILED: {proof['why']}"
 
 
 def _arriving_text(arriving: dict[str, Any]) -> str:
@@ -190,7 +199,10 @@ def _described(data: dict[str, Any]) -> str:
             )
             for each in data["destinations"]
         ]
-        return f"{text}\n\n{table(rows)}"
+        tried = [
+            f"{each['url']}: {_proof_text(each['proof'])}" for each in data["destinations"] if each["proof"]
+        ]
+        return "\n".join([f"{text}\n\n{table(rows)}", *tried])
     return text + "\n\nno destinations"
 
 

@@ -69,6 +69,7 @@ class LinkConfig:
 class Owner(Protocol):
     """What a destination needs of its shipper."""
 
+    store: str  # its path
     halt: threading.Event
     power_watched: bool  # so it matters how fast a destination is
     commits_held: bool  # by what is known of that

@@ -106,6 +106,7 @@ class Shipper:
                     f"{peer.url}: without a key or certificates only this host may be shipped to",
                     hint=HINT,
                 )
+        self.store = config.store
         self.halt = threading.Event()
         self.book = Book(config.store, config.link.report)
         self._config = config

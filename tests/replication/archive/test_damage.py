@@ -126,6 +126,22 @@ def test_proof_tells(filled: tuple[Kit, Told, list[Path]]) -> None:
     assert not list(kit.lab.directory.glob("sustain-verify*"))
 
 
+def test_proofs_that_were_killed_are_swept(filled: tuple[Kit, Told, list[Path]]) -> None:
+    """Old ones; not one that is at work."""
+    kit, _, _ = filled
+    killed, young = (kit.lab.directory / f"sustain-verify-{name}.sus" for name in ("killed", "young"))
+    at_work = kit.lab.create("sustain-verify-work")
+    for each in (killed, young):
+        each.write_bytes(b"half a store")
+    for each in (killed, Path(at_work.path)):
+        os.utime(each, (1, 1))
+    proof, _ = prove(kit.place, str(kit.lab.directory), False, kit.said.append, lambda _done, _all: None)
+    assert proof.worked
+    assert not killed.exists()
+    assert young.exists()
+    assert Path(at_work.path).exists()
+
+
 def test_other_store_under_our_names(filled: tuple[Kit, Told, list[Path]], tmp_path: Path) -> None:
     """A whole segment of another store in the place of one of ours."""
     kit, _, objects = filled

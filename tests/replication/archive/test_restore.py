@@ -171,6 +171,10 @@ def test_best_of_several(directory: Kit, tmp_path: Path) -> None:
     restored = kit.restore(kit.url, second)
     assert kit.held(restored) == told.states[-1]
     assert restored.damaged == [] or any(broken.name in text for text in restored.damaged)
+    broken.unlink()
+    broken.symlink_to(broken)  # a call that fails: as from a disk that dies
+    restored = kit.restore(kit.url, second)
+    assert kit.held(restored) == told.states[-1]
     gone = fails(lambda: kit.restore(f"file://{tmp_path}/nothing"), NotAnArchive)
     assert "nothing" in str(gone)
     assert kit.held(kit.restore(f"file://{tmp_path}/nothing", second)) == told.states[-1]

@@ -2,14 +2,21 @@
 
 import os
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 import sustain
-from sustain.errors import NotRestorable
+from sustain.errors import ArchiveIOError, NotRestorable
+from sustain.replication.archive import names
 from sustain.replication.archive.contents import read_manifests
+from sustain.replication.archive.directory import Directory
+from sustain.replication.archive.documents import encode
+from sustain.replication.archive.place import Place
+from tests.replication.conftest import LIMIT_S
 
 from .conftest import Kit, fails, until
 
@@ -34,6 +41,7 @@ def test_segments_by_size_and_time(directory: Kit) -> None:
     told = kit.tell()
     told.change(5)
     shipping = kit.ship("every=1h&segment=32KiB")
+    until(kit.snapshots, "a snapshot: what it holds is in no segment")
     told.change(1000)
     until(lambda: len(kit.segments()) >= 3, "segments")
     sizes = [each.last - each.first for each in kit.segments()]
@@ -45,6 +53,19 @@ def test_segments_by_size_and_time(directory: Kit) -> None:
     drained = kit.ship("every=1h", until_drained=True, drain_timeout_s=20).join()
     assert drained.error is None
     assert kit.held(kit.restore()) == told.states[-1]
+
+
+def test_what_is_left_goes_when_the_application_closes_its_store(directory: Kit) -> None:
+    """So a handover does not wait for the hour of a segment."""
+    kit = directory
+    told = kit.tell()
+    told.change(10)
+    kit.ship("every=1h")
+    until(kit.snapshots, "a snapshot")
+    end = told.change(10)
+    assert read_manifests(kit.place)[0][1].acked < end
+    told.store.close()
+    until(lambda: read_manifests(kit.place)[0][1].acked == end, "the rest")
 
 
 def test_one_commit_larger_than_a_segment(directory: Kit) -> None:
@@ -86,6 +107,123 @@ def test_overrun_is_a_gap_that_is_told(directory: Kit) -> None:
     assert str(before) in str(error)
     assert "never archived" in str(error)
     assert lost > before
+
+
+def test_stopped_behind_a_gap_before_its_snapshot(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Log behind a gap leads nowhere until there is a snapshot; what was acknowledged before it still restores."""
+    told = kit.tell(log_size="2MiB")
+    told.change(30)
+    shipping = kit.ship()
+    first = kit.arrived(told)
+    before = kit.arrived(told, told.change(30))
+    shipping.stop()
+    while told.positions[-1] < before + (5 << 20):
+        told.change(200)
+    put = type(kit.place).put
+
+    def no_pages(place: Place, path: str, data: bytes) -> None:
+        if names.part_name(path):
+            raise ArchiveIOError(f"{path}: no room for pages", hint="none")
+        put(place, path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(kit.place), "put", no_pages)
+        shipping = kit.ship()
+        until(lambda: len(read_manifests(kit.place)[0][1].runs) == 2, "log behind the gap")
+        until(lambda: any("no room" in each for each in shipping.said), "a snapshot that fails")
+        shipping.stop()
+    assert read_manifests(kit.place)[0][1].acked == before
+    restored = kit.restore()
+    assert restored.position == before
+    assert kit.held(restored) == told.at(before)
+    for position in told.positions[-300:-200:50]:
+        fails(lambda position=position: kit.restore(position=position), NotRestorable)
+    for position in [each for each in told.positions if first <= each <= before][::7]:
+        assert kit.held(kit.restore(position=position)) == told.at(position)
+    shipping = kit.ship()
+    kit.arrived(told)
+    shipping.stop()
+    assert kit.held(kit.restore()) == told.states[-1]
+
+
+def test_what_the_host_lost_is_not_restored(kit: Kit) -> None:
+    """Segments that were put and not promised, of commits that went with the host's power and were made otherwise: they
+    count for nobody, though they reach further."""
+    told = kit.tell()
+    told.change(30)
+    shipping = kit.ship()
+    kit.arrived(told)
+    shipping.stop()
+    copy = Path(kit.lab.path("copy"))
+    with open(kit.lab.path("a"), "rb") as file:
+        copy.write_bytes(file.read())  # as a power cut leaves it: open, and without what comes now
+    promised = kit.place.get(names.manifest_path(1))
+    assert promised is not None
+    lost = told.change(40)
+    shipping = kit.ship("every=1ms&segment=4KiB")
+    kit.arrived(told)
+    shipping.stop()
+    kit.place.put(names.manifest_path(1), promised)
+    strangers = [each for each in kit.segments() if each.last > told.positions[29]]
+    assert strangers
+    os.rename(copy, kit.lab.path("back"))
+    store = kit.lab.open("back")
+    users = store.map("users")
+    users[b"other"] = b"way"
+    store.commit()
+    kit.ship(name="back")
+    until(lambda: not set(strangers) & set(kit.segments()), "strangers are removed")
+    while store.position <= lost:
+        users[b"other"] = os.urandom(200)
+        store.commit()
+    store.wait(store.position, copies=1, timeout=30)
+    assert kit.held(kit.restore()) == dict(users.items())
+
+
+def test_two_that_ship_the_same_store(directory: Kit) -> None:
+    """A copied file, shipped beside its original: whoever comes second is refused, or the first one is told."""
+    kit = directory
+    told = kit.tell()
+    told.change(10)
+    shipping = kit.ship("every=5ms")
+    kit.arrived(told)
+    manifest = kit.place.get(names.manifest_path(1))
+    assert manifest is not None
+    before = read_manifests(kit.place)[0][1]
+    kit.place.put(names.manifest_path(1), encode(msgspec.structs.replace(before, replica="0" * 32)))
+    told.change(10)
+    until(lambda: any("somebody else ships there" in each for each in shipping.said), "it is told")
+    shipping.stop()
+
+
+def test_snapshots_end_while_segments_follow_one_another(
+    directory: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each put of a segment takes until the next one has begun, so that some put is always on its way."""
+    kit = directory
+    told = kit.tell()
+    told.change(10)
+    put, turn, begun, ended = Directory.put, threading.Condition(), 0, False
+
+    def overlapping(place: Directory, path: str, data: bytes) -> None:
+        nonlocal begun
+        if names.segment_name(path):
+            with turn:
+                begun += 1
+                mine = begun
+                turn.notify_all()
+                turn.wait_for(lambda: begun > mine or ended, LIMIT_S)
+        put(place, path, data)
+
+    monkeypatch.setattr(Directory, "put", overlapping)
+    shipping = kit.ship("every=1ms")
+    until(lambda: told.change(1) and kit.snapshots(), "a snapshot")
+    with turn:
+        ended = True
+        turn.notify_all()
+    kit.arrived(told)
+    shipping.stop()
+    assert begun > 1
 
 
 def test_required_keeps_the_log(directory: Kit) -> None:

@@ -8,13 +8,14 @@ import pytest
 
 from sustain.errors import NotRestorable
 from sustain.replication.archive import names, upkeep
-from sustain.replication.archive.contents import read_contents
-from sustain.replication.archive.documents import Hold, Manifest, encode
+from sustain.replication.archive.contents import read_contents, read_proof
+from sustain.replication.archive.documents import Hold, Manifest, Proof, encode
 from sustain.replication.archive.place import Place
+from sustain.replication.archive.sources import Sources
 from sustain.replication.archive.upkeep import Upkeep
 from sustain.replication.urls import parse_archive
 
-from .conftest import Kit, Told, fails
+from .conftest import Kit, Told, fails, until
 
 
 class Ships:
@@ -23,6 +24,7 @@ class Ships:
     def __init__(self, place: Place) -> None:
         self._place = place
         self.floor = 0
+        self.proofs: list[Proof] = []
 
     def manifest(self) -> Manifest:
         return read_contents(self._place).newest
@@ -30,10 +32,27 @@ class Ships:
     def raise_floor(self, floor: int) -> None:
         self.floor = floor
 
+    def note_proof(self, proof: Proof) -> None:
+        self.proofs.append(proof)
+
 
 def keeper(kit: Kit, options: str = "") -> tuple[Upkeep, Ships]:
     ships = Ships(kit.place)
     return Upkeep(parse_archive(f"{kit.url}?{options}"), kit.place, ships, kit.said.append), ships
+
+
+def proof_of(kit: Kit) -> Proof:
+    return Proof(
+        store=read_contents(kit.place).newest.store,
+        at_ns=1,
+        worked=True,
+        position=1,
+        time_ns=1,
+        duration_s=1.0,
+        restored_bytes=1,
+        objects=1,
+        everything=False,
+    )
 
 
 def many(kit: Kit, segments: int) -> Told:
@@ -69,10 +88,13 @@ def test_compaction_is_of_whole_segments_only(directory: Kit) -> None:
     path = kit.directory / kit.segments()[5].path
     path.write_bytes(path.read_bytes()[:-1])
     before = kit.segments()
-    looking, _ = keeper(kit, "segment=1MiB")
+    looking, ships = keeper(kit, "segment=1MiB&keep=0s")
+    kit.place.put(names.PROOF, encode(proof_of(kit)))
     with pytest.raises(Exception, match=path.name):
         looking.look()
     assert kit.segments() == before
+    assert ships.proofs == [proof_of(kit)], "it stops nothing else"
+    assert ships.floor == kit.snapshots()[-1].start
 
 
 def test_retention(kit: Kit) -> None:
@@ -118,6 +140,72 @@ def test_retention_waits_for_holds(directory: Kit) -> None:
     assert upkeep.delete_condemned(contents, manifest, time.time_ns()) == []
     later_ns = time.time_ns() + int((upkeep.HOLD_S + 1) * 1e9)
     assert path in upkeep.delete_condemned(read_contents(kit.place), manifest, later_ns)
+
+
+def test_holds_that_nobody_understands(directory: Kit) -> None:
+    """They hold by the store's clock, and go after their time; one of a reader whose clock is wrong holds, too."""
+    kit = directory
+    told = many(kit, 5)
+    odd, behind = f"{names.HOLDS}/odd", f"{names.HOLDS}/behind"
+    kit.place.put(odd, bytes(100))
+    kit.place.put(behind, encode(Hold(at_ns=5, who="a reader of 1970")))
+    manifest = replace_floor(kit, told.positions[-1])
+    assert upkeep.delete_condemned(read_contents(kit.place), manifest, time.time_ns()) == []
+    later_ns = time.time_ns() + int((upkeep.HOLD_S + 1) * 1e9)
+    assert {odd, behind} <= set(upkeep.delete_condemned(read_contents(kit.place), manifest, later_ns))
+
+
+def test_damaged_snapshots_stop_no_retention(directory: Kit) -> None:
+    """What a snapshot that is needed no more had named goes as pages of nobody; of one that counts, all pages stay."""
+    kit = directory
+    told = many(kit, 5)
+    newest = kit.snapshots()[-1]
+    (kit.directory / newest.path).write_bytes(b"damaged")
+    kept = [each.path for each in kit.place.list() if names.part_name(each.path)]
+    later_ns = time.time_ns() + 2 * 86400 * 10**9
+    upkeep.delete_condemned(read_contents(kit.place), replace_floor(kit, newest.start), later_ns)
+    assert {each.path for each in kit.place.list()} >= {*kept, newest.path}
+    upkeep.delete_condemned(read_contents(kit.place), replace_floor(kit, told.positions[-1]), later_ns)
+    assert not {each.path for each in kit.place.list()} & {*kept, newest.path}
+
+
+def test_compaction_under_a_restore(directory: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Segments are compacted away behind each look of a restore, and it finds what took their place."""
+    kit = directory
+    told = many(kit, 40)
+    looking, _ = keeper(kit, "segment=1MiB")
+    look, looks = Sources.look, 0
+
+    def and_compacted(sources: Sources) -> None:
+        nonlocal looks
+        look(sources)
+        looks += 1
+        looking.look()
+
+    monkeypatch.setattr(Sources, "look", and_compacted)
+    wanted = told.positions[-9]
+    restored = kit.restore(position=wanted)
+    assert looks > 1
+    assert restored.position == wanted
+    assert not restored.damaged
+    assert kit.held(restored) == told.at(wanted)
+
+
+def test_proofs_are_seen(directory: Kit) -> None:
+    """A restore is tried when it is due, in a process of its own; whoever made the last proof, it is told."""
+    kit = directory
+    many(kit, 2)
+    looking, ships = keeper(kit, "verify=1h")
+    looking.look()
+    assert ships.proofs == []
+    until(lambda: read_proof(kit.place), "a proof")
+    looking.look()
+    looking.end()
+    assert [each.worked for each in ships.proofs] == [True]
+    kit.place.put(names.PROOF, b"damaged")
+    looking.look()
+    until(lambda: kit.place.get(names.PROOF) != b"damaged", "another proof")
+    looking.end()
 
 
 def test_garbage_of_interrupted_copies(directory: Kit) -> None:

@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -376,6 +377,11 @@ impl FileMedium {
         }
     }
 
+    /// Whether bytes are to come and go through the mapping: `pmem` counts its stores, DAX devices know no calls.
+    fn mapped_only(&self) -> bool {
+        self.durability == Durability::Pmem || is_device(self.mapping.file())
+    }
+
     fn pwrite(&self, data: &[u8], mut offset: u64, flags: libc::c_int) -> io::Result<()> {
         // SAFETY: the slice is valid.
         unsafe { self.pwrite_raw(data.as_ptr(), data.len(), &mut offset, flags) }
@@ -455,6 +461,49 @@ impl Medium for FileMedium {
             // SAFETY: the range was just stored, so it is mapped.
             unsafe { pmem::write_back(self.mapping.at(offset, len), len as usize) };
         }
+    }
+
+    fn store_new(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        if self.mapped_only() {
+            self.store(offset, data);
+            return Ok(());
+        }
+        self.pwrite(data, offset, 0)
+    }
+
+    fn load(&self, offset: u64, to: &mut [u8]) -> io::Result<()> {
+        if !self.mapped_only() {
+            return self.look(offset, to);
+        }
+        let from = self.mapping.at(offset, to.len() as u64);
+        // SAFETY: `at` checked the bounds; what others change meanwhile is a mixture that the caller's check finds.
+        unsafe { std::ptr::copy_nonoverlapping(from.cast_const(), to.as_mut_ptr(), to.len()) };
+        Ok(())
+    }
+
+    fn next_data(&self, range: Range<u64>) -> io::Result<Option<Range<u64>>> {
+        if self.mapped_only() || range.is_empty() {
+            return Ok((!range.is_empty()).then_some(range));
+        }
+        let fd = self.mapping.file().as_raw_fd();
+        // SAFETY: our own descriptor; nobody relies on its offset.
+        let seek = |at: u64, whence| unsafe { libc::lseek(fd, at as libc::off_t, whence) };
+        let start = seek(range.start, libc::SEEK_DATA);
+        if start < 0 {
+            let e = io::Error::last_os_error();
+            return match e.raw_os_error() {
+                Some(libc::ENXIO) => Ok(None),
+                Some(libc::EINVAL | libc::EOPNOTSUPP) => Ok(Some(range)), // a file system that does not tell
+                _ => Err(e),
+            };
+        }
+        let start = start as u64;
+        if start >= range.end {
+            return Ok(None);
+        }
+        let end = seek(start, libc::SEEK_HOLE);
+        let end = if end < 0 { range.end } else { range.end.min(end as u64) };
+        Ok(Some(start..end))
     }
 
     #[inline]

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 
 from sustain._native import LogTail
 from sustain.errors import ArchiveError, PeerRefused
-from sustain.replication.archive import plan
-from sustain.replication.archive.contents import read_contents, read_manifests
+from sustain.replication.archive import plan, segment
+from sustain.replication.archive.contents import Contents, read_contents, read_manifests
 from sustain.replication.archive.documents import Manifest, Run
 from sustain.replication.archive.place import Place
-from sustain.replication.records import chain_at
+from sustain.replication.records import COMMIT_BYTES, chain_at, commit_at
 from sustain.replication.session import common_point
 from sustain.replication.wire import Hello
 
@@ -60,6 +60,8 @@ def arrive(place: Place, hello: Hello, log: LogTail) -> Arrival:
         return Arrival(None, [], 0, why="nothing is archived there yet")
     found = manifests[max(manifests)]
     _refuse_others(place, found, hello, log)
+    contents = read_contents(place)
+    _remove_strangers(contents, found, hello, log)
     common = common_point(hello.history, hello.committed, found.history, found.end)
     runs = plan.trim_runs(found.runs, common)
     kept = Arrival(None, runs, found.time_high_ns, min(found.acked, common), "", found.floor, found.floor_ns)
@@ -69,12 +71,29 @@ def arrive(place: Place, hello: Hello, log: LogTail) -> Arrival:
         return replace(kept, why=f"it ends at position {common}, and the log here does not go back that far")
     if common == found.end and chain_at(log.log_view, log.tail(), log.committed(), common) != found.chain:
         raise PeerRefused(f"{place.url} holds another log before position {common}", hint=_ANEW)
-    contents = read_contents(place)
     snapshots = [each for each in contents.snapshots() if each.epoch in manifests]
     usable = plan.usable_snapshots(found, manifests, snapshots, max(runs[-1].first, found.floor))
     newest = next((each.path for each in usable if each.usable <= common), "")
     time_ns = found.time_ns if common == found.end else 0
     return replace(kept, lsn=common, snapshot=newest, time_ns=time_ns)
+
+
+def _remove_strangers(contents: Contents, found: Manifest, hello: Hello, log: LogTail) -> None:
+    """Delete segments of this epoch that were put and never promised, and that the log here does not hold: the host
+    lost its last commits with its power, and makes others in their place. Left there, those would be restored."""
+    if found.epoch != hello.epoch:
+        return
+    place, strangers = contents.place, []
+    for name in contents.segments():
+        if name.epoch != hello.epoch or name.last <= found.end or name.last < log.tail():
+            continue  # what the log does not go back to is not known to be wrong
+        at = segment.HEADER_BYTES + name.last - name.first - COMMIT_BYTES
+        commit = commit_at(place.get(name.path, at, COMMIT_BYTES) or b"", 0, name.last - COMMIT_BYTES)
+        ours = name.last <= log.committed() and log.group_boundary(name.last)
+        chain = chain_at(log.log_view, log.tail(), log.committed(), name.last) if ours else None
+        if commit is None or commit.checksum != chain:
+            strangers.append(name.path)
+    place.delete(strangers)
 
 
 def _refuse_others(place: Place, found: Manifest, hello: Hello, log: LogTail) -> None:

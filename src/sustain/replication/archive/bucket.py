@@ -12,10 +12,11 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sustain.errors import ArchiveIOError, ConfigError
-from sustain.replication.archive.place import Found, Place
+from sustain.replication.archive.place import Found, Place, epoch_of
 
 if TYPE_CHECKING:
     from sustain._native import Buffer
+    from sustain.replication.archive.rooms import Rooms
 
 _RETRIES = 4
 _RETRY_S = 20.0
@@ -56,13 +57,33 @@ class Bucket(Place):
             self._obstore.put(self._store, path, data, use_multipart=False)
 
     def get(self, path: str, start: int = 0, length: int | None = None) -> bytes | None:
-        with self._errors(path, "cannot be read"):
+        def read() -> bytes | None:
             try:
                 if start or length is not None:
                     return bytes(self._obstore.get_range(self._store, path, start=start, length=length or 1))
-                return bytes(self._obstore.get(self._store, path).bytes())
+                found = self._obstore.get(self._store, path)
+                self.refuse_size(path, found.meta["size"])
+                return bytes(found.bytes())
             except FileNotFoundError:
                 return None
+
+        with self._errors(path, "cannot be read"):
+            return self._again(read)
+
+    def fetch(self, path: str, size: int, rooms: "Rooms") -> memoryview | None:
+        def read() -> memoryview | None:
+            try:
+                found = self._obstore.get(self._store, path)
+            except FileNotFoundError:
+                return None
+            self.refuse_size(path, found.meta["size"], size)
+            return memoryview(found.bytes())
+
+        with self._errors(path, "cannot be read"):
+            found = self._again(read)
+        if found is not None:
+            self.refuse_size(path, len(found), size)
+        return found
 
     def list(self, under: str = "") -> list[Found]:
         def read() -> list[Found]:
@@ -81,7 +102,7 @@ class Bucket(Place):
                 lambda: list(self._obstore.list_with_delimiter(self._store)["common_prefixes"])
             )
         names = [path.rstrip("/").rpartition("/")[2] for path in found]
-        return {int(name[1:]) for name in names if name[:1] == "e" and name[1:].isdecimal()}
+        return {epoch for name in names if (epoch := epoch_of(name)) is not None}
 
     def delete(self, paths: Sequence[str]) -> None:
         with self._errors("", "cannot be deleted from"):

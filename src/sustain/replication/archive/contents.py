@@ -3,13 +3,16 @@
 Used by restore, proof, list, upkeep and, when it begins, by whoever ships.
 """
 
+import contextlib
 from dataclasses import dataclass, field
 
-from sustain.errors import ArchiveCorrupt, NotAnArchive
+from sustain.errors import ArchiveCorrupt, ArchiveNewerVersion, NotAnArchive
 from sustain.replication.archive import names
 from sustain.replication.archive.documents import Hold, Manifest, Proof, Snapshot, decode
 from sustain.replication.archive.names import SegmentName, SnapshotName
 from sustain.replication.archive.place import Found, Place
+
+_PART_LIMIT_BYTES = 1 << 30
 
 
 @dataclass
@@ -83,6 +86,9 @@ def read_snapshot(place: Place, name: SnapshotName, store: bytes) -> Snapshot:
         raise ArchiveCorrupt(f"{where} belongs to another store ({found.store})")
     if SnapshotName(found.epoch, found.start, found.usable) != name:
         raise ArchiveCorrupt(f"{where} is another snapshot, under a wrong name")
+    for part in found.parts:
+        if names.part_name(part.path) != (name.epoch, found.copy) or part.size > _PART_LIMIT_BYTES:
+            raise ArchiveCorrupt(f"{where} names {part.path!r} of {part.size} bytes, which is no part of it")
     return found
 
 
@@ -92,11 +98,14 @@ def read_proof(place: Place) -> Proof | None:
     return None if data is None else decode(Proof, data, place.where(names.PROOF))
 
 
-def read_holds(place: Place) -> list[Hold]:
-    """Who reads, or has read."""
-    holds = []
+def read_holds(place: Place) -> dict[str, list[int]]:
+    """When each hold was refreshed, in ns since 1970: by the store's clock, and by that of whoever reads. Of one that
+    cannot be understood only the former."""
+    holds = {}
     for found in place.list(names.HOLDS):
-        data = place.get(found.path)
-        if data is not None:
-            holds.append(decode(Hold, data, place.where(found.path)))
+        holds[found.path] = [found.at_ns]
+        with contextlib.suppress(ArchiveCorrupt, ArchiveNewerVersion):
+            data = place.get(found.path)
+            if data is not None:
+                holds[found.path].append(decode(Hold, data, place.where(found.path)).at_ns)
     return holds

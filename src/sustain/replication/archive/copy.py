@@ -19,12 +19,12 @@ from sustain.errors import PeerUnreachable
 from sustain.replication.archive import names, pages
 from sustain.replication.archive.documents import Part, Snapshot, encode
 from sustain.replication.archive.names import SnapshotName
+from sustain.replication.archive.rooms import Rooms
 from sustain.replication.records import COMMIT_BYTES, commit_at
 from sustain.replication.snapshot import history_before
 from sustain.replication.wire import Hello
 
 PART_BYTES = 16 << 20
-_RUN_PAGES = 1024
 
 
 def point(log: LogTail) -> tuple[int, int, int]:
@@ -54,18 +54,19 @@ class Copy:
         self._parts: list[Part] = []
         self._pages = log.image_size() // pages.PAGE_BYTES
 
-    def parts(self) -> Iterator[tuple[str, bytearray]]:
+    def parts(self, rooms: Rooms) -> Iterator[tuple[str, memoryview]]:
         """(path, object) of each part, read when it is asked for. `usable` is set behind the last."""
         page = 0
         while page < self._pages:
-            runs, data, page = self._gather(page)
+            runs, page = self._runs(page)
+            if not runs:
+                break
+            packed = self._read(runs, rooms)
             self._check()
-            if runs:
-                path = names.part_path(self._hello.epoch, self._copy, len(self._parts))
-                packed = pages.pack(self._hello.store, self._copy, runs, data)
-                self._parts.append(Part(path, len(packed)))
-                self.done_bytes += len(data)
-                yield path, packed
+            path = names.part_path(self._hello.epoch, self._copy, len(self._parts))
+            self._parts.append(Part(path, len(packed)))
+            self.done_bytes += sum(count for _, count in runs) * pages.PAGE_BYTES
+            yield path, packed
         self.usable = self._log.committed()  # after the last page was read
         self._check()
 
@@ -73,21 +74,27 @@ class Copy:
         if self._recoveries % 2 or self._log.words()["recoveries"] != self._recoveries:
             raise PeerUnreachable("the application was restarted during a snapshot", hint="it begins again")
 
-    def _gather(self, page: int) -> tuple[list[tuple[int, int]], bytearray, int]:
-        """(runs, their pages, page to go on with) of one part."""
+    def _runs(self, page: int) -> tuple[list[tuple[int, int]], int]:
+        """((first page, pages)… of one part, page to go on with)."""
         runs: list[tuple[int, int]] = []
-        data = bytearray()
-        log = self._log
-        while len(data) < PART_BYTES and (first := log.next_used_page(page)) < self._pages:
-            count = 1
-            most = min(_RUN_PAGES, self._pages - first)
-            while count < most and log.next_used_page(first + count) == first + count:
-                count += 1
-            with log.image_view(first, count) as view:
-                data += view
-            runs.append((first, count))
-            page = first + count
-        return runs, data, page if len(data) >= PART_BYTES else self._pages
+        room = PART_BYTES // pages.PAGE_BYTES
+        while room > 0 and page < self._pages:
+            first, count = self._log.next_used_run(page, room)
+            if count:
+                runs.append((first, count))
+            page, room = first + count, room - count
+        return runs, page
+
+    def _read(self, runs: list[tuple[int, int]], rooms: Rooms) -> memoryview:
+        """The object of these pages, as they are now."""
+        packed = rooms.take(pages.packed_size(runs))
+        at = pages.data_offset(runs)
+        for first, count in runs:
+            with self._log.image_view(first, count) as view:
+                packed[at : at + len(view)] = view
+            at += count * pages.PAGE_BYTES
+        pages.pack(packed, self._hello.store, self._copy, runs)
+        return packed
 
     def document(self) -> tuple[str, bytes]:
         """(path, bytes) of what makes the copy count."""

@@ -9,18 +9,22 @@ import errno
 import os
 import secrets
 import socket
+import stat
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from sustain.errors import ArchiveFull, ArchiveIOError
-from sustain.replication.archive.place import Found, Place
+from sustain.errors import ArchiveCorrupt, ArchiveFull, ArchiveIOError
+from sustain.replication.archive.place import Found, Place, epoch_of
+from sustain.replication.archive.rooms import Rooms
 
 if TYPE_CHECKING:
     from sustain._native import Buffer
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TEMPORARY = ".put-"
+_STALE_S = 3600.0
 
 
 class Directory(Place):
@@ -52,27 +56,34 @@ class Directory(Place):
             _sync(directory)
 
     def get(self, path: str, start: int = 0, length: int | None = None) -> bytes | None:
-        with self._errors(path, "cannot be read"):
-            try:
-                file = open(os.path.join(self._root, path), "rb", buffering=0)  # noqa: SIM115 - closed below
-            except (FileNotFoundError, NotADirectoryError):
+        with self._errors(path, "cannot be read"), self._opened(path) as (fd, size):
+            if fd is None:
                 return None
-            with file:
-                size = os.fstat(file.fileno()).st_size
-                return _read(file.fileno(), start, max(0, min(length or size, size - start)))
+            if length is None:
+                self.refuse_size(path, size)
+            room = bytearray(max(0, min(size if length is None else length, size - start)))
+            return bytes(room[: _read(fd, start, memoryview(room))])
+
+    def fetch(self, path: str, size: int, rooms: Rooms) -> memoryview | None:
+        with self._errors(path, "cannot be read"), self._opened(path) as (fd, found):
+            if fd is None:
+                return None
+            self.refuse_size(path, found, size)
+            room = rooms.take(size)
+            self.refuse_size(path, _read(fd, 0, room), size)
+            return room
 
     def list(self, under: str = "") -> list[Found]:
         found: list[Found] = []
         with self._errors(under, "cannot be listed"):
             for directory, _, names in os.walk(os.path.join(self._root, under), onerror=_raise_but_missing):
                 for name in names:
-                    if name.startswith("."):
-                        continue
                     whole = os.path.join(directory, name)
                     with contextlib.suppress(FileNotFoundError):
-                        stat = os.stat(whole)
-                        path = os.path.relpath(whole, self._root)
-                        found.append(Found(path, stat.st_size, stat.st_mtime_ns))
+                        status = os.lstat(whole)
+                        if not name.startswith(".") and stat.S_ISREG(status.st_mode):
+                            path = os.path.relpath(whole, self._root)
+                            found.append(Found(path, status.st_size, status.st_mtime_ns))
         return found
 
     def epochs(self) -> set[int]:
@@ -81,7 +92,7 @@ class Directory(Place):
                 names = os.listdir(self._root)
             except FileNotFoundError:
                 return set()
-        return {int(name[1:]) for name in names if name[:1] == "e" and name[1:].isdecimal()}
+        return {epoch for name in names if (epoch := epoch_of(name)) is not None}
 
     def delete(self, paths: Sequence[str]) -> None:
         directories = set()
@@ -97,10 +108,14 @@ class Directory(Place):
     def sweep(self) -> None:
         with self._errors("", "cannot be listed"):
             for directory, _, names in os.walk(self._root, onerror=_raise_but_missing):
+                ours = epoch_of(os.path.basename(directory)) is not None
                 for name in names:
+                    whole = os.path.join(directory, name)
                     if name.startswith(f"{_TEMPORARY}{_host()}-"):
                         with contextlib.suppress(FileNotFoundError):
-                            os.unlink(os.path.join(directory, name))
+                            # Elsewhere somebody else of this host may be putting a hold or a proof just now.
+                            if ours or time.time() - os.lstat(whole).st_mtime > _STALE_S:
+                                os.unlink(whole)
 
     def _make(self, directory: str) -> None:
         """See that `directory` is there, durably."""
@@ -116,6 +131,23 @@ class Directory(Place):
                 os.mkdir(each, 0o700)
             _sync(os.path.dirname(each))
         self._made.add(directory)
+
+    @contextmanager
+    def _opened(self, path: str) -> Iterator[tuple[int | None, int]]:
+        """(descriptor, size) of an object: of a regular file, whatever else there may be of that name."""
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            fd = os.open(os.path.join(self._root, path), flags)
+        except (FileNotFoundError, NotADirectoryError):
+            yield None, 0
+            return
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise ArchiveCorrupt(f"{self.where(path)} is not a regular file")
+            yield fd, status.st_size
+        finally:
+            os.close(fd)
 
     @contextmanager
     def _errors(self, path: str, doing: str) -> Iterator[None]:
@@ -146,12 +178,12 @@ def _write_all(fd: int, data: "Buffer") -> None:
             at += os.write(fd, view[at : at + (64 << 20)])
 
 
-def _read(fd: int, start: int, length: int) -> bytes:
-    os.lseek(fd, start, os.SEEK_SET)
-    data = os.read(fd, length)
-    while len(data) < length and (more := os.read(fd, length - len(data))):
-        data += more
-    return data
+def _read(fd: int, start: int, room: memoryview) -> int:
+    """Fill `room` from `start` on; how much there was."""
+    at = 0
+    while at < len(room) and (count := os.preadv(fd, [room[at : at + (64 << 20)]], start + at)):
+        at += count
+    return at
 
 
 def _sync(directory: str) -> None:

@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 
 _DIGITS = 20  # of a position: enough for 2**63, so that names sort as positions do
+EPOCH = re.compile(r"e[1-9][0-9]{0,18}", re.ASCII)
 _SEGMENT = re.compile(r"e([1-9][0-9]{0,18})/([0-9]{20})-([0-9]{20})")
 _SNAPSHOT = re.compile(r"e([1-9][0-9]{0,18})/([0-9]{20})-([0-9]{20})\.snapshot")
 _PART = re.compile(r"e([1-9][0-9]{0,18})/pages-([0-9a-f]{16})-([0-9]{6})")

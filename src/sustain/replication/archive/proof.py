@@ -6,6 +6,7 @@ whoever lists it sees when a restore last worked.
 """
 
 import contextlib
+import glob
 import os
 import secrets
 import socket
@@ -13,13 +14,18 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from sustain.errors import ArchiveCorrupt, ArchiveError, ArchiveIOError
+from sustain._native import Control
+from sustain.errors import ArchiveCorrupt, ArchiveError, ArchiveIOError, StoreError
 from sustain.replication.archive import names, pages, segment
 from sustain.replication.archive.contents import Contents, read_contents, read_snapshot
 from sustain.replication.archive.documents import Proof, encode
 from sustain.replication.archive.place import Place
 from sustain.replication.archive.reading import AHEAD, ahead, holding
 from sustain.replication.archive.restore import Restore, Restored, Wish
+from sustain.replication.archive.rooms import Rooms
+
+_SCRATCH = "sustain-verify-"
+_STALE_S = 600.0
 
 
 def prove(
@@ -32,7 +38,8 @@ def prove(
     """(proof, what is damaged or missing). Raises ArchiveIOError, NotAnArchive, StoreIOError when nothing was
     proved, neither way."""
     store = read_contents(place).newest.store
-    path = os.path.join(scratch, f"sustain-verify-{secrets.token_hex(8)}.sus")
+    _sweep(scratch)
+    path = os.path.join(scratch, f"{_SCRATCH}{secrets.token_hex(8)}.sus")
     restore = Restore([place], report, progress)
     begun = time.monotonic()
     restored: Restored | None = None
@@ -71,13 +78,35 @@ def prove(
     return proof, damaged
 
 
+def _sweep(scratch: str) -> None:
+    """Remove what proofs left that were killed: old, and nobody's store any more."""
+    for found in glob.glob(os.path.join(glob.escape(scratch), f"{_SCRATCH}*.sus")):
+        with contextlib.suppress(FileNotFoundError, PermissionError):
+            if time.time() - os.lstat(found).st_mtime > _STALE_S and not _locked(found):
+                os.unlink(found)
+
+
+def _locked(path: str) -> bool:
+    try:
+        control = Control(path)
+    except StoreError:
+        return False  # it never came to be a store
+    try:
+        return control.writer_locked()
+    finally:
+        control.close()
+
+
 def _read_everything(place: Place, report: Callable[[str], None]) -> tuple[list[str], int]:
     """(what is wrong with segments and snapshots, how many were read)."""
     damaged: list[str] = []
+    rooms = Rooms(keep=AHEAD + 1)
     with holding([place], report), ThreadPoolExecutor(AHEAD, "sustain-verify") as pool:
         contents = read_contents(place)
         paths = [each.path for each in contents.segments()] + [each.path for each in contents.snapshots()]
-        for path, why in zip(paths, ahead(pool, lambda each: _wrong(contents, each), paths), strict=True):
+        for path, why in zip(
+            paths, ahead(pool, lambda each: _wrong(contents, each, rooms), paths), strict=True
+        ):
             # What compaction or retention took away meanwhile is missed by nobody.
             if why and any(found.path == path for found in place.list(path.partition("/")[0])):
                 damaged.append(why)
@@ -85,19 +114,30 @@ def _read_everything(place: Place, report: Callable[[str], None]) -> tuple[list[
     return damaged, len(paths)
 
 
-def _wrong(contents: Contents, path: str) -> str | None:
+def _wrong(contents: Contents, path: str, rooms: Rooms) -> str | None:
     """What is wrong with a segment, or with a snapshot and its pages."""
     place = contents.place
+
+    def fetch(path: str, size: int) -> memoryview:
+        data = place.fetch(path, size, rooms)
+        if data is None:
+            raise ArchiveCorrupt(f"{place.where(path)} is missing")
+        return data
+
     try:
         if (name := names.segment_name(path)) is not None:
-            segment.unpack(place.get(path) or b"", name, contents.store, place.where(path))
+            # Not by its name: that may be wrong, and larger than memory.
+            data = fetch(path, contents.objects[path].size)
+            segment.unpack(data, name, contents.store, place.where(path))
+            rooms.give(data)
         elif (snapshot := names.snapshot_name(path)) is not None:
             found = read_snapshot(place, snapshot, contents.store)
             count = found.image_size // pages.PAGE_BYTES
             for part in found.parts:
-                data = place.get(part.path) or b""
+                data = fetch(part.path, part.size)
                 for _ in pages.unpack(data, contents.store, found.copy, count, place.where(part.path)):
                     pass
+                rooms.give(data)
     except ArchiveCorrupt as error:
         return str(error)
     return None

@@ -26,17 +26,21 @@ _Result = TypeVar("_Result")
 def ahead(
     pool: ThreadPoolExecutor, function: Callable[[_Argument], _Result], arguments: Iterable[_Argument]
 ) -> Iterator[_Result]:
-    """The result for each argument, in order, while the next ones are being made."""
+    """The result for each argument, in order, while the next ones are being made; the first are begun at once."""
     todo = iter(arguments)
     waiting = deque(pool.submit(function, each) for each in itertools.islice(todo, AHEAD))
-    try:
-        while waiting:
-            result = waiting.popleft().result()
-            waiting.extend(pool.submit(function, each) for each in itertools.islice(todo, 1))
-            yield result
-    finally:
-        for each in waiting:
-            each.cancel()
+
+    def results() -> Iterator[_Result]:
+        try:
+            while waiting:
+                result = waiting.popleft().result()
+                waiting.extend(pool.submit(function, each) for each in itertools.islice(todo, 1))
+                yield result
+        finally:
+            for each in waiting:
+                each.cancel()
+
+    return results()
 
 
 @contextlib.contextmanager

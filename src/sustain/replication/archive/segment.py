@@ -9,8 +9,6 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
 from sustain._native import digest
 from sustain.errors import ArchiveCorrupt, ArchiveNewerVersion
 from sustain.replication.archive.names import SegmentName
@@ -37,7 +35,9 @@ class Header:
     digest: bytes
 
 
-def seal(packed: bytearray, name: SegmentName, store: bytes, time_ns: int, time_high_ns: int) -> None:
+def seal(
+    packed: bytearray | memoryview, name: SegmentName, store: bytes, time_ns: int, time_high_ns: int
+) -> None:
     """Write the header before the log bytes of `name`, which lie in `packed` behind room for it."""
     assert len(packed) == HEADER_BYTES + name.last - name.first
     with memoryview(packed) as view, view[HEADER_BYTES:] as body:
@@ -84,6 +84,8 @@ def likely_commits(data: bytes | bytearray | memoryview, lsn: int) -> tuple[list
     For cutting and for the time index, at memory speed. What an application stores could look like one; so an end
     counts only when the engine says that a group begins there, and a time only makes a search begin earlier.
     """
+    import numpy as np  # here: a restore starts without NumPy
+
     words = np.frombuffer(data, dtype="<u8", count=len(data) // 8)
     most = len(words) - COMMIT_BYTES // 8 + 1
     if most <= 0:

@@ -12,16 +12,17 @@ snapshot needs it: what is overrun gets a new snapshot, and a gap that the manif
 import threading
 import time
 from collections.abc import Iterator
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from sustain._native import LogTail
-from sustain.errors import ArchiveCorrupt, PeerUnreachable
-from sustain.replication.archive import names, segment
+from sustain.errors import PeerUnreachable
+from sustain.replication.archive import names, proofs
 from sustain.replication.archive.arrival import Arrival, newer_epoch
 from sustain.replication.archive.copy import Copy, point
-from sustain.replication.archive.documents import Manifest, Run, encode
-from sustain.replication.archive.names import SegmentName
+from sustain.replication.archive.cutting import Cut, Cutter
+from sustain.replication.archive.documents import Manifest, Proof, Run
 from sustain.replication.archive.place import Place
+from sustain.replication.archive.promise import Promise
 from sustain.replication.archive.upload import PutMeter, Uploads
 from sustain.replication.outlet import LinkConfig, Owner
 from sustain.replication.records import COMMIT_BYTES, chain_at, commit_at
@@ -73,7 +74,15 @@ class Shipping:
         self._runs = list(arrival.runs)
         self._floor, self._floor_ns = arrival.floor, arrival.floor_ns
         self._wanted_floor = 0
-        self._time_high_ns = self._cut_high_ns = arrival.time_high_ns
+        self._time_high_ns = arrival.time_high_ns
+        self._cutter = Cutter(
+            self._log,
+            hello,
+            self._archive.url,
+            self._archive.segment_bytes,
+            self.uploads.rooms,
+            arrival.time_high_ns,
+        )
         self._time_ns = arrival.time_ns
         self._chain = 0
         self._whole = False  # a usable snapshot is there
@@ -86,11 +95,11 @@ class Shipping:
         self._since: float | None = None  # since when there is log that was not cut
         self._bytes = 0
         self._copy: Copy | None = None
-        self._parts: Iterator[tuple[str, bytearray]] | None = None
+        self._parts: Iterator[tuple[str, memoryview]] | None = None
+        self._parts_out = 0  # on their way
         self._copy_due_s = 0.0
         self._copied_end = -1  # what has not changed since is not copied again
-        self._lock = threading.Lock()
-        self._manifest: Manifest | None = None
+        self._promise = Promise(place)
         self._cut_limit = min(self._archive.segment_bytes, max(hello.log_size // 8, 4096))
 
     def run(self) -> None:
@@ -136,10 +145,12 @@ class Shipping:
                 self._cut = self._there = start
                 self._chain = chain
                 self._time_ns = self._commit_time_ns(start)
-                self._time_high_ns = self._cut_high_ns = max(arrival.time_high_ns, self._time_ns)
+                self._time_high_ns = self._cutter.high_ns = max(arrival.time_high_ns, self._time_ns)
                 self._runs = [each for each in self._runs if each.end < start] + [Run(start, start)]
         if self._owner.power_watched:
             self._probe()
+        while self._cut_if_due() or self._copy_if_due():
+            pass  # while puts are on their way, the manifest is
         self._acknowledge()
 
     def _go_on(self, lsn: int) -> None:
@@ -166,7 +177,7 @@ class Shipping:
     def _probe(self) -> None:
         """Find out how fast puts are, where a battery is watched and nothing has been put yet."""
         if self._destination.meter.estimate(time.monotonic()) is None:
-            path = f"{names.HOLDS}/probe"
+            path = "probe"
             for _ in range(2):
                 begun = time.monotonic()
                 self._place.put(path, bytes(_PROBE_BYTES))
@@ -199,45 +210,24 @@ class Shipping:
 
     @property
     def _hurried(self) -> bool:
-        return self._owner.power_fails or self._owner.draining
+        """All has to get away, or nothing more comes: the application has closed its store."""
+        return self._owner.power_fails or self._owner.draining or not self._log.words()["writer_pid"]
 
     def _cut_to(self, committed: int) -> None:
-        lsn, most = self._cut, committed - self._cut
-        length = min(most, self._archive.segment_bytes)
-        while True:
-            packed = bytearray(segment.HEADER_BYTES + length)
-            with self._log.log_view(lsn, length) as view, memoryview(packed) as room:
-                room[segment.HEADER_BYTES :] = view
-            if self._log.tail() > lsn:
-                self._overrun("the log was trimmed before it was archived")
-            with memoryview(packed) as room:
-                ends, high_ns = segment.likely_commits(room[segment.HEADER_BYTES :], lsn)
-            last = next((end for end in reversed(ends) if self._log.group_boundary(end)), None)
-            if last is not None:
-                break
-            if length == most:
-                raise ArchiveCorrupt(f"{self._archive.url}: no commit ends between {lsn} and {committed}")
-            length = min(most, length * 4)  # one commit larger than a segment
-        del packed[segment.HEADER_BYTES + last - lsn :]
-        commit = commit_at(packed[-COMMIT_BYTES:], 0, last - COMMIT_BYTES)
-        if commit is None:
-            raise ArchiveCorrupt(f"{self._archive.url}: no commit ends at {last}")
-        self._cut_high_ns = high_ns = max(self._cut_high_ns, high_ns)
-        name = SegmentName(self._hello.epoch, lsn, last)
-        segment.seal(packed, name, self._hello.store, commit.time_ns, high_ns)
-        self._cut = last
-        if self._copy is not None and last == self._copy.usable:
-            self._copy.time_high_ns = high_ns
-        self.uploads.submit(
-            name.path,
-            packed,
-            lambda: self._arrived(last, commit.time_ns, commit.checksum, high_ns, len(packed)),
-        )
-        self._log.update_slot(self._destination.slot, sent=last)
+        cut = self._cutter.cut(self._cut, committed)
+        if cut is None:
+            self._overrun("the log was trimmed before it was archived")
+        self._cut = cut.name.last
+        if self._copy is not None and self._cut == self._copy.usable:
+            self._copy.time_high_ns = cut.high_ns
+        size = len(cut.packed)
+        self.uploads.submit(cut.name.path, cut.packed, lambda: self._arrived(cut, size))
+        self._log.update_slot(self._destination.slot, sent=self._cut)
 
-    def _arrived(self, last: int, time_ns: int, chain: int, high_ns: int, size: int) -> None:
-        self._there, self._time_ns, self._chain, self._time_high_ns = last, time_ns, chain, high_ns
-        self._runs[-1] = Run(self._runs[-1].first, last)
+    def _arrived(self, cut: Cut, size: int) -> None:
+        self._there = cut.name.last
+        self._time_ns, self._chain, self._time_high_ns = cut.time_ns, cut.chain, cut.high_ns
+        self._runs[-1] = Run(self._runs[-1].first, self._there)
         self._bytes += size
 
     # acknowledging
@@ -245,14 +235,16 @@ class Shipping:
     def _acknowledge(self) -> None:
         """Say in the manifest what is there; then it counts. Not when a newer primary has come."""
         destination = self._destination
-        newer_epoch(self._place, self._hello.epoch)
-        if self._wanted_floor > self._floor:
+        lower = self._floor < self._wanted_floor
+        if lower:
             self._floor, self._floor_ns = self._wanted_floor, time.time_ns()
-        self._put_manifest()
-        destination.delivered = True
-        destination.last_moved = time.monotonic()
+        if lower or self._said != self._there:
+            self._put_manifest()
         if self._copy_is_there:
             self._finish_copy()
+        newer_epoch(self._place, self._hello.epoch)  # last: a pause before it must not hide one
+        destination.delivered = True
+        destination.last_moved = time.monotonic()
         if self._whole:
             destination.acked = self._said
             self._log.update_slot(
@@ -289,9 +281,7 @@ class Shipping:
             floor=self._floor,
             floor_ns=self._floor_ns,
         )
-        self._place.put(names.manifest_path(hello.epoch), encode(manifest))
-        with self._lock:
-            self._manifest = manifest
+        self._promise.put(manifest)
         self._said, self._said_s = self._there, time.monotonic()
 
     def _repin(self) -> None:
@@ -299,7 +289,7 @@ class Shipping:
         self._destination.pinned = self._there if needed else None
         self._owner.repin()
 
-    def _overrun(self, why: str) -> None:
+    def _overrun(self, why: str) -> NoReturn:
         self._destination.needs_snapshot = self._destination.overrun = True
         raise PeerUnreachable(
             f"{self._archive.url}: {why}", hint="a larger log, or ?required=1, keeps it longer"
@@ -323,7 +313,7 @@ class Shipping:
                 break
             begin = point(log)
         self._copy = Copy(log, self._hello, begin, recoveries)
-        self._parts = self._copy.parts()
+        self._parts, self._parts_out = self._copy.parts(self.uploads.rooms), 0
         return begin
 
     def _copy_if_due(self) -> bool:
@@ -343,10 +333,11 @@ class Shipping:
         if part is None:
             self._parts = None
             if self._copy.usable == self._cut:
-                self._copy.time_high_ns = self._cut_high_ns
+                self._copy.time_high_ns = self._cutter.high_ns
             return True
         path, packed = part
-        self.uploads.submit(path, packed, lambda: None)
+        self._parts_out += 1
+        self.uploads.submit(path, packed, self._part_arrived)
         self._log.update_slot(
             self._destination.slot,
             snapshot_done_bytes=self._copy.done_bytes,
@@ -355,11 +346,14 @@ class Shipping:
         self._destination.last_moved = time.monotonic()
         return True
 
+    def _part_arrived(self) -> None:
+        self._parts_out -= 1
+
     @property
     def _copy_is_there(self) -> bool:
-        """All its pages, and its log up to where it is usable."""
+        """All its pages, and its log up to where it is usable. Segments may be on their way all the time."""
         copy = self._copy
-        if copy is None or copy.usable is None or self._parts is not None or self.uploads.busy:
+        if copy is None or copy.usable is None or self._parts is not None or self._parts_out:
             return False
         return self._said >= copy.usable
 
@@ -395,8 +389,14 @@ class Shipping:
 
     def manifest(self) -> Manifest | None:
         """The manifest as it was last put. From any thread."""
-        with self._lock:
-            return self._manifest
+        return self._promise.manifest()
+
+    def note_proof(self, proof: Proof) -> None:
+        """For `sustain status`. From any thread."""
+        try:
+            proofs.note(self._owner.store, self._archive.url, proof)
+        except OSError as error:
+            self._destination.config.report(f"{proofs.path_of(self._owner.store)}: {error.strerror}")
 
     def raise_floor(self, floor: int) -> None:
         """Have the manifest say that what lies before `floor` may be deleted. From any thread."""

@@ -8,6 +8,7 @@ begins there from then on. It is deleted at the next look, if no hold of a resto
 compacted segment is put before those it was made of are deleted; a restore that misses one looks again.
 """
 
+import contextlib
 import subprocess
 import sys
 import threading
@@ -15,12 +16,19 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from sustain.errors import SustainError
+from sustain.errors import ArchiveCorrupt, SustainError
 from sustain.replication.archive import names, plan, segment
-from sustain.replication.archive.contents import Contents, read_contents, read_holds, read_proof
-from sustain.replication.archive.documents import Manifest, Snapshot, decode
+from sustain.replication.archive.contents import (
+    Contents,
+    read_contents,
+    read_holds,
+    read_proof,
+    read_snapshot,
+)
+from sustain.replication.archive.documents import Manifest, Proof
 from sustain.replication.archive.names import SegmentName
 from sustain.replication.archive.place import Place
+from sustain.replication.archive.rooms import Rooms
 from sustain.replication.urls import ArchiveUrl
 
 LOOK_S = 60.0
@@ -37,6 +45,9 @@ class Ships(Protocol):
 
     def raise_floor(self, floor: int) -> None:
         """Have the manifest say that what lies before `floor` may be deleted."""
+
+    def note_proof(self, proof: Proof) -> None:
+        """A restore was tried."""
 
 
 class Upkeep(threading.Thread):
@@ -85,20 +96,29 @@ class Upkeep(threading.Thread):
         contents = read_contents(self._place)
         if contents.newest.epoch != manifest.epoch:
             return  # another primary's by now; whoever ships will see it, too
-        compact(contents, manifest, self._archive.segment_bytes, self._ending.is_set)
+        # A damaged segment stops compaction, and must stop neither proofs nor retention.
+        self._verify(manifest)
         self._retain(contents, manifest)
-        self._verify()
+        compact(contents, manifest, self._archive.segment_bytes, self._ending.is_set)
 
     def _retain(self, contents: Contents, manifest: Manifest) -> None:
-        delete_condemned(contents, manifest, time.time_ns())
+        for path in delete_condemned(contents, manifest, time.time_ns()):
+            contents.objects.pop(path, None)
         wanted = floor_wanted(contents, manifest, time.time_ns(), int(self._archive.keep_s * 1e9))
         if wanted is not None and wanted > manifest.floor:
             self._ships.raise_floor(wanted)
 
-    def _verify(self) -> None:
-        if self._archive.verify_s is None or (self._verifying is not None and self._verifying.poll() is None):
+    def _verify(self, manifest: Manifest) -> None:
+        """Tell of the last restore that was tried, by whomever, and have one tried when it is due."""
+        proof = None
+        with contextlib.suppress(ArchiveCorrupt):  # as if none had been
+            proof = read_proof(self._place)
+        if proof is not None:
+            self._ships.note_proof(proof)
+        if self._archive.verify_s is None or not manifest.snapshot:
             return
-        proof = read_proof(self._place)
+        if self._verifying is not None and self._verifying.poll() is None:
+            return
         if proof is not None and time.time_ns() - proof.at_ns < self._archive.verify_s * 1e9:
             return
         words = [sys.executable, "-m", "sustain.cli", "archive", "verify", self._archive.url]
@@ -107,28 +127,34 @@ class Upkeep(threading.Thread):
 
 def compact(contents: Contents, manifest: Manifest, segment_bytes: int, stop: Callable[[], bool]) -> int:
     """Make one segment of many small ones, as often as it goes; how many were made. Raises ArchiveError."""
-    made = 0
+    made, rooms = 0, Rooms(keep=2)
     segments = [each for each in contents.segments() if each.epoch == manifest.epoch]
     while not stop() and (series := plan.to_compact(segments, manifest.end, segment_bytes, _LEAST)):
-        merged = _merge(contents, series)
+        merged = _merge(contents, series, rooms)
         segments = [each for each in segments if each not in series] + [merged]
         made += 1
     return made
 
 
-def _merge(contents: Contents, series: list[SegmentName]) -> SegmentName:
+def _merge(contents: Contents, series: list[SegmentName], rooms: Rooms) -> SegmentName:
     place, store = contents.place, contents.store
-    data = bytearray(segment.HEADER_BYTES)
+    merged = SegmentName(series[0].epoch, series[0].first, series[-1].last)
+    whole = rooms.take(segment.HEADER_BYTES + merged.last - merged.first)
     high_ns = time_ns = 0
     for name in series:
-        where = place.where(name.path)
-        header, body = segment.unpack(place.get(name.path) or b"", name, store, where)
-        data += body
+        where, length = place.where(name.path), name.last - name.first
+        data = place.fetch(name.path, segment.HEADER_BYTES + length, rooms)
+        if data is None:
+            raise ArchiveCorrupt(f"{where} is missing")
+        header, body = segment.unpack(data, name, store, where)
+        at = segment.HEADER_BYTES + name.first - merged.first
+        whole[at : at + length] = body
+        rooms.give(data)
         time_ns, high_ns = header.time_ns, max(high_ns, header.time_high_ns)
-    merged = SegmentName(series[0].epoch, series[0].first, series[-1].last)
-    segment.seal(data, merged, store, time_ns, high_ns)
-    place.put(merged.path, data)
+    segment.seal(whole, merged, store, time_ns, high_ns)
+    place.put(merged.path, whole)
     place.delete([each.path for each in series])
+    rooms.give(whole)
     return merged
 
 
@@ -144,17 +170,17 @@ def delete_condemned(contents: Contents, manifest: Manifest, now_ns: int) -> lis
     snapshot names. Nothing while a restore holds."""
     place = contents.place
     holds = read_holds(place)
-    stale = [each for each in place.list(names.HOLDS) if each.at_ns < now_ns - int(HOLD_S * 1e9)]
-    if any(each.at_ns >= now_ns - int(HOLD_S * 1e9) for each in holds):
+    fresh = [path for path, times in holds.items() if any(abs(now_ns - at) < HOLD_S * 1e9 for at in times)]
+    if fresh:
         return []
-    gone = [each.path for each in stale]
-    gone += [each.path for each in contents.segments() if each.last <= manifest.floor]
+    gone = [*holds, *(each.path for each in contents.segments() if each.last <= manifest.floor)]
     kept: set[str] = set()
+    unknown = False  # whose pages are whose
     for name in contents.snapshots():
-        data = place.get(name.path)
-        if data is None:
-            continue  # another has deleted it since
-        parts = {part.path for part in decode(Snapshot, data, place.where(name.path)).parts}
+        try:
+            parts = {part.path for part in read_snapshot(place, name, contents.store).parts}
+        except ArchiveCorrupt:  # damaged, or deleted by another since; a proof tells
+            unknown, parts = unknown or name.start >= manifest.floor, set()
         if name.start < manifest.floor:
             gone += [name.path, *(parts & set(contents.objects))]
         else:
@@ -162,7 +188,8 @@ def delete_condemned(contents: Contents, manifest: Manifest, now_ns: int) -> lis
     # Those of a copy that is being made look like garbage, too, but they are young.
     young_ns = now_ns - int(_GARBAGE_S * 1e9)
     pages = [found for found in contents.objects.values() if names.part_name(found.path)]
-    gone += [each.path for each in pages if each.path not in kept and each.at_ns < young_ns]
+    if not unknown:
+        gone += [each.path for each in pages if each.path not in kept and each.at_ns < young_ns]
     gone = list(dict.fromkeys(gone))
     # What names others goes first: nobody is to find a snapshot without its pages.
     gone.sort(key=lambda path: names.snapshot_name(path) is None)

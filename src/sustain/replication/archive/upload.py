@@ -9,14 +9,11 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from sustain.errors import SustainError
 from sustain.powerfail.budget import Bandwidth
 from sustain.replication.archive.place import Place
-
-if TYPE_CHECKING:
-    from sustain._native import Buffer
+from sustain.replication.archive.rooms import Rooms
 
 _TELLING_BYTES = 256 << 10  # less says more of the latency than of the bandwidth
 _SILENT_S = 1.0
@@ -64,6 +61,7 @@ class Uploads:
     """At most `parallel` puts at once. All methods but the puts themselves run in one thread."""
 
     def __init__(self, place: Place, parallel: int, meter: PutMeter) -> None:
+        self.rooms = Rooms(keep=parallel + 2)  # for what is put
         self._place = place
         self._parallel = parallel
         self._meter = meter
@@ -80,7 +78,8 @@ class Uploads:
         working = sum(not put.done.is_set() for put in self._puts)
         return working < self._parallel and len(self._puts) < 2 * self._parallel
 
-    def submit(self, path: str, data: "Buffer", then: Callable[[], None]) -> None:
+    def submit(self, path: str, data: memoryview, then: Callable[[], None]) -> None:
+        """Put `data`, out of `rooms`; it goes back there."""
         put = Put(path, then)
         self._puts.append(put)
         name = f"sustain-put-{path}"
@@ -105,11 +104,12 @@ class Uploads:
             put.done.wait(max(0.0, deadline - time.monotonic()))
         self._puts.clear()
 
-    def _run(self, put: Put, data: "Buffer") -> None:
+    def _run(self, put: Put, data: memoryview) -> None:
         begun = time.monotonic()
         try:
             self._place.put(put.path, data)
-            self._meter.note(memoryview(data).nbytes, max(time.monotonic() - begun, 1e-9))
+            self._meter.note(data.nbytes, max(time.monotonic() - begun, 1e-9))
+            self.rooms.give(data)  # not that of a put that failed: it may still be read
         except SustainError as error:
             put.error = error
             self._meter.failed(time.monotonic())
