@@ -164,7 +164,7 @@ unpack_kernel() {
     work=$(unpack "$package")
     release=$(basename "$work"/tree/boot/vmlinuz-*)
     release=${release#vmlinuz-}
-    # Debian 13 merges /lib into /usr/lib: depmod, modprobe -d and virtme-ng look in lib/modules.
+    # Debian 13 merges /lib into /usr/lib: depmod and modprobe -d look in lib/modules.
     [ -e "$work/tree/lib" ] || ln -s usr/lib "$work/tree/lib"
     PATH=$PATH:/usr/sbin:/sbin depmod -b "$work/tree" "$release"
     echo "$release" > "$work/tree/release"

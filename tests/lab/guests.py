@@ -16,7 +16,6 @@ Rejected: the machine's own root over 9p (`vm.py`); its caching would be a part 
 import contextlib
 import ctypes
 import json
-import lzma
 import os
 import shlex
 import shutil
@@ -30,10 +29,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from virtme.cpiowriter import CpioWriter
-
 from tests.host import swap
-from tests.lab.vm import HINT, LAB, Kernel, LabError
+from tests.lab import initrd
+from tests.lab.errors import HINT, LabError
+from tests.lab.initrd import command
+from tests.lab.vm import LAB, QUICK, Kernel
 
 WORKLOAD = Path(__file__).with_name("guest_workload.c")
 AGENTS = (LAB / "agent/usr/sbin/qemu-ga", LAB / "agent/usr/bin/qemu-ga")  # Debian 12, 13
@@ -45,7 +45,6 @@ if ctypes.CDLL(None, use_errno=True).prctl(41, 1, 0, 0, 0):  # PR_SET_THP_DISABL
     sys.exit(f"prctl: {os.strerror(ctypes.get_errno())}")
 os.execvp(sys.argv[1], sys.argv[1:])
 """
-SBIN = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 
 
 @dataclass(frozen=True)
@@ -56,69 +55,27 @@ class Images:
     initrd: Path
 
 
-def _run(*command: str | Path) -> str:
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-            env={**os.environ, "PATH": SBIN},
-        )
-    except FileNotFoundError:
-        raise LabError(f"no {command[0]}\nhint: {HINT}") from None
-    if done.returncode != 0:
-        raise LabError(f"{command[0]} failed: {done.stdout}{done.stderr}")
-    return done.stdout
-
-
 def images(kernel: Kernel, scratch: Path) -> Images:
     """The initial RAM disk: the workload as the first process, two modules, the guest agent and its libraries."""
     agent = next((path for path in AGENTS if path.exists()), None)
     if agent is None:
         raise LabError(f"no guest agent in {LAB}\nhint: {HINT}")
     workload = scratch / "workload"
-    _run("gcc", "-O2", "-static", "-pthread", "-Wall", "-Wextra", "-Werror", "-o", workload, WORKLOAD)
-    chosen = _run("modprobe", "-d", kernel.tree, "-S", kernel.release, "--show-depends", "-a", *MODULES)
-    modules = [Path(line.split()[1]) for line in chosen.splitlines() if line.startswith("insmod")]
+    command("gcc", "-O2", "-static", "-pthread", "-Wall", "-Wextra", "-Werror", "-o", workload, WORKLOAD)
     libraries = [
         Path(word)
-        for line in _run("ldd", agent).splitlines()
+        for line in command("ldd", agent).splitlines()
         for word in line.split()
         if word.startswith("/")
     ]
-    initrd = scratch / "initrd-guest"
-    with initrd.open("wb") as file:
-        archive = CpioWriter(file)
-        made: set[Path] = set()
-
-        def directory(path: Path) -> None:
-            if path != path.parent and path not in made:
-                directory(path.parent)
-                made.add(path)
-                archive.mkdir(str(path)[1:].encode(), 0o755)
-
-        def put(path: str, content: bytes, mode: int) -> None:
-            directory(Path(path).parent)
-            archive.write_file(path[1:].encode(), content, mode)
-
-        for place in ("/proc", "/sys", "/dev", "/run", "/tmp"):
-            directory(Path(place))
-        archive.mkchardev(b"dev/console", (5, 1), 0o600)
-        put("/init", workload.read_bytes(), 0o755)
-        put("/usr/sbin/qemu-ga", agent.read_bytes(), 0o755)
+    disk = scratch / "initrd-guest"
+    with initrd.archive(disk) as archive:
+        archive.put("/init", workload.read_bytes(), 0o755)
+        archive.put("/usr/sbin/qemu-ga", agent.read_bytes(), 0o755)
         for library in libraries:
-            put(str(library), library.read_bytes(), 0o755)
-        names = []
-        for module in modules:
-            packed = module.suffix == ".xz"
-            names.append(f"/lib/modules/{module.stem if packed else module.name}")
-            put(names[-1], lzma.decompress(module.read_bytes()) if packed else module.read_bytes(), 0o644)
-        put("/modules", "".join(f"{name}\n" for name in names).encode(), 0o644)
-        archive.write_trailer()
-    return Images(kernel.image, initrd)
+            archive.put(str(library), library.read_bytes(), 0o755)
+        archive.put_modules(kernel.tree, kernel.release, *MODULES)
+    return Images(kernel.image, disk)
 
 
 @dataclass
@@ -179,7 +136,7 @@ class GuestVm:
         if self.swap_mib:
             with (self.place / "swap").open("wb") as file:
                 file.truncate(self.swap_mib << 20)
-            _run("mkswap", self.place / "swap")
+            command("mkswap", self.place / "swap")
         self._control, control = socket.socketpair()
         self._monitor, monitor = socket.socketpair()
         with control, monitor, (self.place / "console").open("wb") as console:
@@ -387,8 +344,7 @@ class GuestVm:
         return line.decode()
 
     def _command(self, control: int, monitor: int) -> list[str]:
-        quick = "nokaslr mitigations=off audit=0 cryptomgr.notests no_timer_check tsc=reliable"
-        words = f"console=ttyS0 quiet loglevel=4 panic=-1 rdinit=/init {quick} --"
+        words = f"console=ttyS0 quiet loglevel=4 panic=-1 rdinit=/init {QUICK} --"
         words += "" if self.agent else " noagent"
         words += "" if self.driver else " nodriver"
         on = {True: "on", False: "off"}

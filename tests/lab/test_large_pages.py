@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import vm
+from tests.lab import reports, vm
 from tests.lab.conftest import boot_kernel
-from tests.lab.test_capture import passed
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
@@ -60,11 +59,11 @@ ACTING = [f"{TESTS}/test_act.py::{name}" for name in sorted(ACTED)]
 def run(kernel: vm.Kernel, share: Path, *chosen: str, memory_mib: int = 1024) -> set[str]:
     """Boot and test: the tests that passed."""
     environment = {"CHOSEN": " ".join(chosen), "SUSTAIN_LAB_GUEST": "1"}
-    result = vm.Guest(kernel, share, SCRIPT, memory_mib=memory_mib, environment=environment).run(limit_s=800)
-    print(f"Linux {kernel.release}: {result.seconds:.0f} s\n{result.output}")
-    assert result.status == 0, result.output
-    assert result.output.splitlines()[-1] == "0"  # nothing of DAMON is left
-    return set(passed(share))
+    guest = vm.Guest(kernel, share, SCRIPT, memory_mib=memory_mib, environment=environment)
+    report = reports.run(guest, limit_s=800)
+    found = set(report.of())
+    assert report.output.splitlines()[-1] == "0"  # nothing of DAMON is left
+    return found
 
 
 def test_a_distributions_kernel(kernel: vm.Kernel, tmp_path: Path) -> None:

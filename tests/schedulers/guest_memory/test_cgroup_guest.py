@@ -1,7 +1,7 @@
 """A container as a guest, for real: a process in a memory cgroup with memory that it uses, memory that it has not used
 for long, and files in the page cache; its classes are seen, it is reclaimed, that is verified, and all is as it was.
 
-Runs on this machine's kernel and version of cgroups, and in the lab (tests/lab/test_sampling.py) on version 2.
+Runs on this machine's kernel and version of cgroups, and in the lab (tests/lab/test_host_surfaces.py) on version 2.
 """
 
 import subprocess
