@@ -160,6 +160,7 @@ def figures(ran: Ran, reference: Reference) -> dict[str, float | None]:
         "time at goal": ran.goal_share,
         "to the goal s": ran.goal_after_s,
         "killed": ran.killed,
+        "guests killed": ran.guests_killed,
     }
 
 
@@ -232,6 +233,11 @@ def judge(found: Answer, runs: Mapping[str, Sequence[Ran]]) -> None:
     _ask(found, "each at its best: ", {name: work[name] for name in (*ours, *peers)}, freed, spread)
     found.ask("work lost, the least", 1 - found.ours, lambda value: value <= 0.01)
     free = max(table[name]["free swapped MiB"] or 0.0 for name in ours)
+    ended = sum(ran.guests_killed for name in ours for ran in runs[name])
+    found.ask("guests that died of it", ended, lambda value: value == 0)
+    found.details["guests killed, all runs"] = {
+        name: sum(ran.guests_killed for ran in each) for name, each in runs.items()
+    }
     found.ask("free memory of guests that the host swapped, MiB", free, lambda value: value == 0)
     found.notes += [
         "emulated guests: shares of work say what memory costs, not what processors do",

@@ -91,6 +91,7 @@ class Ran:
         float | None
     )  # since the host first fell below its goal; None: never came back, or never fell
     killed: int  # workloads, by their guest's kernel
+    guests_killed: int  # whose kernel found no memory any more, and panicked; their work ends there
     ticks: int
     skipped: int  # periods, because a tick took longer
     refused: int  # actions that did not come off
@@ -149,8 +150,15 @@ def before_others() -> Iterator[bool]:
             session.write_text(group)
 
 
+class _GuestKilled(Exception):
+    """Its kernel has panicked and begun anew."""
+
+
 class Driver(threading.Thread):
-    """Has a guest's workload do what its script says, and counts what it has done. `died` is what ended it early."""
+    """Has a guest's workload do what its script says, and counts what it has done. `died` is what ended it early.
+
+    A guest whose kernel panics begins anew, with nothing in it. It is left so: what it has done counts, and it waits
+    for the rest of the time."""
 
     def __init__(self, guest: GuestVm, script: Script, seconds: float) -> None:
         super().__init__(name=f"drive {guest.name}")
@@ -159,6 +167,8 @@ class Driver(threading.Thread):
         self.stall_s = 0.0
         self.processor_s = 0.0
         self.died: BaseException | None = None
+        self.guest_killed = False
+        self.guest_name = guest.name
         self._guest = guest
         self._script = script
         self._seconds = seconds
@@ -175,6 +185,13 @@ class Driver(threading.Thread):
 
     def _drive(self) -> None:
         begun_s = time.monotonic()
+        try:
+            self._follow(begun_s)
+        except _GuestKilled:
+            self.guest_killed = True
+            self.stall_s = max(0.0, begun_s + self._seconds - time.monotonic())
+
+    def _follow(self, begun_s: float) -> None:
         stalled_us = _stalled_us(self._guest)
         self._do("pace", self._script.pace)
         for at_s, command, size in (*self._script.steps, (self._seconds, "", 0)):
@@ -207,6 +224,8 @@ class Driver(threading.Thread):
         try:
             return self._guest.do(command, size, limit_s=120)
         except LabError as error:
+            if str(error).startswith(f"guest {self._guest.name}: ready\n"):  # as it says when it has booted
+                raise _GuestKilled from error
             if not str(error).startswith(f"guest {self._guest.name}: killed\n"):
                 raise
         self.killed += 1 + self._guest.take_up()
@@ -263,6 +282,7 @@ class Host(SmallHost):
         self.free_swapped_bytes = 0
         self._look_s: float | None = None
         self.looked = threading.Event()
+        self.lost: set[str] = set()  # guests that were killed: what they would say now is of another system
         self._frames = {guest.name: _frames(guest) for guest in guests}
         super().__init__(place, guests, ways, case.total_bytes, policy, case.period_s)
 
@@ -287,8 +307,9 @@ class Host(SmallHost):
 
     def look(self) -> None:
         """How much of what guests call free is in the host's swap now."""
+        there = [guest for guest in self._guests if guest.name not in self.lost]
         with ThreadPoolExecutor(len(self._guests)) as pool:
-            found = list(pool.map(self._look, self._guests))
+            found = list(pool.map(self._look, there))
         self.look_s += sum(spent_s for _, spent_s in found)
         self.free_swapped_bytes = sum(size for size, _ in found)
 
@@ -419,6 +440,7 @@ def _watched(case: Case, host: Host, guests: Sequence[GuestVm], wall: Walls | No
             or any(each.is_alive() for each in drivers)
             or not host.looked.is_set()
         ):
+            host.lost.update(each.guest_name for each in drivers if each.guest_killed)
             resident, in_swap = sum(each.resident_bytes() for each in guests), host.swap_bytes()
             if wall is not None:
                 wall.hold(resident, in_swap)
@@ -446,6 +468,7 @@ def _watched(case: Case, host: Host, guests: Sequence[GuestVm], wall: Walls | No
         goal_share=statistics.fmean(each >= _GOAL_MET * case.goal_bytes for each in available),
         goal_after_s=_back_after_s(available, _GOAL_MET * case.goal_bytes, case.seconds),
         killed=sum(driver.killed for driver in drivers),
+        guests_killed=sum(driver.guest_killed for driver in drivers),
         ticks=counts.ticks,
         skipped=counts.skipped,
         refused=counts.refused,

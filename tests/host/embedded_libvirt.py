@@ -28,7 +28,7 @@ DOMAIN = """
   <os><type arch='x86_64'>hvm</type></os>
   <devices>
     <emulator>{emulator}</emulator>
-    <memballoon model='virtio'/>
+    <memballoon model='virtio' autodeflate='on'/>
     <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
   </devices>
 </domain>
@@ -93,6 +93,7 @@ def main(emulator: str, folder: str) -> None:
             "first": msgspec.to_builtins(first),
             "pid": who and who.pid,
             "resident": handle.resident(),
+            "deflates": handle.monitor().deflates,
             "balloon": handle.balloon(),  # its guest has no driver
             "strangers": stranger.host.problems,
             "areas": [(each.start, each.end) for each in handle.areas()],

@@ -32,6 +32,7 @@ def test_a_balloon_without_a_driver(path: str) -> None:
         assert balloon.actual(qmp) == SIZE
         balloon.set_target(qmp, SIZE // 2)
         assert balloon.actual(qmp) == SIZE  # nobody follows
+        assert balloon.deflates(qmp, device) is False
         assert balloon.period(qmp, device) == 0
         balloon.set_period(qmp, device, 3)
         assert balloon.period(qmp, device) == 3
@@ -44,6 +45,15 @@ def test_no_balloon(tmp_path: Path) -> None:
         assert balloon.actual(qmp) is None
         with pytest.raises(QmpRefused):
             balloon.set_target(qmp, SIZE)
+
+
+def test_a_balloon_that_deflates_and_one_that_does_not_say(tmp_path: Path) -> None:
+    with FakeQemu(tmp_path / "fake", SIZE) as fake, Qmp(fake.path) as qmp:
+        device = balloon.find(qmp)
+        assert device is not None
+        fake.deflates = True
+        assert balloon.deflates(qmp, device) is True
+        assert balloon.deflates(qmp, "/machine/peripheral/other") is None
 
 
 def test_what_the_driver_says() -> None:

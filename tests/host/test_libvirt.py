@@ -148,6 +148,7 @@ def test_a_real_guest(tmp_path: Path) -> None:
     assert guest["figures"]["size_bytes"] == seen["balloon"] == 64 << 20
     assert guest["figures"]["resident_bytes"] > 1 << 20
     assert guest["figures"]["balloon_bytes"] is None
+    assert seen["deflates"] is True
     assert any("no driver" in each for each in guest["problems"])
     assert any("agent" in each for each in guest["problems"])
     assert seen["pid"]

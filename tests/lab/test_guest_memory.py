@@ -18,7 +18,7 @@ from sustain.errors import HostError
 from sustain.schedulers.guest_memory.act import Actuator
 from sustain.schedulers.guest_memory.config import GuestConfig, GuestsConfig
 from sustain.schedulers.guest_memory.explain import explain
-from sustain.schedulers.guest_memory.model import Balloon, Effect, Guest, Observation, PageOut, Policy
+from sustain.schedulers.guest_memory.model import Balloon, Bounds, Effect, Guest, Observation, PageOut, Policy
 from sustain.schedulers.guest_memory.sense import Sensor
 from sustain.schedulers.journal import Journal
 from tests.lab.guests import GuestVm, Images, boot, host_swap, until
@@ -408,6 +408,32 @@ def test_each_guest_gives_by_the_way_that_suits_it(mixed: dict[str, GuestVm], tm
         print({name: held[name] - guest.resident_bytes() >> 20 for name, guest in mixed.items()})
         print(explain(last, "cold", policy))
     until(lambda: all(guest.balloon_bytes() == 256 * MIB for guest in mixed.values()))
+
+
+def test_an_agent_that_hangs_while_the_host_is_low_does_not_cost_its_guest_its_life(
+    boot_guests: Callable[..., tuple[GuestVm, ...]], tmp_path: Path
+) -> None:
+    """What it said stays fresh for a while: it must not be taken twice. The balloon does not deflate by itself."""
+    (guest,) = boot_guests({"name": "silent", "swap_mib": 192})
+    guest.do("swapon")
+    guest.do("busy", 8 * MIB)
+    bounds = Bounds(clear_bytes=900 * MIB, soft_bytes=900 * MIB, hard_bytes=900 * MIB, low_bytes=900 * MIB)
+    policy = Policy(goal_free_bytes=900 * MIB, bounds=bounds, least_change_bytes=4 * MIB)
+    host = SmallHost(tmp_path, (guest,), ways(guest), guest.resident_bytes() + 20 * MIB, policy)
+    with host.running() as loop:
+        until(lambda: bool(host.plans) and host.plans[-1].sources == ("guest-agent",))
+        guest.hang_agent()
+        looks = len(host.plans)
+        until(lambda: len(host.plans) > looks + 4, limit_s=60)
+        assert loop.failure == ""
+        assert {plan.host_state for plan in host.plans} == {"low"}
+        assert guest.balloon_bytes() < 256 * MIB, host.story()
+        assert guest.work() > 0
+        last = host.plans[-1].guest("silent")
+        assert last.kept_bytes is not None
+        assert guest.balloon_bytes() >= last.kept_bytes - MIB, host.story()
+        guest.resume_agent()
+    assert guest.do("anon", 16 * MIB) == ""
 
 
 SQUEEZE = """

@@ -78,6 +78,16 @@ def set_period(qmp: Qmp, device: str, period_s: int) -> None:
     qmp.ask("qom-set", path=device, property="guest-stats-polling-interval", value=period_s)
 
 
+def deflates(qmp: Qmp, device: str) -> bool | None:
+    """Whether the guest's driver may take back what it needs when the guest runs out of memory, and nothing else is
+    left (`deflate-on-oom`); None: this QEMU does not say."""
+    try:
+        found = qmp.ask("qom-get", path=device, property="deflate-on-oom")
+    except QmpRefused:
+        return None
+    return found if isinstance(found, bool) else None
+
+
 def statistics(qmp: Qmp, device: str) -> Statistics:
     """The last ones that came."""
     answer = qmp.ask("qom-get", path=device, property="guest-stats")

@@ -130,13 +130,19 @@ class Domain:
 
     def period(self) -> int | None:
         """Seconds between two statistics of the running domain; 0: they are off; None: it has no balloon."""
+        found = self.memballoon()
+        return None if found is None else found[0]
+
+    def memballoon(self) -> tuple[int, bool] | None:
+        """(`period`, whether the balloon gives back when the guest runs out of memory); None: it has no balloon."""
         text = self.call(lambda domain: domain.XMLDesc(0))
         try:
             balloon = ElementTree.fromstring(text).find("devices/memballoon")
             if balloon is None or balloon.get("model") == "none":
                 return None
             stats = balloon.find("stats")
-            return 0 if stats is None else int(stats.get("period", "0"))
+            period_s = 0 if stats is None else int(stats.get("period", "0"))
+            return period_s, balloon.get("autodeflate") == "on"
         except (ElementTree.ParseError, ValueError) as error:
             raise HostError(
                 f"{self.uri} {self.name}: its description: {error}",

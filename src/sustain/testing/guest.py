@@ -105,6 +105,7 @@ class FakeQemu(_Server):
         self.statistics: dict[str, int] = {}
         self.updated_s = 0
         self.period_s = 0
+        self.deflates = False  # when the guest runs out of memory
         super().__init__(path)
 
     def answer(self, request: dict[str, Any]) -> bytes:
@@ -142,6 +143,8 @@ class FakeQemu(_Server):
                 path == _DEVICE
             ):
                 return self.period_s
+            case "qom-get", {"path": str(path), "property": "deflate-on-oom"} if path == _DEVICE:
+                return self.deflates
             case "qom-set", {"path": str(path), "value": value} if path == _DEVICE:
                 self.period_s = value
                 return {}

@@ -121,6 +121,32 @@ def test_what_the_guest_cannot_give_is_not_asked_of_it_any_longer(journal: Journ
     assert guest.target_bytes == GIB
 
 
+class Squeezed(MadeGuest):
+    """A guest that frees a page now and then, all of which its balloon takes."""
+
+    def balloon(self) -> int:
+        if self.target_bytes < self.touched_bytes:
+            self.touched_bytes -= 4096
+        else:
+            self.touched_bytes = self.target_bytes
+        return self.touched_bytes
+
+
+@pytest.mark.parametrize("still_s", [0.05, 60.0])
+def test_a_balloon_that_takes_page_by_page_is_stopped(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch, still_s: float
+) -> None:
+    """Since it hardly moves, or since time is up: else it would take whatever the guest frees for itself."""
+    monkeypatch.setattr(act, "_STILL_S", still_s)
+    monkeypatch.setattr(act, "_END", 0.5)
+    guest = Squeezed("a")
+    effect = one(Actuator({"a": guest}, journal, limit_s=0.5), balloon(guest, GIB // 2))
+    assert (effect.done, effect.under_way) == (False, False)
+    assert "gives no more" in (effect.problem or "")
+    assert guest.target_bytes > GIB - 16 * MIB
+    assert guest.target_bytes == guest.touched_bytes  # nothing more is asked of it
+
+
 def test_a_guest_without_a_driver_is_left_as_it_was(journal: Journal) -> None:
     guest = MadeGuest("a")
     guest.driver = False

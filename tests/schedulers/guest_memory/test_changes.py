@@ -168,6 +168,9 @@ class MadeDomain:
     def period(self) -> int:
         return self.period_s
 
+    def memballoon(self) -> tuple[int, bool]:
+        return self.period_s, False
+
     def set_period(self, period_s: int) -> None:
         if period_s:
             self.at_set()

@@ -640,7 +640,7 @@ def test_bounds_of_the_operator_count() -> None:
 def test_who_lacks_memory_gets_it_before_the_host_gets_its_goal() -> None:
     """Below the goal, above what the host keeps in any case; nobody else has anything to give."""
     full = {"balloon_bytes": 2 * GIB, "resident_bytes": 2 * GIB, "total_bytes": 2 * GIB, "free_bytes": 0.0}
-    full |= {"inactive_buffer_bytes": 0.0, "inactive_anonymous_bytes": 0.0}
+    full |= {"inactive_buffer_bytes": 512 * MIB, "dirty_bytes": 512 * MIB, "inactive_anonymous_bytes": 0.0}
     policy = Policy(goal_free_bytes=4 * GIB)
     first = decide(observation(guest(**full), available=2 * GIB), None, policy, NOW_S)
     assert first.plan.actions == ()

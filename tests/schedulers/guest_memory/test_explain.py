@@ -21,6 +21,7 @@ def test_the_figures_and_where_they_come_from_are_there() -> None:
         "1000 shares",
         "charged 4 times",
         "balloon 0 s",
+        "by balloon    left",
         *one.reasons,
     ):
         assert words in text, words

@@ -103,6 +103,19 @@ def test_a_guest_with_everything(places: tuple[Place, Place], sensor: Sensor) ->
     assert places[0].agent.left_open == 0
 
 
+def test_whether_its_balloon_gives_back_before_it_dies_is_told(
+    places: tuple[Place, Place], sensor: Sensor
+) -> None:
+    places[0].qemu.deflates = True
+    observation = sensor.read()
+    good, bad = of(observation, "good"), of(observation, "bad")
+    assert (good.deflates, bad.deflates) == (True, False)
+    assert [any("deflate-on-oom=on" in said for said in each.problems) for each in (good, bad)] == [
+        False,
+        True,
+    ]
+
+
 @pytest.mark.parametrize("most", [511, 0])
 def test_a_host_whose_khugepaged_works_against_balloons_says_so(
     places: tuple[Place, Place], tmp_path: Path, most: int

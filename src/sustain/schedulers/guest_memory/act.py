@@ -35,7 +35,8 @@ from sustain.schedulers.guest_memory.undo import (
 from sustain.schedulers.journal import Journal, Report
 
 _POLL_S = 0.05  # at first
-_STILL_S = 2.0  # a balloon that has not moved for so long has stopped
+_STILL_S = 2.0  # a balloon that has hardly moved for so long has stopped
+_END = 0.05  # of the time limit, that is left to say so
 _CHUNK_BYTES = 64 << 20
 
 
@@ -62,6 +63,7 @@ class _Round:
     """One call of `carry_out`."""
 
     until_s: float
+    stop_s: float = 0.0  # when balloons are told to stop where they are
     end: threading.Event = field(default_factory=threading.Event)
     effects: dict[int, Effect] = field(default_factory=dict)
 
@@ -98,7 +100,8 @@ class Actuator:
         by_guest: dict[str, list[int]] = {}
         for index, action in enumerate(wanted):
             by_guest.setdefault(action.guest, []).append(index)
-        this = self._round = _Round(time.monotonic() + self._limit_s)
+        until_s = time.monotonic() + self._limit_s
+        this = self._round = _Round(until_s, until_s - _END * self._limit_s)
         started: list[threading.Thread] = []
         for name, indexes in by_guest.items():
             guest = self._guests.setdefault(name, _Guest())
@@ -188,11 +191,12 @@ class Actuator:
                 action=action, done=True, freed_bytes=freed, problem=_yield_problem(before - now, freed)
             )
         stopped = f"the balloon has come from {before} to {now} bytes, not to {goal}"
-        # It has stopped: what the guest cannot give is not asked of it any longer, unless all is called off meanwhile.
+        # What the guest cannot give, or not in time, is not asked of it any longer, unless all is called off meanwhile:
+        # a balloon whose goal is out of reach swallows each page that the guest frees for itself, until that kills it.
         if this.goes_on() and now > goal and self._set_balloon(guest, handle, action, now, now, this):
             self._journal.forget(moving_key(action.guest))
             self._forget_what_is_as_it_was(action.guest, now)
-            why = "no driver runs in the guest" if now == before else "the guest gives no more"
+            why = "no driver runs in the guest" if now == before else "the guest gives no more for now"
             return Effect(action=action, done=False, freed_bytes=freed, problem=f"{stopped}: {why}")
         return Effect(
             action=action,
@@ -216,18 +220,21 @@ class Actuator:
         return True
 
     def _settle(self, handle: GuestHandle, start: int, goal: int, this: _Round) -> int | None:
-        """Where the balloon is when it has reached its goal, has stopped, or time is up. None: it has gone."""
+        """Where the balloon is when it has reached its goal, hardly moves, or time is up. None: it has gone."""
         last, since_s = start, time.monotonic()
         pause_s = _POLL_S
         while True:
             now = handle.balloon()
             if now is None or abs(now - goal) <= NEAR_BYTES or not this.goes_on():
                 return now
-            if now != last:
+            if time.monotonic() >= this.stop_s:
+                return now
+            if abs(now - last) >= NEAR_BYTES:
                 last, since_s = now, time.monotonic()
             elif time.monotonic() - since_s > _STILL_S:
                 return now
-            this.end.wait(pause_s)  # each look is a connection: with hundreds of guests they cost
+            # Each look is a connection: with hundreds of guests they cost.
+            this.end.wait(max(_POLL_S / 10, min(pause_s, this.stop_s - time.monotonic())))
             pause_s = min(pause_s * 1.5, _STILL_S / 2)
 
     def _forget_what_is_as_it_was(self, name: str, now: int) -> None:

@@ -28,6 +28,7 @@ class Table:
     can: tuple[Mask, ...]  # by MECHANISMS: possible now, and allowed
     is_cgroup: Mask
     sampled: Mask  # its classes are seen from the host only
+    deflates: Mask  # its balloon gives back when it runs out of memory
     shares: Column
     reservation_bytes: Column
     most_bytes: Column  # its limit or its size
@@ -45,6 +46,13 @@ def zero(column: Column) -> Column:
     return np.where(np.isnan(column), 0.0, column)
 
 
+def told_total(of: Table, ceiling: Column) -> Column:
+    """What a guest says it has, less what its balloon has taken: one that deflates by itself is not taken off its own
+    total."""
+    total = of["total_bytes"]
+    return np.where(np.isnan(total), np.nan, np.fmin(total, ceiling))
+
+
 def table(observation: Observation, policy: Policy) -> Table:
     """The columns of an observation."""
     guests = observation.guests
@@ -58,6 +66,7 @@ def table(observation: Observation, policy: Policy) -> Table:
         can=_can(guests, policy),
         is_cgroup=np.array([each.kind == "cgroup" for each in guests], dtype=bool),
         sampled=np.array([each.source == "sampling" for each in guests], dtype=bool),
+        deflates=np.array([each.deflates is True for each in guests], dtype=bool),
         shares=shares,
         reservation_bytes=np.fmin(reservations, size),
         most_bytes=np.fmin(limits, size),

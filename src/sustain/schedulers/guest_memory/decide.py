@@ -83,6 +83,8 @@ def decide(
             "needs_bytes": use.needs_bytes,
             "shares": of.shares,
             "floor_bytes": it.floor_bytes,
+            "hidden_bytes": np.where(np.isnan(of["balloon_bytes"]), np.nan, it.survival.hidden),
+            "kept_bytes": np.where(np.isnan(of["balloon_bytes"]), np.nan, it.survival.bare),
             "most_bytes": of.most_bytes,
             "wanted_bytes": np.where(lacks, np.nan, it.wanted_bytes),
             "entitlement_bytes": np.where(lacks, np.nan, entitlement),
@@ -102,6 +104,7 @@ def decide(
     remembered["did"] = np.where(way < 0, remembered["did"], np.where(it.squeezed, 0.0, way + 1.0))
     remembered["expected_bytes"] = expected
     remembered["spent"] = _spent(it, take, way, most)
+    remembered["told_ceiling_bytes"] = it.survival.told_ceiling
     remembered |= {name: of[name] for name in (*working_set.COUNTERS, "host_swap_in_bytes", "classes_at_s")}
     remembered |= {name: getattr(use, name) for name in working_set.ESTIMATES}
     return Decision(plan, State(now_s, it.state, of.keys, remembered, it.experience.reasons, it.boots))
@@ -192,6 +195,7 @@ def _give(it: Situation, policy: Policy, target: Column, take: Column) -> Column
     can = it.ready & of.can[BALLOON] & (take == 0)
     room = np.where(can, np.maximum(of.most_bytes - it.ceiling_bytes, 0), 0)
     give = np.where(can, np.minimum(np.maximum(target - held, 0), room), 0)
+    dying = np.where(can, np.minimum(np.maximum(it.survival.bare - it.ceiling_bytes, 0), room), 0)
     # Not from what the host needs itself; what others give is there the next time. Nor, when looks come early, what was
     # given just now to guests that wait, and that they have not touched yet.
     promised = it.early * float(it.ways.untouched_bytes[can & it.use.pressed & (room > 0)].sum())
@@ -199,6 +203,9 @@ def _give(it: Situation, policy: Policy, target: Column, take: Column) -> Column
     total = float(give.sum())
     if total > budget:
         give *= budget / total
+    # What it cannot live without it gets of the last that the host has.
+    need = float(dying.sum())
+    give = np.maximum(give, dying * min(1.0, it.available_bytes / need) if need > 0 else 0.0)
     left = it.available_bytes - _PLENTY * it.goal_bytes - float(give.sum())
     # All that guests with a shrunken balloon may take without asking.
     left -= float(np.maximum(it.ceiling_bytes - held, 0)[can & (room > 0)].sum())
@@ -206,7 +213,8 @@ def _give(it: Situation, policy: Policy, target: Column, take: Column) -> Column
         step = np.maximum(working_set.GIVEN_AT_ONCE * policy.step * of.known("size_bytes"), least)
         none = np.zeros(len(give))
         give += fill(left, none, of.shares, none, np.minimum(room - give, step), 0.0)
-    return np.where((give >= least) | ((give >= room) & (give >= _PAGE_BYTES)), give, 0.0)
+    little = (give >= room) | (dying > 0)
+    return np.where((give >= least) | (little & (give >= _PAGE_BYTES)), give, 0.0)
 
 
 def _actions(
@@ -235,6 +243,7 @@ def _actions(
         name, life = of.keys[row]
         if given:
             why = _pressure(it.use, row) if it.use.pressed[row] else "it needs more, or the host has plenty"
+            why = "it cannot live with so little" if it.survival.bare[row] > from_bytes else why
             reason = f"{why}: {mib} MiB back; target {goal_mib} MiB, holds {has_mib} MiB"
         else:
             reason = (
@@ -299,6 +308,11 @@ def _notes(it: Situation, policy: Policy, now_s: float) -> dict[str, tuple[str, 
                 row,
                 f"it waited for memory {ago} ago: for {policy.fall_s:.0f} s the host's goal takes nothing from it",
             )
+    for row in np.flatnonzero(it.survival.taken_since & it.ready).tolist():
+        note(
+            row,
+            "its balloon has taken memory since it told what it uses: until it tells anew it takes no more",
+        )
     for (name, _), why in it.experience.reasons.items():
         notes[name] = (*notes.get(name, ()), why)
     for row in np.flatnonzero(~it.ready).tolist() if not it.reasons else ():

@@ -60,6 +60,8 @@ def _guest(one: GuestPlan, policy: Policy) -> list[str]:
         f"swaps in {_size(one.swap_in_bytes_per_s)}/s, reads {_size(one.refault_bytes_per_s)}/s again",
         f"  least         {_size(one.floor_bytes)}: the greater of its reservation {_size(own.reservation_bytes)} and "
         "what its kernel cannot give",
+        f"  by balloon    left {_size(one.kept_bytes)} whatever happens: what it cannot give or swap, with "
+        f"{_size(one.hidden_bytes)} that it lists nowhere; more where its balloon does not deflate by itself",
         f"  most          {_size(one.most_bytes)}: {limit}",
         f"  wants         {_size(one.wanted_bytes)} = holds + what it lacks",
         f"  entitled to   {_size(one.entitlement_bytes)}: {one.shares:g} shares, idle memory charged "

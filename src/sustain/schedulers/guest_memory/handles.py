@@ -82,6 +82,7 @@ class Monitor:
     statistics: Statistics | None  # None: no balloon
     period_s: int = 0  # between two statistics; 0: they are off
     problem: str = ""  # why they are off
+    deflates: bool | None = None  # the balloon gives back when the guest runs out of memory; None: unknown
 
 
 class Machine(GuestHandle, Protocol):
@@ -232,6 +233,7 @@ class _Known:
     device: str | None  # its balloon
     period_s: int  # between two statistics; 0: they are off
     problem: str = ""  # why
+    deflates: bool | None = None  # when the guest runs out of memory
 
 
 class QemuHandle(ProcessHandle):
@@ -281,7 +283,7 @@ class QemuHandle(ProcessHandle):
             if said.updated_s and said.updated_s == self._updated_s:
                 self._known = None  # none have come since: has somebody switched them off?
             self._updated_s = said.updated_s
-            return Monitor(known.size_bytes, actual, said, known.period_s, known.problem)
+            return Monitor(known.size_bytes, actual, said, known.period_s, known.problem, known.deflates)
 
     def _ask_what_is_known(self, qmp: Qmp, who: Identity) -> _Known:
         """Three questions of five; each costs both processes something, and there may be hundreds of guests."""
@@ -293,7 +295,11 @@ class QemuHandle(ProcessHandle):
         period_s, problem = balloon.period(qmp, device), ""
         if period_s == 0:
             period_s, problem = self._switch_on(_life(who), partial(balloon.set_period, qmp, device))
-        return _Known(who, asked_s, size, device, period_s, problem)
+        if known is not None and known.device == device and known.who == who:
+            deflates = known.deflates
+        else:
+            deflates = balloon.deflates(qmp, device)
+        return _Known(who, asked_s, size, device, period_s, problem, deflates)
 
     def period(self) -> int | None:
         with self._lock, self._qmp() as qmp:

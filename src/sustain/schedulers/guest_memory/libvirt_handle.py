@@ -51,12 +51,12 @@ class LibvirtHandle(ProcessHandle):
         balloon = self._domain.balloon_bytes()
         if balloon is None:
             return Monitor(size, None, None)
-        period_s = self._domain.period()
+        period_s, deflates = self._domain.memballoon() or (None, None)
         problem = ""
         if period_s == 0 and life is not None:
             with self._lock:
                 period_s, problem = self._switch_on(life, self._domain.set_period)
-        return Monitor(size, balloon, self._domain.statistics(), period_s or 0, problem)
+        return Monitor(size, balloon, self._domain.statistics(), period_s or 0, problem, deflates)
 
     def period(self) -> int | None:
         with self._lock:  # not between noting and setting

@@ -57,6 +57,7 @@ class Looker:
         seen: dict[str, Any] = {}
         problems: list[str] = []
         can: list[Mechanism] = []
+        deflates: bool | None = None
 
         def guest(by: _Classes) -> Guest:
             return Guest(
@@ -64,6 +65,7 @@ class Looker:
                 kind=handle.kind,
                 life=life,
                 source=by.source,
+                deflates=deflates,
                 boot=self._agent.boot,
                 figures=Figures(**seen, **by.reading.figures, classes_at_s=by.at_s),
                 can=tuple(can),
@@ -77,6 +79,9 @@ class Looker:
         if said.at_s is not None and monitor is not None:
             can.insert(0, "balloon")
             seen["balloon_bytes"] = monitor.balloon_bytes
+            deflates = monitor.deflates
+            if not deflates:
+                problems.append(_KILLED)
         publish(guest(self._agent))
         self._from_agent(handle, seen.get("size_bytes"), problems)
         return guest(self._best(handle, said, seen, problems))
@@ -243,4 +248,8 @@ class Looker:
         return self._clock.boottime_ns() / 1e9
 
 
+_KILLED = (
+    "its balloon does not give back when it runs out of memory, so more is left to it: add deflate-on-oom=on to the "
+    "balloon's device (libvirt: autodeflate='on')"
+)
 _NO_SWAPS = "whether this host has swap is unknown: its memory is not paged out"

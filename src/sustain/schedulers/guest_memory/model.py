@@ -66,6 +66,7 @@ class Guest(msgspec.Struct, frozen=True, kw_only=True):
     kind: Kind
     life: str  # tells this start of the guest from the one before: pid and start time, or the cgroup's inode
     source: Source  # of the page classes
+    deflates: bool | None = None  # its balloon gives back when it runs out (deflate-on-oom)
     boot: str = ""  # of the system in it, by its agent: another one means that its counters began anew
     figures: Figures
     can: tuple[Mechanism, ...] = ()  # what could be used on it now

@@ -76,9 +76,11 @@ def balloon(of: Table) -> Layers:
     # Where the two kinds of buffers are not told apart, what the guest itself calls available counts as in use.
     told = np.maximum(of["available_bytes"] - of["free_bytes"], 0)
     hot_buffer = np.where(np.isnan(of["active_buffer_bytes"]), zero(told), of["active_buffer_bytes"])
+    # Below its watermarks a kernel gives nothing away, though it calls it free.
+    available = of["available_bytes"] - KEPT_FREE * of.known("size_bytes")
     return Layers(
         (
-            spare_free(of),
+            np.maximum(np.fmin(spare_free(of), available), 0),
             np.maximum(of.known("inactive_buffer_bytes") - of.known("dirty_bytes"), 0),
             cold_out,
             zero(hot_buffer),

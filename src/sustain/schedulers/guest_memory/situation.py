@@ -18,11 +18,12 @@ import numpy as np
 
 from sustain.schedulers.guest_memory import backoff, reclaim_cost, working_set
 from sustain.schedulers.guest_memory.backoff import Experience
-from sustain.schedulers.guest_memory.columns import Key, Table, table, zero
+from sustain.schedulers.guest_memory.columns import Key, Table, table, told_total, zero
 from sustain.schedulers.guest_memory.entitlement import fill
 from sustain.schedulers.guest_memory.host_state import bounds, next_state
 from sustain.schedulers.guest_memory.model import Bounds, Effect, Observation, Policy
 from sustain.schedulers.guest_memory.plan import Column, HostState, Mask, State
+from sustain.schedulers.guest_memory.survival import Survival, survival
 from sustain.schedulers.guest_memory.ways import BALLOON, Ways, ways
 from sustain.schedulers.guest_memory.working_set import Use
 
@@ -45,6 +46,7 @@ class Situation:
     ready: Mask  # guests that may be acted upon
     ceiling_bytes: Column
     floor_bytes: Column
+    survival: Survival
     reserve_bytes: float  # what the host keeps though guests lack memory; less than its goal
     wanted_bytes: Column  # what each guest would hold if there were enough
     limits: tuple[Column, Column]  # the least and the most that the operator lets each have
@@ -113,9 +115,9 @@ def situation(
     at = found[1] if found else None
     reserve = np.nan if at is None else min(at.soft_bytes, max(2 * at.hard_bytes, _RESERVE * goal))
     hard = name in ("hard", "low")
-    untouched = np.maximum(zero(ceiling - held - of.known("host_swapped_bytes")), 0)
-    untouched = np.where(of.can[BALLOON], untouched, 0.0)
-    rise = _rise(of, use, ready, ceiling, untouched, policy, hard=hard)
+    untouched = _untouched(of, ceiling)
+    lives = survival(of, ceiling, before, use)
+    rise = _rise(of, use, ready, ceiling, untouched, lives, policy, hard=hard)
     waiting = np.where(use.pressed, rise, 0)
     scarce = bool(waiting.any()) and float(waiting.sum()) > available - reserve
     if scarce:
@@ -131,7 +133,7 @@ def situation(
     floor = _floor(of)
     kept = floor if hard else np.fmax(floor, use.needs_bytes)
 
-    def can(left: Column, from_whom: Mask, deep: Mask) -> Ways:
+    def can(left: Column, by_balloon: Column, from_whom: Mask, deep: Mask) -> Ways:
         return ways(
             of,
             host,
@@ -140,21 +142,22 @@ def situation(
             ceiling,
             untouched,
             left,
+            np.fmax(by_balloon, np.where(deep, lives.kept, lives.bare)),
+            lives.taken_since,
             deep=deep,
             hard=hard,
             least_bytes=policy.least_change_bytes,
         )
 
-    # A step is what is learned of within `rise_s`. Looks are not on time to the millisecond.
-    spent = np.maximum(before["spent"] - elapsed_s / policy.rise_s, 0)
-    spent = np.where((spent < _PUNCTUAL) | hard, 0.0, spent)
     spared = (use.calm_s < policy.fall_s) & (not hard)
-    gentle = deepest = can(kept, ready & ~spared, np.full(len(held), hard))
+    by_balloon = kept if hard else np.fmax(kept, lives.soon)
+    gentle = deepest = can(kept, by_balloon, ready & ~spared, np.full(len(held), hard))
     over = ready & (use.needs_bytes > share) & (held > share)
     if not hard and (scarce or over.any()):
         left = np.where(waited, kept, np.fmin(kept, use.soon_bytes)) if scarce else kept
+        by_balloon = np.where(over, np.fmin(kept, share), np.fmax(left, lives.soon))
         left = np.fmax(floor, np.where(over, np.fmin(kept, share), left))
-        deepest = can(left, ready & (~spared | over | (~waited & scarce)), over)
+        deepest = can(left, by_balloon, ready & (~spared | over | (~waited & scarce)), over)
     return Situation(
         of=of,
         boots=boots,
@@ -167,6 +170,7 @@ def situation(
         ready=ready,
         ceiling_bytes=ceiling,
         floor_bytes=floor,
+        survival=lives,
         reserve_bytes=reserve,
         wanted_bytes=np.where(ready, np.minimum(held, of.most_bytes) + rise, held),
         limits=limits,
@@ -174,7 +178,7 @@ def situation(
         used_bytes=used,
         gentle_bytes=held - gentle.most,
         early=max(0.0, 1 - elapsed_s / policy.rise_s) if state else 0.0,
-        spent=spent,
+        spent=np.where(hard, 0.0, _spent(before["spent"], elapsed_s / policy.rise_s)),
         spared=spared,
         squeezed=over,
         ways=deepest,
@@ -182,11 +186,24 @@ def situation(
     )
 
 
+def _untouched(of: Table, ceiling: Column) -> Column:
+    """Of what its balloon leaves a guest, what it does not hold."""
+    found = np.maximum(zero(ceiling - of.known("resident_bytes") - of.known("host_swapped_bytes")), 0)
+    return np.where(of.can[BALLOON], found, 0.0)
+
+
+def _spent(before: Column, steps: float) -> Column:
+    """Of a step, after the time of so many. A step is what is learned of within `rise_s`; looks are not on time to the
+    millisecond."""
+    left = np.maximum(before - steps, 0)
+    return np.where(left < _PUNCTUAL, 0.0, left)
+
+
 def _floor(of: Table) -> Column:
     """What each guest is left with whatever happens."""
     kernel = of.known("unreclaimable_bytes") + reclaim_cost.KEPT_FREE * of.known("size_bytes")
     # Of buffers that it does not tell apart, a guest that tells no more than that may lose those that it can drop.
-    told = np.maximum(of["total_bytes"] - of["available_bytes"], 0)
+    told = np.maximum(told_total(of, of["balloon_bytes"]) - of["available_bytes"], 0)
     kernel = np.where(np.isnan(of["unreclaimable_bytes"]) & ~np.isnan(told), told, kernel)
     return np.fmin(np.fmax(of.reservation_bytes, kernel), of.most_bytes)
 
@@ -196,7 +213,8 @@ def _aligned(of: Table, state: State | None) -> tuple[dict[str, Column], tuple[s
     Counters of another boot are as good as unknown."""
     count = len(of.guests)
     keys, boots = of.keys, tuple([guest.boot for guest in of.guests])
-    empty = dict.fromkeys(working_set.REMEMBERED, np.nan) | dict.fromkeys((*backoff.REMEMBERED, "spent"), 0.0)
+    empty = dict.fromkeys((*working_set.REMEMBERED, "told_ceiling_bytes"), np.nan)
+    empty |= dict.fromkeys((*backoff.REMEMBERED, "spent"), 0.0)
     if state is None:
         return {name: np.full(count, value) for name, value in empty.items()}, boots
     if keys == state.keys:
@@ -226,11 +244,20 @@ def _rows(keys: Sequence[Key], before: Sequence[Key]) -> list[int]:
 
 
 def _rise(
-    of: Table, use: Use, ready: Mask, ceiling: Column, untouched: Column, policy: Policy, *, hard: bool
+    of: Table,
+    use: Use,
+    ready: Mask,
+    ceiling: Column,
+    untouched: Column,
+    lives: Survival,
+    policy: Policy,
+    *,
+    hard: bool,
 ) -> Column:
     """What each guest lacks. No more than its limit, and than it can be given."""
-    lacks = np.maximum(use.soon_bytes - ceiling, 0)
+    lacks = np.maximum(lives.soon - ceiling, 0)
     lacks = np.where((lacks >= policy.least_change_bytes) & (not hard), lacks, 0)
+    lacks = np.maximum(lacks, lives.bare - ceiling)
     # What it was given and has not touched yet is on its way to it.
     at_once = np.maximum(working_set.GIVEN_AT_ONCE * policy.step * of["size_bytes"] - untouched, 0)
     rise = np.where(use.pressed, np.maximum(at_once, lacks), lacks)

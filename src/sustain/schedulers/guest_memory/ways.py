@@ -69,26 +69,31 @@ def ways(
     ceiling_bytes: Column,
     untouched: Column,
     kept_bytes: Column,
+    ballooned_bytes: Column,
+    taken_since: Mask,
     *,
     deep: Mask,
     hard: bool,
     least_bytes: float,
 ) -> Ways:
     """`ceiling_bytes`: what a guest may use now; `untouched`: bytes of that it does not hold; `kept_bytes`: what it is
-    left with at least; `deep`: active memory may go, too; `hard`: the host's swap is used beside the balloon."""
+    left with at least of the host's memory, `ballooned_bytes`: by its balloon, of what it may use; `taken_since`: that
+    has taken memory since the guest told what it uses; `deep`: active memory may go, too; `hard`: the host's swap is
+    used beside the balloon."""
     swap = max(0.0, (host.swap_free_bytes or 0.0) - _SPARED_SWAP * (host.swap_total_bytes or 0.0))
     held = of.known("resident_bytes")
     can = tuple(a & b & ready for a, b in zip(of.can, usable, strict=True))
     layers = (reclaim_cost.balloon(of), reclaim_cost.pageout(of), reclaim_cost.reclaim(of, swap))
     room = np.maximum(zero(held - kept_bytes), 0)
-    deflated = np.minimum(layers[BALLOON].amount(deep=deep), zero(ceiling_bytes - kept_bytes))
-    by_balloon = np.where(can[BALLOON], np.maximum(deflated - untouched, 0), 0.0)
+    spare = np.maximum(zero(ceiling_bytes - ballooned_bytes), 0)
+    deflated = np.minimum(layers[BALLOON].amount(deep=deep), spare)
+    by_balloon = np.where(can[BALLOON] & ~taken_since, np.maximum(deflated - untouched, 0), 0.0)
     free = reclaim_cost.spare_free(of)
     held_free = np.maximum(free - untouched, 0)
-    free_first = free - untouched >= least_bytes
+    free_first = layers[BALLOON].sizes[0] - untouched >= least_bytes
     # Blind to it: nothing of a machine that has, or may have, free memory.
     free_at_all = ~(free < least_bytes) | (np.isnan(of["free_bytes"]) & ~of.sampled)
-    swaps = np.where(can[BALLOON], ~free_first & (hard | (by_balloon < least_bytes)), True)
+    swaps = np.where(can[BALLOON], ~free_first & (hard | ((by_balloon < least_bytes) & ~taken_since)), True)
     if swap < least_bytes:
         swaps = np.zeros_like(swaps)
     by_pageout = np.where(can[PAGEOUT] & swaps, np.minimum(layers[PAGEOUT].amount(deep=deep), room), 0.0)

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sustain.schedulers.guest_memory.columns import Table, zero
+from sustain.schedulers.guest_memory.columns import Table, told_total, zero
 from sustain.schedulers.guest_memory.model import Policy
 from sustain.schedulers.guest_memory.plan import Column, Mask
 
@@ -74,7 +74,7 @@ def active_bytes(of: Table) -> Column:
     """Memory in use now; NaN where it is unknown."""
     listed = of["active_anonymous_bytes"] + of["active_buffer_bytes"] + of["unreclaimable_bytes"]
     seen = of["active_anonymous_bytes"] + 2 * of["error_bytes"]
-    told = of["total_bytes"] - of["free_bytes"]
+    told = told_total(of, of["balloon_bytes"]) - of["free_bytes"]
     return np.where(of.sampled, np.fmin(seen, of["resident_bytes"]), np.where(np.isnan(listed), told, listed))
 
 
