@@ -72,7 +72,7 @@ class Archive:
 @contextlib.contextmanager
 def archive(path: Path) -> Iterator[Archive]:
     """The one at `path`, there when the block ends, with the folders that every first process mounts on."""
-    draft = path.with_suffix(".new")
+    draft = path.with_name(f"{path.name}.new")
     with draft.open("wb") as file:
         writer = CpioWriter(file)
         made = Archive(writer)
