@@ -27,6 +27,7 @@ from pathlib import Path
 
 from tests.lab import guests as lab
 from tests.lab import vm
+from tests.lab.errors import LabError
 
 from bench.guests import MIB, Case, Controller, Ran, Script, run, saved_guest
 from bench.harness import Answer, interleave, memory_dir, say
@@ -117,8 +118,8 @@ class _Runs:
         folder.mkdir()
         try:
             ran = run(what, self._images, saved, folder, policy, _controller(name))
-        except vm.LabError as error:
-            raise vm.LabError(f"under {name}: {error}") from error
+        except LabError as error:
+            raise LabError(f"under {name}: {error}") from error
         self.found.setdefault(name, []).append(ran)
         say(f"{name}: {asdict(ran)}")
         return time.monotonic() - begun_s

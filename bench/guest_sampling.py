@@ -90,6 +90,7 @@ def by_host(pid: int, start: int, size: int, rounds: int) -> dict[str, Any]:
 def in_lab() -> dict[str, Any]:
     """The same on the lab's kernel; why not, where there is none."""
     from tests.lab import vm
+    from tests.lab.errors import LabError
 
     script = 'cd "$TOP" && exec "$PYTHON" -m bench.guest_sampling 256 > /run/lab/found\n'
     with tempfile.TemporaryDirectory() as place:
@@ -100,7 +101,7 @@ def in_lab() -> dict[str, Any]:
                 return {"missing": result.output[-300:]}
             found: dict[str, Any] = json.loads((share / "found").read_text())
             return found
-        except vm.LabError as error:
+        except LabError as error:
             return {"missing": str(error)}
 
 

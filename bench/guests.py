@@ -24,9 +24,9 @@ from typing import Protocol
 
 from msgspec.structs import replace
 from tests.host.cgroups import made_cgroup
+from tests.lab.errors import LabError
 from tests.lab.guests import GuestVm, Images, boot, host_swap
 from tests.lab.small_host import SmallHost
-from tests.lab.vm import LabError
 
 from sustain.errors import HostError
 from sustain.host import guest_frames, swaps

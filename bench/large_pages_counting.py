@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.lab import vm
+from tests.lab.errors import LabError
 from tests.schedulers.large_pages.touching import touching
 
 from bench.counting_costs import USED_PAGES, WAYS, Parts, Way, costs, speeds
@@ -69,7 +70,7 @@ def answer(quick: bool = False) -> Answer:
         for series, ways in _places(quick):
             try:
                 found, there = _measured(series, ways, program, mib, periods, lasts_s[ways[0]])
-            except (vm.LabError, HostError) as error:
+            except (LabError, HostError) as error:
                 result.missing |= dict.fromkeys(ways, str(error))
                 continue
             if there is not None:
@@ -149,7 +150,7 @@ def _measured(
         guest = vm.Guest(kernel, share, _SCRIPT, memory_mib=mib + 768, environment={"WORDS": words})
         result = guest.run(_LIMIT_S)
         if result.status != 0:
-            raise vm.LabError(result.output[-500:])
+            raise LabError(result.output[-500:])
         found = json.loads((share / "found").read_text())
     return found["costs"], found["speeds"]
 
