@@ -30,7 +30,7 @@ from sustain.replication.wire import Hello, Kind
 from sustain.testing import MemoryLease
 
 Changes = list[tuple[Any, str, Any]]
-_AWAY = ("pause", "kill", "isolate", "lease-cut")
+_AWAY = ("pause", "orphan", "isolate", "lease-cut")
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Variant:
     why: str = ""
     changes: Callable[[], Changes] = list
     engine_fences: bool = True
-    busy: bool = False  # commits come fast, and links are slow
+    busy: bool = False  # commits come fast, links are slow, faults come for long
     hosts: int | None = None  # only runs in which it can show, to find it soon
     kinds: tuple[str, ...] = ()  # of faults; some or all, when empty
     within: int = 50  # seeds in which it must be caught
@@ -187,8 +187,9 @@ VARIANTS = (
         "older-epoch",
         "a standby lets in a primary of an older epoch",
         _lets_in_older,
+        busy=True,
         hosts=3,
-        kinds=("kill", "lease-cut"),
+        kinds=("orphan",),
     ),
     Variant("acks-early", "acknowledges what has arrived and is not flushed", _acknowledges_early),
     Variant("counts-incomplete", "takes half a snapshot for a copy", _counts_incomplete),

@@ -37,8 +37,8 @@ ELECTORATE_S = 1.0  # a standby counts as present when nothing happened to it fo
 FOLLOWS_S = 0.6  # how far behind a standby may be in the end
 
 
-class Violation(AssertionError):
-    """Something happened that must not."""
+class Violation(BaseException):
+    """Something happened that must not. No Exception, which the product might take for a peer's doing."""
 
 
 class Checker:

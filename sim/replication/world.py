@@ -36,6 +36,7 @@ _KINDS = (
     "power-cut",
     "kill",
     "kill",
+    "orphan",
     "one-way",
     "cut-link",
     "isolate",
@@ -150,7 +151,7 @@ class World:
         self.kinds = variant.kinds or (_KINDS if rng.random() < 0.5 else tuple(rng.sample(_KINDS, 4)))
         self.network.slow_s = rng.choice((0.0, 0.0, 0.02))
         if variant.busy:
-            self.pace_s, self.network.slow_s = 0.01, 0.02
+            self.pace_s, self.network.slow_s, self.faults_s = 0.01, 0.02, 2.5
         self.calm = self.over = False
         self._uuids: dict[str, str] = {}
         self._controls: dict[int, Control] = {}
@@ -232,7 +233,7 @@ class World:
 
     def supervisor_ended(self, host: Host) -> None:
         if not self.over:
-            self.kernel.after(0.1 if self.calm else self.rng.choice((0.05, 0.3, 1.2)), host.start)
+            self.kernel.after(0.1 if self.calm else self.rng.choice((0.05, 0.3, 1.5, 3.0)), host.start)
 
     def child_ended(self, host: Host) -> None:
         """SIGCHLD."""
@@ -305,13 +306,16 @@ def _power_cut(world: World, host: Host, span_s: float) -> None:
 
 
 def _kill(world: World, host: Host, span_s: float) -> None:
-    what = world.rng.choice(("work", "work", "ship", "receive", "run"))
+    what = world.rng.choice(("work", "work", "ship", "receive"))
     world.tell(host, f"FAULT kill -9 of `{what}`")
-    if what == "run":
-        host.kill_supervisor()
-    else:
-        host.kill(what)
-        world.child_ended(host)
+    host.kill(what)
+    world.child_ended(host)
+
+
+def _orphan(world: World, host: Host, span_s: float) -> None:
+    """What the supervisor has started goes on without it."""
+    world.tell(host, "FAULT kill -9 of the supervisor")
+    host.kill_supervisor()
 
 
 def _one_way(world: World, host: Host, span_s: float) -> None:
@@ -379,6 +383,7 @@ _FAULTS: dict[str, Callable[[World, Host, float], None]] = {
     "pause": _pause,
     "power-cut": _power_cut,
     "kill": _kill,
+    "orphan": _orphan,
     "one-way": _one_way,
     "cut-link": _cut_link,
     "isolate": _isolate,
