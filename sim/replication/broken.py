@@ -202,7 +202,7 @@ VARIANTS = (
     Variant(
         "past-deadline", "the engine commits past the lease's deadline", engine_fences=False, kinds=_AWAY
     ),
-    Variant("late-renewal", "a lease that was given up is held again", _late_renewal, kinds=_AWAY),
+    Variant("late-renewal", "a lease that was given up is held again", _late_renewal, kinds=("lease-down",)),
     Variant("blind-swap", "the lease is written without comparing", _blind_swap),
     Variant("no-election", "does not look at what other standbys hold", _no_election, busy=True, hosts=3),
 )

@@ -41,6 +41,7 @@ _KINDS = (
     "cut-link",
     "isolate",
     "lease-cut",
+    "lease-down",
     "reset",
     "slow-disk",
     "full-disk",
@@ -189,8 +190,13 @@ class World:
     def lease_trip(self, host: Host, what: str) -> None:
         """There and back, or not."""
         tasks.sleep(self.network.latency_s())
+        if not host.lease_cut:
+            return
+        hangs_s = self.rng.choice((0.1, 0.3, 2.0))  # as a write into a share whose server is away
+        while host.lease_cut and hangs_s > 0:
+            tasks.sleep(0.05)
+            hangs_s -= 0.05
         if host.lease_cut:
-            tasks.sleep(self.rng.uniform(0.05, 0.3))
             raise LeaseError(f"memory: cannot {what} the lease: unreachable", hint="end the fault")
 
     def words(self, host: Host) -> ControlWords | None:
@@ -345,7 +351,14 @@ def _lease_cut(world: World, host: Host, span_s: float) -> None:
     _cut_lease(world, host, span_s)
 
 
+def _lease_down(world: World, host: Host, span_s: float) -> None:
+    world.tell(None, f"FAULT the lease store is away from all, {span_s:.2f} s")
+    for each in world.hosts:
+        _cut_lease(world, each, span_s)
+
+
 def _cut_lease(world: World, host: Host, span_s: float) -> None:
+    host.disturbed_s = max(host.disturbed_s, world.kernel.now_ns / 1e9 + span_s)
     host.lease_cut = True
     world.until(span_s, lambda: setattr(host, "lease_cut", False))
 
@@ -388,6 +401,7 @@ _FAULTS: dict[str, Callable[[World, Host, float], None]] = {
     "cut-link": _cut_link,
     "isolate": _isolate,
     "lease-cut": _lease_cut,
+    "lease-down": _lease_down,
     "reset": _reset,
     "slow-disk": _slow_disk,
     "full-disk": _full_disk,
