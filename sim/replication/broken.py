@@ -30,6 +30,7 @@ from sustain.replication.wire import Hello, Kind
 from sustain.testing import MemoryLease
 
 Changes = list[tuple[Any, str, Any]]
+_APART = ("cut-link", "one-way", "power-cut")
 _AWAY = ("pause", "orphan", "isolate", "lease-cut")
 
 
@@ -194,7 +195,9 @@ VARIANTS = (
     Variant("acks-early", "acknowledges what has arrived and is not flushed", _acknowledges_early),
     Variant("counts-incomplete", "takes half a snapshot for a copy", _counts_incomplete),
     Variant("trims-early", "the log is kept for nobody", _pins_nothing),
-    Variant("pins-sent", "the log is kept for what was not sent only", _pins_what_was_sent, busy=True),
+    Variant(
+        "pins-sent", "the log is kept for what was not sent only", _pins_what_was_sent, busy=True, within=400
+    ),
     Variant("no-tail", "a snapshot without the log of its time", _no_tail, busy=True),
     Variant("old-pages", "a snapshot of pages that are older than its log", _old_pages),
     Variant("gap", "goes on behind what the replica lacks", _leaves_a_gap),
@@ -202,7 +205,20 @@ VARIANTS = (
     Variant(
         "past-deadline", "the engine commits past the lease's deadline", engine_fences=False, kinds=_AWAY
     ),
-    Variant("late-renewal", "a lease that was given up is held again", _late_renewal, kinds=("lease-down",)),
+    Variant(
+        "late-renewal",
+        "a lease that was given up is held again",
+        _late_renewal,
+        kinds=("lease-down",),
+        within=400,
+    ),
     Variant("blind-swap", "the lease is written without comparing", _blind_swap),
-    Variant("no-election", "does not look at what other standbys hold", _no_election, busy=True, hosts=3),
+    Variant(
+        "no-election",
+        "does not look at what other standbys hold",
+        _no_election,
+        busy=True,
+        hosts=3,
+        kinds=_APART,
+    ),
 )

@@ -123,7 +123,8 @@ class Checker:
 
     def _present(self, name: str, commit: Commit) -> bool:
         other = self._world.named(name)
-        if self._world.kernel.now_ns / 1e9 - other.disturbed_s < ELECTORATE_S:
+        quiet_s = self._world.kernel.now_ns / 1e9 - other.disturbed_s
+        if other.supervising is None or quiet_s < ELECTORATE_S:
             return False
         held = self.look(other)
         return held is not None and self._oracle.within(commit.number, held)
