@@ -31,7 +31,6 @@ from sustain.testing import MemoryLease
 
 Changes = list[tuple[Any, str, Any]]
 _APART = ("cut-link", "one-way", "power-cut")
-_AWAY = ("pause", "orphan", "isolate", "lease-cut")
 
 
 @dataclass(frozen=True)
@@ -203,7 +202,11 @@ VARIANTS = (
     Variant("gap", "goes on behind what the replica lacks", _leaves_a_gap),
     Variant("no-orphans", "a former primary's tail is not kept", _keeps_no_orphans),
     Variant(
-        "past-deadline", "the engine commits past the lease's deadline", engine_fences=False, kinds=_AWAY
+        "past-deadline",
+        "the engine commits past the lease's deadline",
+        engine_fences=False,
+        busy=True,
+        kinds=("orphan",),
     ),
     Variant(
         "late-renewal",
