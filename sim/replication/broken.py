@@ -30,7 +30,7 @@ from sustain.replication.wire import Hello, Kind
 from sustain.testing import MemoryLease
 
 Changes = list[tuple[Any, str, Any]]
-_AWAY = ("pause", "kill", "isolate", "lease-cut")
+_APART = ("cut-link", "one-way", "power-cut")
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Variant:
     why: str = ""
     changes: Callable[[], Changes] = list
     engine_fences: bool = True
-    busy: bool = False  # commits come fast, and links are slow
+    busy: bool = False  # commits come fast, links are slow, faults come for long
     hosts: int | None = None  # only runs in which it can show, to find it soon
     kinds: tuple[str, ...] = ()  # of faults; some or all, when empty
     within: int = 50  # seeds in which it must be caught
@@ -187,21 +187,41 @@ VARIANTS = (
         "older-epoch",
         "a standby lets in a primary of an older epoch",
         _lets_in_older,
+        busy=True,
         hosts=3,
-        kinds=("kill", "lease-cut"),
+        kinds=("orphan",),
     ),
     Variant("acks-early", "acknowledges what has arrived and is not flushed", _acknowledges_early),
     Variant("counts-incomplete", "takes half a snapshot for a copy", _counts_incomplete),
     Variant("trims-early", "the log is kept for nobody", _pins_nothing),
-    Variant("pins-sent", "the log is kept for what was not sent only", _pins_what_was_sent, busy=True),
+    Variant(
+        "pins-sent", "the log is kept for what was not sent only", _pins_what_was_sent, busy=True, within=400
+    ),
     Variant("no-tail", "a snapshot without the log of its time", _no_tail, busy=True),
     Variant("old-pages", "a snapshot of pages that are older than its log", _old_pages),
     Variant("gap", "goes on behind what the replica lacks", _leaves_a_gap),
     Variant("no-orphans", "a former primary's tail is not kept", _keeps_no_orphans),
     Variant(
-        "past-deadline", "the engine commits past the lease's deadline", engine_fences=False, kinds=_AWAY
+        "past-deadline",
+        "the engine commits past the lease's deadline",
+        engine_fences=False,
+        busy=True,
+        kinds=("orphan",),
     ),
-    Variant("late-renewal", "a lease that was given up is held again", _late_renewal, kinds=_AWAY),
+    Variant(
+        "late-renewal",
+        "a lease that was given up is held again",
+        _late_renewal,
+        kinds=("lease-down",),
+        within=400,
+    ),
     Variant("blind-swap", "the lease is written without comparing", _blind_swap),
-    Variant("no-election", "does not look at what other standbys hold", _no_election, busy=True, hosts=3),
+    Variant(
+        "no-election",
+        "does not look at what other standbys hold",
+        _no_election,
+        busy=True,
+        hosts=3,
+        kinds=_APART,
+    ),
 )

@@ -37,8 +37,8 @@ ELECTORATE_S = 1.0  # a standby counts as present when nothing happened to it fo
 FOLLOWS_S = 0.6  # how far behind a standby may be in the end
 
 
-class Violation(AssertionError):
-    """Something happened that must not."""
+class Violation(BaseException):
+    """Something happened that must not. No Exception, which the product might take for a peer's doing."""
 
 
 class Checker:
@@ -123,7 +123,8 @@ class Checker:
 
     def _present(self, name: str, commit: Commit) -> bool:
         other = self._world.named(name)
-        if self._world.kernel.now_ns / 1e9 - other.disturbed_s < ELECTORATE_S:
+        quiet_s = self._world.kernel.now_ns / 1e9 - other.disturbed_s
+        if other.supervising is None or quiet_s < ELECTORATE_S:
             return False
         held = self.look(other)
         return held is not None and self._oracle.within(commit.number, held)

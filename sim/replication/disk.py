@@ -220,6 +220,7 @@ class SimReplica(_Guarded):
         self._room: memoryview | None = None
         if native is None:
             self.world.checker.opened(self.disk.host, self.medium, self.native.end)
+            self.world.checker.look(self.disk.host)
         self._settle()
 
     @classmethod

@@ -85,6 +85,7 @@ class Host:
         if self.down or self.supervising is not None:
             return
         self.lives += 1
+        self.disturbed_s = max(self.disturbed_s, self.world.kernel.now_ns / 1e9)
         self.world.tell(self, "supervisor starts")
         self.supervising = self.process("run")
         self.supervising.spawn(self._supervise, "run")

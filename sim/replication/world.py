@@ -36,10 +36,12 @@ _KINDS = (
     "power-cut",
     "kill",
     "kill",
+    "orphan",
     "one-way",
     "cut-link",
     "isolate",
     "lease-cut",
+    "lease-down",
     "reset",
     "slow-disk",
     "full-disk",
@@ -150,7 +152,7 @@ class World:
         self.kinds = variant.kinds or (_KINDS if rng.random() < 0.5 else tuple(rng.sample(_KINDS, 4)))
         self.network.slow_s = rng.choice((0.0, 0.0, 0.02))
         if variant.busy:
-            self.pace_s, self.network.slow_s = 0.01, 0.02
+            self.pace_s, self.network.slow_s, self.faults_s = 0.01, 0.02, 2.5
         self.calm = self.over = False
         self._uuids: dict[str, str] = {}
         self._controls: dict[int, Control] = {}
@@ -188,8 +190,13 @@ class World:
     def lease_trip(self, host: Host, what: str) -> None:
         """There and back, or not."""
         tasks.sleep(self.network.latency_s())
+        if not host.lease_cut:
+            return
+        hangs_s = self.rng.choice((0.1, 0.3, 2.0))  # as a write into a share whose server is away
+        while host.lease_cut and hangs_s > 0:
+            tasks.sleep(0.05)
+            hangs_s -= 0.05
         if host.lease_cut:
-            tasks.sleep(self.rng.uniform(0.05, 0.3))
             raise LeaseError(f"memory: cannot {what} the lease: unreachable", hint="end the fault")
 
     def words(self, host: Host) -> ControlWords | None:
@@ -232,7 +239,7 @@ class World:
 
     def supervisor_ended(self, host: Host) -> None:
         if not self.over:
-            self.kernel.after(0.1 if self.calm else self.rng.choice((0.05, 0.3, 1.2)), host.start)
+            self.kernel.after(0.1 if self.calm else self.rng.choice((0.05, 0.3, 1.5, 3.0)), host.start)
 
     def child_ended(self, host: Host) -> None:
         """SIGCHLD."""
@@ -305,13 +312,16 @@ def _power_cut(world: World, host: Host, span_s: float) -> None:
 
 
 def _kill(world: World, host: Host, span_s: float) -> None:
-    what = world.rng.choice(("work", "work", "ship", "receive", "run"))
+    what = world.rng.choice(("work", "work", "ship", "receive"))
     world.tell(host, f"FAULT kill -9 of `{what}`")
-    if what == "run":
-        host.kill_supervisor()
-    else:
-        host.kill(what)
-        world.child_ended(host)
+    host.kill(what)
+    world.child_ended(host)
+
+
+def _orphan(world: World, host: Host, span_s: float) -> None:
+    """What the supervisor has started goes on without it."""
+    world.tell(host, "FAULT kill -9 of the supervisor")
+    host.kill_supervisor()
 
 
 def _one_way(world: World, host: Host, span_s: float) -> None:
@@ -341,7 +351,14 @@ def _lease_cut(world: World, host: Host, span_s: float) -> None:
     _cut_lease(world, host, span_s)
 
 
+def _lease_down(world: World, host: Host, span_s: float) -> None:
+    world.tell(None, f"FAULT the lease store is away from all, {span_s:.2f} s")
+    for each in world.hosts:
+        _cut_lease(world, each, span_s)
+
+
 def _cut_lease(world: World, host: Host, span_s: float) -> None:
+    host.disturbed_s = max(host.disturbed_s, world.kernel.now_ns / 1e9 + span_s)
     host.lease_cut = True
     world.until(span_s, lambda: setattr(host, "lease_cut", False))
 
@@ -379,10 +396,12 @@ _FAULTS: dict[str, Callable[[World, Host, float], None]] = {
     "pause": _pause,
     "power-cut": _power_cut,
     "kill": _kill,
+    "orphan": _orphan,
     "one-way": _one_way,
     "cut-link": _cut_link,
     "isolate": _isolate,
     "lease-cut": _lease_cut,
+    "lease-down": _lease_down,
     "reset": _reset,
     "slow-disk": _slow_disk,
     "full-disk": _full_disk,
