@@ -120,12 +120,11 @@ def test_where_it_cannot_be_done_it_says_why_and_changes_nothing(pair: Cluster) 
     until(lambda: a.pids("shipper") not in ([], [shipper]), f"a new shipper\n{a.output()}")
     status, _, err = ended(handover(pair.lease_url, "--to", "b", "--limit", "1s"))
     assert status == 1
-    assert "nothing was changed" in err
-    assert "b lacks" in err or "not known how much b lacks" in err
+    assert any(why in err for why in ("b lacks", "not known how much b lacks", "b acknowledges nothing")), err
     os.kill(receiver, signal.SIGCONT)
     assert len({entry["pid"] for entry in a.said("commit")}) == 1, "the command was touched"
     assert a.state()["role"] == "primary"
-    assert looked_at(pair)[1].state is RequestState.REFUSED  # type: ignore[union-attr]
+    assert looked_at(pair)[1].state in (RequestState.REFUSED, RequestState.CALLED_OFF)  # type: ignore[union-attr]
 
 
 def test_a_primary_that_does_not_answer_has_the_request_withdrawn(pair: Cluster) -> None:
@@ -186,6 +185,9 @@ def test_killed_at_each_step_nothing_is_lost_and_there_is_one_primary(
         lambda: any(entry["ns"] > killed_ns for entry in survivor.said("commit")),
         f"{survivor.name} commits\n{a.output()}\n{b.output()}",
     )
-    ended(request)
+    status, _, err = ended(request)
+    if victim == "new":
+        assert status == 1
+        assert "a has it again" in err or "a keeps the workload" in err, err
     nothing_acknowledged_is_lost(pair)
     one_primary_at_a_time(pair)
