@@ -157,6 +157,22 @@ def test_a_standby_that_is_not_ready_is_waited_for_and_then_refused(
     assert StopCommand not in kinds(late)
 
 
+def test_a_standby_that_stands_still_is_found_out_before_the_command_is_stopped() -> None:
+    """Its connection is there, and what it lacks is little, but it has acknowledged nothing since it was chosen."""
+    store = replace(STORE, epoch=3, log_epoch=3, end=600)
+    plan = run(asked(ACCEPTED, store=store))
+    still = asked(ACCEPTED, store=replace(store, end=700), grant=grant(left_ns=20 * S))
+    plan = run(still, plan.state, NOW + S)
+    assert StopCommand not in kinds(plan)
+    goes_on = replace(still, destinations=(DestinationView("tcp://c", "streaming", 600),))
+    assert StopCommand in kinds(run(goes_on, plan.state, NOW + S))
+    (answer,) = answers(run(still, plan.state, NOW + 10 * S))
+    assert (answer.state, answer.reason) == (
+        RequestState.CALLED_OFF,
+        "c acknowledges nothing any more, for 10 s",
+    )
+
+
 def test_a_request_of_another_epoch_or_for_another_host_is_nothing() -> None:
     for request in (replace(ASKED, epoch=2), replace(ASKED, holder="c"), replace(ACCEPTED, epoch=2)):
         plan = run(asked(request), now_ns=NOW)
@@ -333,7 +349,7 @@ def test_who_is_expected_to_take_it_looks_often_and_says_often_where_it_is() -> 
     held = LeaseView(LeaseRecord(9, 2, "a", "a1", 7, 3.0, LeaseState.HELD, "u"), NOW + 3 * S, NOW, NOW - S, 0)
     accepted = HandoverRequest("r", 2, "a", "b", 10.0, RequestState.ACCEPTED, "b")
     seen = Observation(lease=held, store=STORE, receiver=RUNNING, request=accepted)
-    said = State(announced_ns=NOW - POLICY.poll_ns)
+    said = State(announced_ns=NOW - 2 * POLICY.poll_ns)
     plan = run(seen, said)
     assert plan.poll_ns == POLICY.busy_poll_ns
     assert Announce in kinds(plan)

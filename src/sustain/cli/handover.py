@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 HELP = "move a workload to a standby, on purpose"
 
 _TTL_S = 3.0  # of the access only; the workload's own is in its record
+_ANSWERS_S = 5.0  # or nothing is asked: a directory on a server that is gone would hold us for ever
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import uuid
 
+    from sustain.cli.workload_status import within
     from sustain.clock import SystemClock
     from sustain.failover.asking import Watcher, ask
     from sustain.failover.lease import open_lease
@@ -49,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
     url = _lease_of(args.workload)
     lease = open_lease(url, f"handover-{uuid.uuid4().hex[:12]}", SystemClock(), _TTL_S)
     try:
+        within(_ANSWERS_S, url, lease.read)
         moved = Watcher(lease, ask(lease, args.to, args.limit), progress).run()
     finally:
         progress("")

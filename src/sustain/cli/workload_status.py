@@ -30,7 +30,7 @@ def collect_workload(url: str) -> dict[str, Any]:
 
     lease = open_lease(url, "status", SystemClock(), _TTL_S)
     try:
-        view, members, request = _within(_WITHIN_S, url, lease.look)
+        view, members, request = within(_WITHIN_S, url, lease.look)
     finally:
         lease.close()
     record, now_ns = view.record, time.time_ns()
@@ -120,7 +120,7 @@ def _owner(data: dict[str, Any]) -> str:
     )
 
 
-def _within(limit_s: float, url: str, work: Callable[[], T]) -> T:
+def within(limit_s: float, url: str, work: Callable[[], T]) -> T:
     """What `work` gives, in a thread that may be left behind."""
     done: list[T] = []
     failed: list[SustainError] = []

@@ -114,7 +114,9 @@ class Watcher:
         if self._moved is None:
             return None
         self._moved = replace(self._moved, request=self._request)
-        complete = self._request.pause_s is not None
+        gave, took = self._request.gave, self._request.took
+        never = gave is not None and gave.before_stop_s is None and took is not None
+        complete = never or self._request.pause_s is not None
         return self._moved if complete or now_s - self._moved_s > _FIGURES_S else None
 
     def _judge(self, view: LeaseView, now_s: float) -> None:

@@ -224,7 +224,7 @@ def _beat(draft: Draft) -> None:
     """Tell the others now and then that this standby lives; also one that has nothing yet, for people to see."""
     view, every_ns = draft.seen.lease, draft.policy.beat_ns
     if view is not None and expected(draft, view.record):
-        every_ns = min(every_ns, draft.policy.poll_ns)
+        every_ns = min(every_ns, 2 * draft.policy.poll_ns)
     if draft.due(draft.state.announced_ns + every_ns):
         _announce(draft, 0)
 

@@ -1,9 +1,10 @@
 """A handover that an operator asked for: what the primary makes of the request. Pure, part of `decide`.
 
-While the command runs: choose a successor and say so beside the lease; wait until what that lacks is little. Then tell
-the command to stop (what it commits until it ends is accepted, and drained with the rest), wait until the successor
-holds all, and give the lease back *to it*, with the position where the store ends. For as long as `Policy.reserve_ns`
-nobody else takes it (`contend`); then anybody may, this host among them.
+While the command runs: choose a successor and say so beside the lease; wait until what that lacks is little, and until
+it has acknowledged where the store was when it was chosen, so that one that stands still is found out in time. Then
+tell the command to stop (what it commits until it ends is accepted, and drained with the rest), wait until the
+successor holds all, and give the lease back *to it*, with the position where the store ends. For as long as
+`Policy.reserve_ns` nobody else takes it (`contend`); then anybody may, this host among them.
 
 Each step is safe to be the last. Until the command is told to stop nothing has changed, and a request that cannot be
 met within its limit is refused, with the reason. After that, a successor that does not get all in time has the handover
@@ -80,7 +81,7 @@ def hand_over_to(draft: Draft, grant: LeaseGrant) -> None:
         draft.remember(leaving=leaving)
     if policy.freezes:
         draft.do(Evacuate(leaving.why))
-    if not _holds_all(draft, grant, leaving.to):
+    if not _holds(draft, grant, leaving.to, position(draft, grant)):
         _wait_for_the_rest(draft, leaving)
         return
     draft.remember(drained=True)
@@ -136,6 +137,8 @@ def _weigh(draft: Draft, grant: LeaseGrant, request: HandoverRequest, moving: Mo
     in_time = not draft.due(moving.from_ns + to_ns(request.limit_s))
     chosen = request.successor or request.to
     successor, why = _choose(draft, grant, chosen)
+    if not why and moving.seen_ns and not _holds(draft, grant, successor, moving.mark):
+        why = f"{successor} acknowledges nothing any more"
     if why and not (successor and in_time):
         since = f", for {request.limit_s:g} s" if successor else ""
         _give_up(draft, f"{why}{since}", _HINT if successor else "see `sustain status`")
@@ -145,7 +148,8 @@ def _weigh(draft: Draft, grant: LeaseGrant, request: HandoverRequest, moving: Mo
     elif request.state is RequestState.ASKED:
         _answer(draft, f"the workload goes to {successor}", RequestState.ACCEPTED, successor)
     elif moving.seen_ns == 0:
-        draft.remember(moving=replace(moving, successor=successor, seen_ns=draft.now_ns))
+        mark = 0 if draft.policy.freezes else position(draft, grant) or 0
+        draft.remember(moving=replace(moving, successor=successor, seen_ns=draft.now_ns, mark=mark))
         draft.wake_at(draft.now_ns)
     elif draft.due(moving.seen_ns + 2 * draft.policy.poll_ns):  # by now the successor knows, and looks often
         why = f"handed over to {successor} as asked"
@@ -217,10 +221,11 @@ def _little(draft: Draft) -> int:
     return max(_LITTLE_OF_A_REGION_BYTES, int(bandwidth * _LITTLE_OF_A_REGION_S))
 
 
-def _holds_all(draft: Draft, grant: LeaseGrant, successor: str) -> bool:
-    end = position(draft, grant)
+def _holds(draft: Draft, grant: LeaseGrant, successor: str, end: int | None) -> bool:
     if end is None:
         return False
+    if end == 0:
+        return True
     hosts = _hosts(draft)
     if hosts and all(each.acked is not None and each.acked >= end for each in hosts):
         return True

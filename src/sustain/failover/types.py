@@ -246,6 +246,7 @@ class Moving:
     from_ns: int  # when it was first seen
     successor: str = ""  # as chosen; "": none yet
     seen_ns: int = 0  # when the answer was seen beside the lease, where the successor sees it, too
+    mark: int = 0  # the store's end then: a successor that takes what comes has it soon
     over: str = ""  # why nothing comes of it
     hint: str = ""
     told_ns: int = 0  # when an answer was last given
