@@ -109,9 +109,7 @@ def test_what_was_lost_is_known_exactly_when_the_old_primary_returns(pair: Clust
 
     # And back: everything had been shipped, which is unknown until b says so, and never called zero before.
     pair.replicated(b, a)
-    command = b.state()["command_pid"]
-    os.kill(command, signal.SIGSTOP)
-    until(lambda: stands_still(command), "b commits nothing more")
+    stop_between_commits(b)
     until(lambda: holds_all(b, a), "a holds all that b has")
     b.signal_all(signal.SIGKILL)
     until(lambda: commits_in(a, 4), f"a commits\n{a.output()}")
@@ -123,6 +121,21 @@ def test_what_was_lost_is_known_exactly_when_the_old_primary_returns(pair: Clust
     lost = report["lost"]
     assert (lost["bytes"], lost["commits"], lost["seconds"], report["complete"]) == (0, 0, 0.0, True)
     assert find(str(b.store)) == []
+
+
+def stop_between_commits(host: Host) -> None:
+    """Its command stands still, and its log holds nothing behind what is committed: not even a commit that has not
+    returned yet, which recovery would find."""
+    command = host.state()["command_pid"]
+    while True:
+        os.kill(command, signal.SIGSTOP)
+        until(lambda: stands_still(command), "it commits nothing more")
+        control = Control(str(host.store))
+        words = control.words()
+        control.close()
+        if words is not None and really_held(host).position == words["committed"]:
+            return
+        os.kill(command, signal.SIGCONT)
 
 
 def holds_all(primary: Host, standby: Host) -> bool:

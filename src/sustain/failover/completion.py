@@ -27,6 +27,7 @@ class Completion:
         self._book = Book(store, tell)
         self._seen: tuple[int, int, int] | None = None
         self._due = True
+        self._out_of_reach = False
 
     def due(self) -> None:
         """A report was written: look again, although nothing new was heard."""
@@ -40,9 +41,11 @@ class Completion:
         except FileNotFoundError:
             return []
         except OSError as error:
-            self._tell(f"{self._file}: {error.strerror}; reports are not completed")
-            self._file = Path(os.devnull)  # said once
+            if not self._out_of_reach:
+                self._tell(f"{self._file}: {error.strerror}; reports are not completed")
+            self._out_of_reach = True
             return []
+        self._out_of_reach = False
         if seen == self._seen and not self._due:
             return []
         self._seen, self._due = seen, False

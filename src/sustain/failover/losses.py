@@ -8,8 +8,6 @@ their own.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-from uuid import UUID
 
 from sustain.replication.wire import Account
 
@@ -104,15 +102,3 @@ def span_s(since_ns: int | None, until_ns: int | None) -> float | None:
     if since_ns is None or until_ns is None or until_ns < since_ns:
         return None
     return (until_ns - since_ns) / 1e9
-
-
-def account_as_dict(account: Account) -> dict[str, Any]:
-    """For a report's JSON."""
-    data = {name: getattr(account, name) for name in account.__struct_fields__}
-    return data | {name: str(UUID(bytes=data[name])) for name in ("store", "replica")}
-
-
-def account_from_dict(data: dict[str, Any]) -> Account:
-    """The reverse. Raises KeyError, TypeError, ValueError, AttributeError for what is none."""
-    said = {name: data[name] for name in Account.__struct_fields__}
-    return Account(**said | {name: UUID(said[name]).bytes for name in ("store", "replica")})

@@ -20,13 +20,12 @@ from sustain.failover.lease.record import LeaseState, LeaseView
 from sustain.failover.losses import (
     Held,
     Losses,
-    account_as_dict,
-    account_from_dict,
     at_least,
     by_account,
     nothing,
     parted_early,
 )
+from sustain.replication import accounts as spoken
 from sustain.replication.wire import Account
 from sustain.units import format_duration, format_size
 
@@ -141,7 +140,7 @@ class Takeover:
         held = {each.name: getattr(self, each.name) for each in fields(self)}
         return {
             **held,
-            "accounts": [account_as_dict(each) for each in self.accounts],
+            "accounts": [spoken.as_dict(each) for each in self.accounts],
             "state": self.state,
             "lost": {each.name: getattr(self.lost, each.name) for each in fields(Losses)},
             "missing_bytes": self.missing_bytes,
@@ -158,7 +157,7 @@ class Takeover:
         """What `as_dict` gave, also of an older version. Raises KeyError, TypeError, ValueError, AttributeError."""
         held = {each.name: data[each.name] for each in fields(cls) if each.name in data}
         LeaseState(held["old_state"])
-        return cls(**held | {"accounts": tuple(map(account_from_dict, data.get("accounts", ())))})
+        return cls(**held | {"accounts": tuple(map(spoken.from_dict, data.get("accounts", ())))})
 
     def certain(self) -> list[str]:
         if self.kind == "region":

@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import msgspec
@@ -135,3 +136,15 @@ def merged(one: Iterable[Account], other: Iterable[Account]) -> list[Account]:
 
 def _key(account: Account) -> tuple[bytes, bytes, int, int]:
     return account.store, account.replica, account.epoch, account.end
+
+
+def as_dict(account: Account) -> dict[str, Any]:
+    """For a report's JSON."""
+    data = {name: getattr(account, name) for name in account.__struct_fields__}
+    return data | {name: str(UUID(bytes=data[name])) for name in ("store", "replica")}
+
+
+def from_dict(data: dict[str, Any]) -> Account:
+    """The reverse. Raises KeyError, TypeError, ValueError, AttributeError for what is none."""
+    said = {name: data[name] for name in Account.__struct_fields__}
+    return Account(**said | {name: UUID(said[name]).bytes for name in ("store", "replica")})
