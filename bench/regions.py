@@ -92,8 +92,8 @@ def compare(
     found: dict[str, dict[str, float]] = {}
     for medium, place in (("memory", memory_dir), ("disk", disk_dir)):
         say(f"  {medium} …")
-        warm = 2 * size + (0 if quick else _SPARE)
-        with place() as directory, setting(directory, size) as where, warm(warm):
+        warm_bytes = 2 * size + (0 if quick else _SPARE)
+        with place() as directory, setting(directory, size) as where, warm(warm_bytes):
             raw = RawTcp(CHUNK, size)
             try:
                 ways = contenders(where)
