@@ -4,6 +4,7 @@ import os
 import subprocess
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -106,6 +107,9 @@ def test_overrun_is_a_gap_that_is_told(directory: Kit) -> None:
     error = fails(lambda: kit.restore(position=middle), NotRestorable)
     assert str(before) in str(error)
     assert "never archived" in str(error)
+    moment = told.times[told.positions.index(middle)]
+    error = fails(lambda: kit.restore(at_ns=moment), NotRestorable)
+    assert str(before) in str(error), "not an older one in its place"
     assert lost > before
 
 
@@ -137,7 +141,7 @@ def test_stopped_behind_a_gap_before_its_snapshot(kit: Kit, monkeypatch: pytest.
     assert restored.position == before
     assert kit.held(restored) == told.at(before)
     for position in told.positions[-300:-200:50]:
-        fails(lambda position=position: kit.restore(position=position), NotRestorable)
+        fails(partial(kit.restore, position=position), NotRestorable)
     for position in [each for each in told.positions if first <= each <= before][::7]:
         assert kit.held(kit.restore(position=position)) == told.at(position)
     shipping = kit.ship()
