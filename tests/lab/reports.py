@@ -16,7 +16,7 @@ class Report:
 
     def of(self, *files: str) -> list[str]:
         """The tests of these files, or all, that passed. AssertionError with all that was printed when one failed."""
-        files = files or (*self.passed, *self.failed)
+        files = files or tuple(self.passed | self.failed)
         wrong = [each for file in files for each in self.failed.get(file, [])]
         assert not wrong, f"{wrong}\n{self.output}"
         return [each for file in files for each in self.passed.get(file, [])]

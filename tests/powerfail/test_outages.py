@@ -394,7 +394,7 @@ def test_a_battery_that_dies_too_early_leaves_word_of_what_is_missing(tmp_path: 
 
 
 ROUNDS = int(os.environ.get("SUSTAIN_OUTAGE_ROUNDS", "18"))
-SITES = 3
+SITES = 6
 USABLE_S = 3.0
 
 
