@@ -108,10 +108,10 @@ def scene(tmp_path: Path) -> Iterator[Callable[..., Scene]]:
 def mixed(guest_images: Images) -> Iterator[dict[str, GuestVm]]:
     """One of each kind; tests leave them as they found them."""
     kinds = (
-        GuestVm("cache", guest_images),
+        GuestVm("cache", guest_images, deflate_on_oom=True),
         GuestVm("cold", guest_images),
         GuestVm("busy", guest_images),
-        GuestVm("mute", guest_images, agent=False),
+        GuestVm("mute", guest_images, agent=False, deflate_on_oom=True),
         GuestVm("bare", guest_images, agent=False, driver=False),
     )
     with boot(*kinds):
@@ -150,6 +150,7 @@ def test_each_guest_is_seen_by_the_best_that_there_is(
     assert bare.figures.free_bytes is None
     assert any("no driver" in problem for problem in bare.problems)
     assert [guest.can for guest in now.guests] == [("balloon",)] * 4 + [()]
+    assert [guest.deflates for guest in now.guests] == [True, False, False, True, None]
     for guest in now.guests:
         assert guest.figures.size_bytes == 256 * MIB
         assert guest.figures.resident_bytes == pytest.approx(mixed[guest.name].resident_bytes(), abs=24 * MIB)

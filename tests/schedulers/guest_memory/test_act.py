@@ -142,7 +142,7 @@ def test_a_balloon_that_takes_page_by_page_is_stopped(
     guest = Squeezed("a")
     effect = one(Actuator({"a": guest}, journal, limit_s=0.5), balloon(guest, GIB // 2))
     assert (effect.done, effect.under_way) == (False, False)
-    assert "gives no more" in (effect.problem or "")
+    assert ("gives no more" if still_s < 1 else "not there in time") in (effect.problem or "")
     assert guest.target_bytes > GIB - 16 * MIB
     assert guest.target_bytes == guest.touched_bytes  # nothing more is asked of it
 

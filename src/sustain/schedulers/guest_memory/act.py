@@ -191,12 +191,14 @@ class Actuator:
                 action=action, done=True, freed_bytes=freed, problem=_yield_problem(before - now, freed)
             )
         stopped = f"the balloon has come from {before} to {now} bytes, not to {goal}"
+        late = time.monotonic() >= this.stop_s
         # What the guest cannot give, or not in time, is not asked of it any longer, unless all is called off meanwhile:
         # a balloon whose goal is out of reach swallows each page that the guest frees for itself, until that kills it.
         if this.goes_on() and now > goal and self._set_balloon(guest, handle, action, now, now, this):
             self._journal.forget(moving_key(action.guest))
             self._forget_what_is_as_it_was(action.guest, now)
-            why = "no driver runs in the guest" if now == before else "the guest gives no more for now"
+            why = "it was not there in time" if late else "the guest gives no more"
+            why = "no driver runs in the guest" if now == before else why
             return Effect(action=action, done=False, freed_bytes=freed, problem=f"{stopped}: {why}")
         return Effect(
             action=action,
