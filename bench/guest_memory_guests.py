@@ -115,7 +115,10 @@ class _Runs:
         policy = Policy(goal_free_bytes=what.goal_bytes, least_change_bytes=4 * MIB)
         folder = self._place / f"run{sum(map(len, self.found.values()))}"
         folder.mkdir()
-        ran = run(what, self._images, saved, folder, policy, _controller(name))
+        try:
+            ran = run(what, self._images, saved, folder, policy, _controller(name))
+        except vm.LabError as error:
+            raise vm.LabError(f"under {name}: {error}") from error
         self.found.setdefault(name, []).append(ran)
         say(f"{name}: {asdict(ran)}")
         return time.monotonic() - begun_s

@@ -150,12 +150,18 @@ class _Perf:
                 hint="modprobe intel_cstate",
             )
         if timing is None or tsc is None:
-            raise HostError("perf has no msr/tsc/ to time cstate_pkg by")
+            raise HostError(
+                "perf has no msr/tsc/ to time cstate_pkg by",
+                hint="x86 kernels have it built in; a hypervisor may hide it",
+            )
         self._names = sorted(pmu.events)
         events = [(pmu, pmu.events[name]) for name in self._names]
         cpus = sorted(pmu.cpus & topology.packages[package])
         if not cpus:
-            raise HostError(f"perf {pmu.name}: no processor counts for package {package}")
+            raise HostError(
+                f"perf {pmu.name}: no processor counts for package {package}",
+                hint=f"are its processors offline? /sys/bus/event_source/devices/{pmu.name}/cpumask",
+            )
         self._groups: list[perf_events.Group] = []
         try:
             for cpu in cpus:
@@ -167,7 +173,10 @@ class _Perf:
     def read(self) -> _Found:
         readings = [each.read() for each in self._groups]
         if any(each.enabled_ns and not each.running_ns for each in readings):
-            raise HostError("perf does not count: other counters have taken its place")
+            raise HostError(
+                "perf does not count: other counters have taken its place",
+                hint="end what else counts all processors' events (perf stat -a, turbostat)",
+            )
         counts = [sum(column) for column in zip(*(each.counts for each in readings), strict=True)]
         names = ("p" + name.removesuffix("-residency") for name in self._names)  # "c6-residency"
         return _Found(

@@ -174,7 +174,10 @@ class _Perf:
             )
         cpus = sorted(pmu.cpus & topology.packages[package])
         if not cpus:
-            raise HostError(f"perf power: no processor counts for package {package}")
+            raise HostError(
+                f"perf power: no processor counts for package {package}",
+                hint="are its processors offline? /sys/bus/event_source/devices/power/cpumask",
+            )
         self._events = [pmu.events[name] for name in ("energy-pkg", "energy-ram") if name in pmu.events]
         self._groups: list[perf_events.Group] = []
         try:
@@ -188,7 +191,10 @@ class _Perf:
     def read(self) -> _Found:
         readings = [each.read() for each in self._groups]
         if any(each.enabled_ns and not each.running_ns for each in readings):
-            raise HostError("perf power does not count: other counters have taken its place")
+            raise HostError(
+                "perf power does not count: other counters have taken its place",
+                hint="end what else counts all processors' events (perf stat -a, turbostat)",
+            )
         package, *dram = (
             tuple(Energy(round(each.counts[place] * event.scale * 1e6), None) for each in readings)
             for place, event in enumerate(self._events)

@@ -46,7 +46,8 @@ def large(pid: int, toucher: Toucher) -> list[bool]:
 def test_what_a_child_has_too_is_split_for_both(tmp_path: Path) -> None:
     with touching([0] * 3) as toucher, Journal(tmp_path / "j") as journal:
         actuator = Actuator(journal)
-        assert all(each.done for each in actuator.carry_out(collapse(toucher, 0, 1)))
+        effects = actuator.carry_out(collapse(toucher, 0, 1))
+        assert all(each.done for each in effects), effects
         child = toucher.say("fork")["child"]
         assert large(toucher.pid, toucher) == large(child, toucher) == [True, True, False]
         if not large_pages.can_split():

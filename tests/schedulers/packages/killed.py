@@ -21,15 +21,28 @@ from sustain.host import affinity, cpuset, files, timer_slack
 from sustain.host.processes import identify
 from sustain.schedulers import journal
 from sustain.schedulers.journal import Journal
-from sustain.schedulers.packages import act, cgroups, memory, per_thread, settings, undo
+from sustain.schedulers.packages import act, cgroups, memory, per_thread, per_thread_undo, settings, undo
 from sustain.schedulers.packages.act import Actuator
 from sustain.schedulers.packages.handles import CgroupHandle, Handle, ProcessHandle
 from sustain.schedulers.packages.model import Action
 from tests.schedulers.packages.groups import Located, align, place, release
 
-_MODULES = (journal, act, cgroups, memory, per_thread, settings, undo, affinity, cpuset, files, timer_slack)
+_MODULES = (
+    journal,
+    act,
+    cgroups,
+    memory,
+    per_thread,
+    per_thread_undo,
+    settings,
+    undo,
+    affinity,
+    cpuset,
+    files,
+    timer_slack,
+)
 TRACED = tuple(str(module.__file__) for module in _MODULES)
-IN_TURN = tuple(str(module.__file__) for module in (act, cgroups, memory, per_thread, undo))
+IN_TURN = tuple(str(module.__file__) for module in (act, cgroups, memory, per_thread, per_thread_undo, undo))
 
 
 class Round(msgspec.Struct):

@@ -138,9 +138,9 @@ def impossible(way: Literal["page-idle", "damon"], root: Path = Path("/")) -> Ho
     return None
 
 
-# By default. Exact counting takes the kernel two walks for each page that was used, so it counts half as often as DAMON
-# (docs/decisions/0032-exact-counts-half-as-often.md).
-PERIODS_S: dict[Ways, float] = {"page-idle": 20.0, "damon": 10.0}
+# By default. Exact counting takes the kernel two walks for each page that was used, so it counts less often than DAMON
+# (docs/decisions/0032-exact-counts-less-often.md).
+PERIODS_S: dict[Ways, float] = {"page-idle": 30.0, "damon": 10.0}
 
 
 def expected_period_s(way: Ways, period_s: float | None, root: Path = Path("/")) -> float:

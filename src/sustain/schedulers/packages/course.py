@@ -261,7 +261,7 @@ def _compared(package: int, at: Situation) -> Relief:
     mine = set(at.rooms[package].cpus)
     there = np.array([bool(set(each) & mine) for each in at.sets] + [False])[at.now.memory.placed]
     used = np.nan_to_num(at.between.used) if at.between is not None else np.zeros(len(there))
-    share = (at.load or 0.0) / (len([each for each in at.awake if each != package]) + 1)
+    share = (at.load or 0.0) / len({*at.awake, package})
     left = share - float(used[there].sum())
     if there.any() and left < share / 2:
         return NOBODY

@@ -33,10 +33,8 @@ from sustain.schedulers.packages.policy import Policy
 from sustain.schedulers.packages.state import NOT_PLACED, GroupMemory
 
 Set = tuple[int, ...]
-_LIGHT, _ALL_LIGHT = (
-    0.01,
-    0.05,
-)  # of a package, that one group uses, and all together, which need not be balanced
+# Of a package: what one group uses, and all such together, that need not be balanced.
+_LIGHT, _ALL_LIGHT = 0.01, 0.05
 _NAMES = 5  # in a line for people
 
 
@@ -141,7 +139,7 @@ def wanted(
         of[now.movable] = _index(found, _cpus(rooms, awake))
         of[stays] = memory.placed[stays]
         if not relieved.everybody:
-            of[_light(now, rooms[max(awake)], stays)] = _index(found, rooms[max(awake)].cpus)
+            of[_light(now, sets, rooms[max(awake)], stays)] = _index(found, rooms[max(awake)].cpus)
         for rows in apart(seen, now, policy).values():
             for row, home in _homes(rows, awake, rooms, memory, sets).items():
                 of[row] = _index(found, rooms[home].cpus)
@@ -152,13 +150,16 @@ def wanted(
     return Wanted(tuple(found), of)
 
 
-def _light(now: Standing, to: Room, stays: NDArray[np.bool_]) -> NDArray[np.intp]:
+def _light(now: Standing, sets: tuple[Set, ...], to: Room, stays: NDArray[np.bool_]) -> NDArray[np.intp]:
     """Of the groups that leave a package those that use next to nothing, each and all together: they go to one, `to`,
     so that none of them moves again when another package is emptied."""
-    mean = now.memory.mean
-    rows = np.flatnonzero(now.movable & ~stays & (mean <= _LIGHT * to.capacity))
+    mean, placed = now.memory.mean, now.memory.placed
+    light = now.movable & (mean <= _LIGHT * to.capacity)
+    there = np.array([each == to.cpus for each in sets] + [False])[placed]
+    left = _ALL_LIGHT * to.capacity - float(mean[light & stays & there].sum())
+    rows = np.flatnonzero(light & ~stays)
     order = rows[np.argsort(mean[rows], kind="stable")]
-    return order[np.cumsum(mean[order]) <= _ALL_LIGHT * to.capacity]
+    return order[np.cumsum(mean[order]) <= left]
 
 
 def _homes(

@@ -109,7 +109,7 @@ def check(policy: Policy) -> None:
         ("peak_s", policy.peak_s > 0, "a time; 2h is usual"),
         ("pressure_limit", 0 < policy.pressure_limit <= 1, f"{share}; 0.2 is usual"),
         ("most_moves", policy.most_moves >= 1, "a number; 64 is usual"),
-        ("move_cost_w", policy.move_cost_w >= 0, "watts; 0.2 is usual"),
+        ("move_cost_w", policy.move_cost_w >= 0, "watts; 1 is usual"),
         ("least_saving_w", policy.least_saving_w >= 0, "watts; 2 is usual"),
         ("least_residency", 0 <= policy.least_residency <= 1, f"{share}; 0.05 is usual"),
         ("most_slowdown", 0 <= policy.most_slowdown < 1, "a share; 0.05 is usual"),

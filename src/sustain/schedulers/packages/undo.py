@@ -14,7 +14,7 @@ from sustain.errors import JournalError, SustainError
 from sustain.host import processes, threads
 from sustain.schedulers.journal import Entry, Journal, Outcome, Report, Undo, Undone
 from sustain.schedulers.loop import no_beat
-from sustain.schedulers.packages import cgroups, interrupts, memory, per_thread, pins
+from sustain.schedulers.packages import cgroups, interrupts, memory, per_thread, per_thread_undo, pins
 from sustain.schedulers.packages.came import Back, passes, words
 from sustain.schedulers.packages.handles import CgroupHandle
 from sustain.schedulers.packages.memory import Pace
@@ -49,8 +49,8 @@ class Undoing:
             },
             {
                 cgroups.THREAD: partial(cgroups.put_back_thread, root=self._root),
-                Affinity.kind + OWN: lambda entry: per_thread.put_back_own(Affinity(self._root), entry),
-                Slack.kind + OWN: lambda entry: per_thread.put_back_own(Slack(self._root), entry),
+                Affinity.kind + OWN: lambda entry: per_thread_undo.put_back_own(Affinity(self._root), entry),
+                Slack.kind + OWN: lambda entry: per_thread_undo.put_back_own(Slack(self._root), entry),
             },
             {memory.KIND: partial(memory.put_back, pace=self._pace, root=self._root, beat=self._beat)},
         )
@@ -124,7 +124,7 @@ class Undoing:
         return back
 
     def _process(self, setting: Setting[T], entry: Entry) -> Back:
-        return per_thread.put_back(setting, entry, self._journal.entries(), self._beat)
+        return per_thread_undo.put_back(setting, entry, self._journal.entries(), self._beat)
 
     def _outcome(self, put_back: PutBack) -> Undo:
         def undo(entry: Entry) -> Outcome:
