@@ -3,7 +3,7 @@
 As `ship_throughput`, whose log of whole pages is sent here twice: by `sustain ship` and `sustain receive` with
 certificates that `sustain keys` made, and by the same two without. Peers: raw loopback TCP (the limit, judged), and
 two processes that send and receive the same bytes over a bare TLS 1.3 connection of this interpreter's own `ssl`,
-one certificate, nothing verified or stored: what its OpenSSL gives on this machine, below which ours cannot but be.
+one certificate, nothing verified or stored: what a program in Python can have without us.
 """
 
 from contextlib import ExitStack

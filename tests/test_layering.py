@@ -2,7 +2,7 @@
 
 1. A `decide.py`, and every module whose docstring says "Pure.", imports nothing that reads a clock or the
 outside world. 2. `host/` imports nothing above it, and nobody else names files under /proc or /sys. 3.
-`crates/core` knows no Python; only `crates/py` does, and it only converts.
+`crates/core` and `crates/tls` know no Python; only `crates/py` does, and it only converts.
 
 Each checker is shown a bad source, so that a checker that sees nothing is found out.
 """
@@ -200,19 +200,20 @@ def does_more_than_convert(source: str) -> list[str]:
 
 
 def test_the_core_knows_no_python() -> None:
-    manifest = tomllib.loads((ROOT / "crates/core/Cargo.toml").read_text())
-    dependencies = {*manifest.get("dependencies", {}), *manifest.get("dev-dependencies", {})}
-    assert not {name for name in dependencies if "py" in name}
-    core = rust_files("core")
-    assert core
-    assert [name for name, source in core.items() if knows_python(source)] == []
+    for crate in ("core", "tls"):
+        manifest = tomllib.loads((ROOT / f"crates/{crate}/Cargo.toml").read_text())
+        dependencies = {*manifest.get("dependencies", {}), *manifest.get("dev-dependencies", {})}
+        assert not {name for name in dependencies if "py" in name}
+        files = rust_files(crate)
+        assert files
+        assert [name for name, source in files.items() if knows_python(source)] == []
     assert knows_python("use pyo3::prelude::*;")
     assert not knows_python("// unlike pyo3")
 
 
 def test_the_binding_only_converts() -> None:
     manifest = tomllib.loads((ROOT / "crates/py/Cargo.toml").read_text())
-    assert set(manifest["dependencies"]) <= {"pyo3", "sustain-core"}
+    assert set(manifest["dependencies"]) <= {"pyo3", "sustain-core", "sustain-tls"}
     binding = rust_files("py")
     assert binding
     assert [(name, does_more_than_convert(source)) for name, source in binding.items()] == [

@@ -446,3 +446,46 @@ def write_back(data: Buffer) -> None:
 def boottime_ns() -> int: ...
 def write_back_way() -> str:
     """How cache lines are written back for `pmem`: "clwb", "clflushopt", "clflush" or "dccvap"."""
+
+@final
+class TlsIdentity:
+    """A host's certificate, key and CAs for TLS 1.3. From the contents of PEM files; the key is not encrypted.
+
+    Raises `sustain.replication.tls_errors.TlsFault`, as all of TLS here does: "ca" or "pair" for files of no use.
+    """
+
+    def __new__(cls, certificate: bytes, key: bytes, ca: bytes) -> TlsIdentity: ...
+    def prove(self) -> int:
+        """See that a peer with the same CA would take the certificate, at both ends; when it ends, s since 1970."""
+
+    def server(self) -> TlsEnd: ...
+    def client(self, host: str) -> TlsEnd:
+        """The end that connects to `host`, which the other side's certificate must name. "name" for what is none."""
+
+@final
+class TlsEnd:
+    """One end of a connection. May be used by any number of threads; what is sealed by two must be sent in turns."""
+
+    def shake(self) -> bool:
+        """Go on with the handshake; whether it is done."""
+
+    def feed(self, data: Buffer) -> None:
+        """Take what has come; of a handshake no more than 128 KiB ("endless")."""
+
+    def outgoing(self) -> bytes:
+        """What waits to be sent, and is forgotten here."""
+
+    def receive(self, socket: int) -> int:
+        """Receive from a non-blocking socket, once: bytes, 0 at its end. After the handshake. OSError."""
+
+    def read_into(self, view: Buffer) -> int | None:
+        """Fill `view` as far as there is something: bytes, 0 at the end of the session, None when more must come."""
+
+    def seal(self, data: Buffer) -> int:
+        """Have some of `data` wait to be sent, up to 256 KiB in all: bytes of it, at least one if nothing waits."""
+
+    def send(self, socket: int) -> bool:
+        """Send what waits to a non-blocking socket; whether all of it went. OSError."""
+
+    def pending(self) -> bool:
+        """Whether something can be read, or a whole record has come."""

@@ -12,6 +12,9 @@ from sustain.replication import tls
 from sustain.replication.authority import make_ca, make_host
 from sustain.replication.credentials import CredentialFiles, Credentials
 
+ALPN = "sustain/1"
+HANDSHAKE_LIMIT_BYTES = 128 << 10
+
 
 @dataclass(frozen=True)
 class Authority:

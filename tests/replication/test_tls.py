@@ -25,13 +25,14 @@ from sustain.replication import wire
 from sustain.replication.channel import Channel
 from sustain.replication.credentials import NO_CREDENTIALS, CredentialFiles, Credentials
 from sustain.replication.fetch import keeps_store
+from sustain.replication.listener import HANDSHAKES_AT_ONCE
 from sustain.replication.receive import Receiver
 from sustain.replication.ship import End
-from sustain.replication.tls import ALPN, HANDSHAKE_LIMIT_BYTES, Tls
+from sustain.replication.tls import Tls
 from sustain.replication.urls import join
 from sustain.replication.wire import SHIPPER_HANDSHAKE, Kind
 
-from .certificates import Authority, bundle, client_context, connect, unproved
+from .certificates import ALPN, HANDSHAKE_LIMIT_BYTES, Authority, bundle, client_context, connect, unproved
 from .conftest import LINK, Lab, contents, fill, until
 
 
@@ -339,6 +340,21 @@ def test_silent_tls_clients_do_not_lock_the_primary_out(lab: Lab, authority: Aut
         each.close()
 
 
+def test_one_address_cannot_lock_the_others_out(lab: Lab, authority: Authority) -> None:
+    store = lab.create()
+    b = authority.host("b").load()
+    receiver = lab.receiver(credentials=b, handshake_timeout_s=600.0, timeout_s=600.0)
+    there, many = receiver.address, HANDSHAKES_AT_ONCE
+    hostile = [socket.create_connection(there, source_address=("127.0.0.2", 0)) for _ in range(many)]
+    for each in hostile:
+        with contextlib.suppress(OSError):  # one that was closed at once
+            each.sendall(b"\x16\x03\x01\x01\x00")  # and nothing more
+    lab.ship(receiver, link=replace(LINK, credentials=authority.host("a").load()))
+    store.wait(fill(store, 0, 3), copies=1, timeout=20)
+    for each in hostile:
+        each.close()
+
+
 def test_a_handshake_without_end_is_cut(authority: Authority) -> None:
     tls = authority.host("b").load().tls
     assert tls is not None
@@ -591,7 +607,8 @@ def test_a_changed_byte_ends_the_connection(authority: Authority) -> None:
             done[at] = done[at] or end.shake()
             if data := end.outgoing():
                 ends[1 - at].feed(data)
-    sealed = bytearray(ends[1].encrypt(b"x" * 1000))
+    assert ends[1].seal(b"x" * 1000) == 1000
+    sealed = bytearray(ends[1].outgoing())
     sealed[500] ^= 1
     ends[0].feed(bytes(sealed))
     view = memoryview(bytearray(2000))

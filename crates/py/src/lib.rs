@@ -1,4 +1,4 @@
-//! The Python binding of the engine: converts arguments, results and errors, and nothing else.
+//! The Python binding of the engine and of TLS: converts arguments, results and errors, and nothing else.
 //!
 //! `src/sustain/_native.pyi` is its documentation.
 
@@ -9,6 +9,7 @@ mod objects;
 mod outside;
 mod region;
 mod replica;
+mod tls;
 
 use pyo3::prelude::*;
 
@@ -28,6 +29,8 @@ mod _native {
     use crate::outside::{Control, LogTail};
     #[pymodule_export]
     use crate::replica::Replica;
+    #[pymodule_export]
+    use crate::tls::{TlsEnd, TlsIdentity};
 
     #[pymodule_export]
     const UNKNOWN: u64 = sustain_core::control::UNKNOWN;

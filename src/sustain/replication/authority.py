@@ -1,7 +1,7 @@
 """A small CA of one's own: makes it, makes certificates of it for hosts, and says what a certificate is for.
 
 Used by `sustain keys`, and by tests. The only importer of `cryptography` (docs/decisions/0033-tls.md): connections need
-the standard library alone. The CA's key signs and does nothing else, so it need not lie on any host that runs a
+the native module alone. The CA's key signs and does nothing else, so it need not lie on any host that runs a
 workload. A host's certificate is good for both ends of a connection, because hosts of a workload change roles.
 
 What is there already is not replaced: a second CA of the same name would shut out all hosts of the first. A renewal

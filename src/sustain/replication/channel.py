@@ -12,12 +12,11 @@ TLS did not announce is not told from one that it did: nothing here takes an end
 """
 
 import contextlib
-import itertools
 import select
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from sustain.errors import AuthenticationFailed, PeerUnreachable, ProtocolError
 from sustain.replication import wire
@@ -26,7 +25,6 @@ from sustain.replication.urls import join
 from sustain.replication.wire import FrameReader, Header, Kind
 
 _SHAKE_BYTES = 16 << 10  # received at once from a peer that has proved nothing
-_TLS_BYTES = 256 << 10  # encrypted, and received, at once
 _HINT_GONE = "the other side ended, or the link was cut; it is tried again"
 
 
@@ -52,7 +50,6 @@ class Channel:
         self._closed = False
         self._header = bytearray(wire.HEADER_BYTES)
         self._tls: TlsSession | None = None
-        self._arrived = memoryview(b"")  # where TLS records are received
         self.peer = _name(sock)
         self.heard = time.monotonic()  # when the last byte came
         self.said = time.monotonic()  # when the last frame went
@@ -78,7 +75,7 @@ class Channel:
         try:
             while not session.shake():
                 self._write([memoryview(session.outgoing())])
-                got = self._receive(piece)
+                got = self._receive(lambda: self._sock.recv_into(piece))
                 if got == 0:
                     raise PeerUnreachable(f"{self.peer} hung up during the handshake", hint=_HINT_GONE)
                 session.feed(piece[:got])
@@ -87,7 +84,6 @@ class Channel:
                 self._write([memoryview(session.outgoing())])
             raise
         self._write([memoryview(session.outgoing())])
-        self._arrived = memoryview(bytearray(_TLS_BYTES))
         self._tls = session
 
     # sending
@@ -104,8 +100,7 @@ class Channel:
             if self._tls is None:
                 self._write(pending)
             else:
-                for piece in itertools.chain.from_iterable(map(_pieces, pending)):
-                    self._write([memoryview(self._tls.encrypt(piece))])
+                self._write_sealed(self._tls, pending)
             self.said = time.monotonic()
 
     def _write(self, pending: list[memoryview]) -> None:
@@ -121,6 +116,23 @@ class Channel:
                 sent -= len(pending.pop(0))
             if sent:
                 pending[0] = pending[0][sent:]
+
+    def _write_sealed(self, tls: TlsSession, pending: list[memoryview]) -> None:
+        for part in pending:
+            rest = part[tls.seal(part) :]
+            while rest:
+                self._send_sealed(tls)
+                rest = rest[tls.seal(rest) :]
+        self._send_sealed(tls)
+
+    def _send_sealed(self, tls: TlsSession) -> None:
+        while True:
+            try:
+                if tls.send(self._sock.fileno()):
+                    return
+            except OSError as error:
+                raise self._lost(error) from None
+            self._wait(self._writable)
 
     # receiving
 
@@ -181,20 +193,18 @@ class Channel:
         PeerUnreachable; with TLS also AuthenticationFailed and ProtocolError."""
         tls = self._tls
         if tls is None:
-            return self._receive(view)
+            return self._receive(lambda: self._sock.recv_into(view))
         while True:
             got = tls.read_into(view)
             if got is not None:
                 return got
-            came = self._receive(self._arrived)
-            if came == 0:
+            if self._receive(lambda: tls.receive(self._sock.fileno())) == 0:
                 return 0
-            tls.feed(self._arrived[:came])
 
-    def _receive(self, view: memoryview) -> int:
+    def _receive(self, receive: Callable[[], int]) -> int:
         while True:
             try:
-                got = self._sock.recv_into(view)
+                got = receive()
             except BlockingIOError:
                 self._wait(self._readable)
                 continue
@@ -237,7 +247,10 @@ class Channel:
             try:
                 with contextlib.suppress(OSError, PeerUnreachable):
                     frame = wire.pack_header(Kind.BYE, len(text)) + text
-                    self._sock.send(frame if self._tls is None else self._tls.encrypt(frame))
+                    if self._tls is None:
+                        self._sock.send(frame)
+                    elif self._tls.seal(frame) == len(frame):
+                        self._tls.send(self._sock.fileno())
             finally:
                 self._send_lock.release()
 
@@ -251,10 +264,6 @@ class Channel:
         """Give the descriptor back: only by the last thread that uses the channel."""
         self.close()
         self._sock.close()
-
-
-def _pieces(part: memoryview) -> Iterator[memoryview]:
-    return (part[at : at + _TLS_BYTES] for at in range(0, len(part), _TLS_BYTES))
 
 
 def _name(sock: socket.socket) -> str:

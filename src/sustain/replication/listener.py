@@ -7,8 +7,10 @@ connection becomes blocks in the engine or on a disk anyway.
 """
 
 import contextlib
+import functools
 import socket
 import threading
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Generic
 
@@ -29,6 +31,7 @@ from sustain.replication.urls import is_loopback, join
 from sustain.replication.wire import Refuse
 
 HANDSHAKES_AT_ONCE = 16
+HANDSHAKES_FROM_ONE = 8  # address, so that one that holds all it can get does not lock the others out
 _ACCEPT_PAUSE_S = 0.05
 _SILENCE_S = 3.0  # a TLS client speaks at once
 
@@ -55,8 +58,8 @@ class Listener(Generic[H, W]):
         self._timeout_s = timeout_s
         self._handshake_timeout_s = handshake_timeout_s
         self._rejected = rejected
-        self._handshakes = threading.BoundedSemaphore(HANDSHAKES_AT_ONCE)
         self._lock = threading.Lock()
+        self._shaking: Counter[str] = Counter()  # by address
         self._open: dict[Channel, None] = {}  # and not a set: ended in the order in which they came
         self._threads: list[threading.Thread] = []
         self._sock: socket.socket | None = None
@@ -123,7 +126,7 @@ class Listener(Generic[H, W]):
         assert self._sock is not None
         while True:
             try:
-                sock, _ = self._sock.accept()
+                sock, (address, *_) = self._sock.accept()
             except OSError:
                 if self._stop.wait(
                     _ACCEPT_PAUSE_S
@@ -133,20 +136,34 @@ class Listener(Generic[H, W]):
             if self._stop.is_set():
                 sock.close()
                 return
-            if not self._handshakes.acquire(blocking=False):
+            if not self._begin(address):
                 sock.close()
                 continue
             channel = Channel(sock, self._timeout_s)
-            self._spawn(lambda channel=channel: self._run(channel), "connection")  # type: ignore[misc]
+            self._spawn(functools.partial(self._run, channel, address), "connection")
 
-    def _run(self, channel: Channel) -> None:
+    def _begin(self, address: str) -> bool:
+        """Whether there is room for another handshake."""
+        with self._lock:
+            shaking = self._shaking
+            if shaking.total() >= HANDSHAKES_AT_ONCE or shaking[address] >= HANDSHAKES_FROM_ONE:
+                return False
+            shaking[address] += 1
+            return True
+
+    def _end(self, address: str) -> None:
+        with self._lock:
+            self._shaking[address] -= 1
+            self._shaking += Counter()  # forgets those of none
+
+    def _run(self, channel: Channel, address: str) -> None:
         with self._lock:
             self._open[channel] = None
         try:
             try:
                 handshake, hello = self._shake(channel)
             finally:
-                self._handshakes.release()
+                self._end(address)
             if not self._stop.is_set():
                 self._serve(channel, handshake, hello)
         except SustainError as error:

@@ -4,40 +4,29 @@ Used by `credentials` (which files), `listener` and `dial` (who is at the other 
 out). Both ends show a certificate of the same CA, speak TLS 1.3 and nothing older, and take up no earlier session,
 so that each connection looks at certificates anew. `Tls` looks at its files whenever a connection begins: what was
 renewed is used from the next connection on, and files that do not fit together (one of two has been replaced so far)
-leave what was read before in use. What is loaded is first proved to itself in memory, so that a certificate that no
+leave what was read before in use. What is loaded is first looked at as a peer would, so that a certificate that no
 peer would take is an error of the host that has it, when it starts.
 
-A `TlsSession` takes and gives bytes, as the handshakes in `auth` do. The interpreter's `SSLSocket` was rejected: it
-must not be read and written by two threads at once, keeps a started write's arguments, and hides what is pending from
-whoever polls. Why the standard library's TLS at all: docs/decisions/0033-tls.md.
+The protocol itself is the native module's (`crates/tls`), without the interpreter's lock and many records a call. A
+`TlsSession` takes and gives bytes, or is lent the descriptor of a socket that never waits; the interpreter's `ssl` was
+rejected: docs/decisions/0033-tls.md.
 """
 
-import contextlib
 import os
-import ssl
 import stat
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
 
-from sustain.errors import (
-    AuthenticationFailed,
-    ConfigError,
-    PeerUnreachable,
-    ProtocolError,
-    ReplicationError,
-    SustainError,
-    anew,
-)
-from sustain.replication.tls_errors import explain
+from sustain._native import TlsEnd, TlsIdentity
+from sustain.errors import ConfigError, PeerUnreachable
+from sustain.replication.tls_errors import TlsFault, explain
 from sustain.units import format_duration
 
-ALPN = "sustain/1"  # so that a certificate for something else on this host is of no use here
-HANDSHAKE_LIMIT_BYTES = 128 << 10  # certificates and all; from a peer that has proved nothing
 FIRST_BYTES = (b"\x16\x03\x01", b"\x16\x03\x03")  # of a TLS client
 _WARN_S = 14 * 86400.0
+_FILE_LIMIT_BYTES = 1 << 20
 _HANDSHAKE, _ALERT = 0x16, 0x15  # what a TLS record may begin with before anything is agreed
 
 
@@ -58,8 +47,7 @@ class TlsFiles:
 class _Loaded:
     """What the files held."""
 
-    server: ssl.SSLContext
-    client: ssl.SSLContext
+    identity: TlsIdentity
     ends_s: float  # seconds since 1970
 
 
@@ -82,11 +70,17 @@ class Tls:
 
     def server(self) -> "TlsSession":
         """The end of whoever was connected to."""
-        return TlsSession(self._current().server.wrap_bio, server=True)
+        return TlsSession(self._current().identity.server(), server=True)
 
     def client(self, host: str) -> "TlsSession":
-        """The end of whoever connects to `host`, which must be named in the other side's certificate."""
-        return TlsSession(self._current().client.wrap_bio, server=False, host=host.partition("%")[0])
+        """The end of whoever connects to `host`, which must be named in the other side's certificate.
+
+        Raises ConfigError for a host that no certificate can name.
+        """
+        try:
+            return TlsSession(self._current().identity.client(host.partition("%")[0]), server=False)
+        except TlsFault as fault:
+            raise ConfigError(f"host {host!r}: {fault.words}", hint="name it by address") from None
 
     def _current(self) -> _Loaded:
         """What the files hold now, or held when they could last be used."""
@@ -110,20 +104,12 @@ class Tls:
 
 
 class TlsSession:
-    """One end. Any number of threads may `encrypt`; one may `feed` and `read_into`. Errors do not name the peer."""
+    """One end. Any number of threads may seal and send, in turns; one may read. Errors do not name the peer."""
 
-    def __init__(self, wrap: Callable[..., ssl.SSLObject], *, server: bool, host: str | None = None) -> None:
-        """Raises ConfigError for a host name that no certificate can have."""
-        self._lock = threading.Lock()
-        self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
+    def __init__(self, end: TlsEnd, *, server: bool) -> None:
+        self._end = end
         self._server = server
-        self._fed_bytes = 0
-        self._shaken = False
-        self._failed: ReplicationError | None = None  # raised once all before it was read
-        try:
-            self._ssl = wrap(self._in, self._out, server_side=server, server_hostname=host)
-        except ValueError as error:
-            raise ConfigError(f"host {host!r}: {error}", hint="name it by address") from None
+        self._begun = False
 
     def shake(self) -> bool:
         """Go on with the handshake; whether it is done. `outgoing` must be sent after each call, and after an error.
@@ -131,192 +117,117 @@ class TlsSession:
         Raises AuthenticationFailed, ProtocolError.
         """
         try:
-            self._ssl.do_handshake()
-        except ssl.SSLWantReadError:
-            return False
-        except ssl.SSLError as error:
-            raise explain(error, server=self._server) from None
-        except ValueError as error:  # a certificate whose names cannot be read
-            raise AuthenticationFailed(
-                f"its certificate cannot be used: {error}", hint="make another"
-            ) from None
-        if self._ssl.selected_alpn_protocol() != ALPN:
-            raise ProtocolError(
-                "it speaks TLS, but not for Sustain", hint="check host and port: is that `sustain receive`?"
-            )
-        self._shaken = True
-        return True
+            return self._end.shake()
+        except TlsFault as fault:
+            raise explain(fault, server=self._server) from None
 
     def feed(self, data: bytes | memoryview) -> None:
         """Take what has come. Raises ProtocolError for what cannot be the beginning of TLS, or goes on without end."""
-        if not self._shaken:
-            if not self._fed_bytes and data[0] not in (_HANDSHAKE, _ALERT):
-                raise _not_tls(self._server)
-            self._fed_bytes += len(data)
-            if self._fed_bytes > HANDSHAKE_LIMIT_BYTES:
-                raise ProtocolError("a handshake without end", hint="the other side is not a Sustain peer")
-        with self._lock:
-            self._in.write(data)
+        if not self._begun and data[0] not in (_HANDSHAKE, _ALERT):
+            raise explain(TlsFault("plain", ""), server=self._server)
+        self._begun = True
+        try:
+            self._end.feed(data)
+        except TlsFault as fault:
+            raise explain(fault, server=self._server) from None
 
     def outgoing(self) -> bytes:
-        """What is to be sent now: of a handshake, or an alert."""
-        with self._lock:
-            return self._out.read()
+        """What is to be sent now, and is not kept: of a handshake, an alert, or what was sealed."""
+        return self._end.outgoing()
 
-    def encrypt(self, data: bytes | memoryview) -> bytes:
-        """`data` as it is to be sent. Raises PeerUnreachable when the other side has ended the session."""
-        with self._lock:
-            rest = memoryview(data)
-            try:
-                while rest:
-                    rest = rest[self._ssl.write(rest) :]
-            except ssl.SSLError as error:
-                raise PeerUnreachable(
-                    f"TLS has ended: {error.reason or error}", hint="it is tried again"
-                ) from None
-            return self._out.read()
+    def receive(self, socket: int) -> int:
+        """Receive from a non-blocking socket, once: bytes, 0 at the end. Raises OSError, as a socket does."""
+        return self._end.receive(socket)
+
+    def seal(self, data: bytes | memoryview) -> int:
+        """Have `data` wait to be sent, as much as is worth a call: bytes of it, some if nothing waits already.
+
+        Raises PeerUnreachable when the session has failed."""
+        try:
+            return self._end.seal(data)
+        except TlsFault as fault:
+            raise PeerUnreachable(
+                f"TLS has ended: {fault.words or fault.code}", hint="it is tried again"
+            ) from None
+
+    def send(self, socket: int) -> bool:
+        """Send what waits to a non-blocking socket; whether all of it went. Raises OSError, as a socket does."""
+        return self._end.send(socket)
 
     def read_into(self, view: memoryview) -> int | None:
-        """Fill `view` as far as there is something: bytes, 0 at the end, None when more must be fed first.
+        """Fill `view` as far as there is something: bytes, 0 at the end, None when more must come first.
 
         Raises AuthenticationFailed (the other side does not take our certificate: it says so now), ProtocolError.
         """
-        got = 0
-        with self._lock:
-            while got < len(view) and self._failed is None:
-                try:
-                    more = cast(int, self._ssl.read(len(view) - got, view[got:]))
-                except ssl.SSLWantReadError:
-                    return got or None
-                except ssl.SSLZeroReturnError:
-                    return got
-                except ssl.SSLError as error:
-                    self._failed = explain(error, server=self._server)
-                    break
-                if not more:
-                    break
-                got += more
-        if self._failed is not None and not got:
-            raise anew(self._failed) from None
-        return got
-
-    def peer_certificate(self) -> dict[str, object]:
-        """What the other side's certificate says, as `ssl` tells it."""
-        return dict(self._ssl.getpeercert() or {})
+        try:
+            return self._end.read_into(view)
+        except TlsFault as fault:
+            raise explain(fault, server=self._server) from None
 
     def pending(self) -> bool:
-        """Whether something has come that was not read yet."""
-        with self._lock:
-            return bool(self._ssl.pending() or self._in.pending)
-
-
-def _not_tls(server: bool) -> ProtocolError:
-    if server:
-        return ProtocolError(
-            "it does not speak TLS, which this host asks for",
-            hint="give it a certificate: --tls-cert, --tls-key, --tls-ca (`sustain keys` makes them)",
-        )
-    return ProtocolError(
-        "it does not speak TLS, and this host does",
-        hint="start `sustain receive` there with --tls-cert, --tls-key and --tls-ca; and check the port",
-    )
+        """Whether something has come whole that was not read yet."""
+        return self._end.pending()
 
 
 # loading
 
 
 def _load(files: TlsFiles) -> _Loaded:
-    _check_files(files)
-    server = _context(files, ssl.PROTOCOL_TLS_SERVER)
-    client = _context(files, ssl.PROTOCOL_TLS_CLIENT)
-    itself = _context(files, ssl.PROTOCOL_TLS_CLIENT)
-    itself.check_hostname = False  # it is looked at by its own host, which may have any name
-    return _Loaded(server, client, _prove(files, server, itself))
-
-
-def _context(files: TlsFiles, protocol: int) -> ssl.SSLContext:
-    context = ssl.SSLContext(protocol)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.verify_mode = ssl.CERT_REQUIRED
-    context.set_alpn_protocols([ALPN])
-    if protocol == ssl.PROTOCOL_TLS_SERVER:
-        context.num_tickets = 0  # no session is taken up again
+    certificate, key, ca = _contents(files)
     try:
-        context.load_verify_locations(cafile=files.ca)
-    except (OSError, ssl.SSLError) as error:
+        identity = TlsIdentity(certificate, key, ca)
+        return _Loaded(identity, _prove(identity, files))
+    except TlsFault as fault:
+        if fault.code == "ca":
+            raise ConfigError(
+                f"CA file {files.ca} cannot be used: {fault.words}",
+                hint="a PEM file; `sustain keys ca` makes one",
+            ) from None
         raise ConfigError(
-            f"CA file {files.ca} cannot be used: {_why(error)}",
-            hint="a PEM file; `sustain keys ca` makes one",
-        ) from None
-    try:
-        context.load_cert_chain(files.cert, files.key, password=_no_passphrase)
-    except (OSError, ssl.SSLError) as error:
-        fits = "KEY_VALUES_MISMATCH" in str(error)
-        why = "they do not belong together" if fits else _why(error)
-        raise ConfigError(
-            f"certificate {files.cert} with key {files.key} cannot be used: {why}",
+            f"certificate {files.cert} with key {files.key} cannot be used: {fault.words}",
             hint="two PEM files that were made together; `sustain keys host` makes them",
         ) from None
-    return context
 
 
-def _check_files(files: TlsFiles) -> None:
-    """Raises ConfigError for a file that cannot be read, and for a key that everybody may read."""
-    for what, name in (("CA file", files.ca), ("certificate", files.cert), ("key", files.key)):
-        try:
-            with open(name, "rb") as file:
-                mode, text = os.fstat(file.fileno()).st_mode, file.read(1 << 20)
-        except OSError as error:
-            raise ConfigError(
-                f"{what} {name}: {error.strerror}", hint="`sustain keys` makes a CA and certificates"
-            ) from None
-        if name != files.key:
-            continue
-        if mode & (stat.S_IROTH | stat.S_IWOTH):
-            raise ConfigError(f"key {name} is open to everybody on this host", hint=f"chmod 600 {name}")
-        if b"ENCRYPTED" in text:
-            raise ConfigError(
-                f"key {name} is encrypted, and nobody is there to type the passphrase",
-                hint=f"openssl pkey -in {name} -out PLAIN, readable by this user alone",
-            )
-
-
-def _no_passphrase() -> str:
-    return ""
-
-
-def _why(error: Exception) -> str:
-    if isinstance(error, ssl.SSLError):
-        return (error.reason or str(error)).replace("_", " ").lower()
-    return getattr(error, "strerror", None) or str(error)
-
-
-def _prove(files: TlsFiles, server: ssl.SSLContext, client: ssl.SSLContext) -> float:
+def _prove(identity: TlsIdentity, files: TlsFiles) -> float:
     """See that a peer with the same CA would take this certificate, at both ends; when it ends (s since 1970).
 
     Raises ConfigError.
     """
-    ends = [TlsSession(server.wrap_bio, server=True), TlsSession(client.wrap_bio, server=False)]
-    shown: list[SustainError] = []
-    done = [False, False]
-    for _ in range(8):
-        for at, end in enumerate(ends):
-            try:
-                done[at] = done[at] or end.shake()
-            except SustainError as error:
-                shown.append(error)
-            data = end.outgoing()
-            if data:
-                with contextlib.suppress(SustainError):
-                    ends[1 - at].feed(data)
-        if shown or all(done):
-            break
-    if shown:
+    try:
+        return float(identity.prove())
+    except TlsFault as fault:
+        shown = explain(fault, server=True)
         raise ConfigError(
-            f"certificate {files.cert} is of no use with CA file {files.ca}: {shown[0]}", hint=shown[0].hint
+            f"certificate {files.cert} is of no use with CA file {files.ca}: {shown}", hint=shown.hint
+        ) from None
+
+
+def _contents(files: TlsFiles) -> tuple[bytes, bytes, bytes]:
+    """Of certificate, key and CA file. Raises ConfigError for one that cannot be read, and for a key that others may
+    read or change."""
+    certificate, _ = _read("certificate", files.cert)
+    key, mode = _read("key", files.key)
+    ca, _ = _read("CA file", files.ca)
+    if mode & (stat.S_IROTH | stat.S_IWOTH):
+        raise ConfigError(f"key {files.key} is open to everybody on this host", hint=f"chmod 600 {files.key}")
+    if b"ENCRYPTED" in key:
+        raise ConfigError(
+            f"key {files.key} is encrypted, and nobody is there to type the passphrase",
+            hint=f"openssl pkey -in {files.key} -out PLAIN, readable by this user alone",
         )
-    found = ends[1].peer_certificate()
-    return ssl.cert_time_to_seconds(str(found["notAfter"]))
+    return certificate, key, ca
+
+
+def _read(what: str, name: str) -> tuple[bytes, int]:
+    """Content and mode. Raises ConfigError."""
+    try:
+        with open(name, "rb") as file:
+            return file.read(_FILE_LIMIT_BYTES), os.fstat(file.fileno()).st_mode
+    except OSError as error:
+        raise ConfigError(
+            f"{what} {name}: {error.strerror}", hint="`sustain keys` makes a CA and certificates"
+        ) from None
 
 
 def _signature(files: TlsFiles) -> tuple[tuple[int, int, int] | None, ...]:
