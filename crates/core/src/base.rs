@@ -20,7 +20,6 @@ use crate::replay::{Group, GroupReader, Step, Target, apply};
 
 const CHECK_THREADS: usize = 4; // memory has no more to give
 const CHECK_PAGES: u64 = 4096; // at a time, for each of them
-const CHECK_BLOCK: usize = 256 << 10; // that a processor's cache holds
 
 /// See the module.
 pub struct Base<M: Medium> {
@@ -482,13 +481,12 @@ impl<M: Medium> Base<M> {
         let next = AtomicU64::new(0);
         let (m, sb) = (&self.m, &self.sb);
         let check = || {
-            let mut room = vec![0u8; CHECK_BLOCK];
             loop {
                 let first = next.fetch_add(CHECK_PAGES, Ordering::Relaxed);
                 if first >= pages {
                     return Ok(());
                 }
-                check_range(m, sb, first, CHECK_PAGES.min(pages - first), &mut room)?;
+                check_range(m, sb, first, CHECK_PAGES.min(pages - first))?;
             }
         };
         std::thread::scope(|scope| {
@@ -609,9 +607,8 @@ impl<M: Medium> Base<M> {
     }
 }
 
-/// Compare `count` pages from `first` on with their sums, as the medium gives them; not those in holes whose sum is 0.
-/// `room`: [`CHECK_BLOCK`] bytes.
-fn check_range<M: Medium>(m: &M, sb: &Superblock, first: u64, count: u64, room: &mut [u8]) -> Result<()> {
+/// Compare `count` pages from `first` on with their sums; not those in holes whose sum is 0.
+fn check_range<M: Medium>(m: &M, sb: &Superblock, first: u64, count: u64) -> Result<()> {
     let io = |e| Error::io("read the image back", e);
     let mut sums = vec![0u8; count as usize * 8];
     m.load(sb.sums_offset + first * 8, &mut sums).map_err(io)?;
@@ -620,18 +617,11 @@ fn check_range<M: Medium>(m: &M, sb: &Superblock, first: u64, count: u64, room: 
         u64::from_le_bytes(sums[at..at + 8].try_into().expect("eight bytes"))
     };
     let at = |page: u64| sb.image_offset + page * PAGE_U64;
-    let mut check = |pages: Range<u64>| {
-        let mut page = pages.start;
-        while page < pages.end {
-            let block = &mut room[..(pages.end - page).min((CHECK_BLOCK / PAGE) as u64) as usize * PAGE];
-            m.load(at(page), block).map_err(io)?;
-            for bytes in block.chunks_exact(PAGE) {
-                // SAFETY: a whole page of our own.
-                if unsafe { page_sum(page, bytes.as_ptr()) } != want(page) {
-                    return Err(wrong_sum(sb, page));
-                }
-                page += 1;
-            }
+    let check = |pages: Range<u64>| {
+        let start = m.mapping().at(at(pages.start), (pages.end - pages.start) * PAGE_U64);
+        crate::medium::touch(start, (pages.end - pages.start) as usize * PAGE, false);
+        for page in pages {
+            check_page(m, sb, page)?;
         }
         Ok(())
     };
@@ -653,13 +643,6 @@ fn check_range<M: Medium>(m: &M, sb: &Superblock, first: u64, count: u64, room: 
     Ok(())
 }
 
-fn wrong_sum(sb: &Superblock, page: u64) -> Error {
-    Error::corrupt(format!(
-        "image page {page} (file offset {:#x}) does not match its sum",
-        sb.image_offset + page * PAGE_U64
-    ))
-}
-
 /// Compare an image page with its sum.
 ///
 /// # Errors
@@ -672,5 +655,8 @@ pub fn check_page<M: Medium>(m: &M, sb: &Superblock, page: u64) -> Result<()> {
     if sum == want {
         return Ok(());
     }
-    Err(wrong_sum(sb, page))
+    Err(Error::corrupt(format!(
+        "image page {page} (file offset {:#x}) does not match its sum",
+        sb.image_offset + page * PAGE_U64
+    )))
 }

@@ -344,7 +344,7 @@ impl<M: Medium> Replica<M> {
     pub fn receive(&mut self, mut data: &[u8]) -> Result<Point> {
         while !data.is_empty() {
             let (room, len) = self.buffer(data.len().min(RECEIVE_MAX))?;
-            crate::medium::touch(room, len);
+            crate::medium::touch(room, len, true);
             // SAFETY: `buffer` gives `len` bytes of room, which only the holder of this replica touches.
             unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), room, len) };
             self.advance(len)?;

@@ -20,13 +20,14 @@ pub(crate) use file::pick_superblock;
 pub use file::{FileMedium, device_size, durability_at, probe_durability};
 pub use mapping::{Anonymous, Mapping, PrivateView, memory_file, page_is_zero};
 
-/// Have all pages of this memory there at once, which is faster than one fault for each; where the system cannot, nothing
-/// happens.
-pub(crate) fn touch(start: *mut u8, len: usize) {
+/// Have all pages of this memory there at once, to be written or only read, which is faster than one fault for each; where
+/// the system cannot, nothing happens.
+pub(crate) fn touch(start: *mut u8, len: usize, write: bool) {
     let first = start.addr() / PAGE * PAGE;
     let whole = (start.addr() + len).next_multiple_of(PAGE) - first;
-    // SAFETY: `MADV_POPULATE_WRITE` changes no byte, and fails where nothing is mapped.
-    unsafe { libc::madvise(start.with_addr(first).cast(), whole, libc::MADV_POPULATE_WRITE) };
+    let advice = if write { libc::MADV_POPULATE_WRITE } else { libc::MADV_POPULATE_READ };
+    // SAFETY: this changes no byte, and fails where nothing is mapped.
+    unsafe { libc::madvise(start.with_addr(first).cast(), whole, advice) };
 }
 
 /// A mapped store and its way to durability.
