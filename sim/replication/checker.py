@@ -159,10 +159,12 @@ class Checker:
         """The log holds what required destinations lack."""
         tail = engine.words()["tail"]
         for each in engine.destinations():
-            acked = each["acked"]
-            if each["required"] and acked is not None and each["state"] != "needs-snapshot" and tail > acked:
+            acked, state = each["acked"], each["state"]
+            if state in ("needs-snapshot", "snapshot"):
+                continue  # what it holds already counts no more
+            if each["required"] and acked is not None and tail > acked:
                 raise Violation(
-                    f"{host.name} has trimmed its log to {tail}, {each['url']} is required and holds {acked}"
+                    f"{host.name} has trimmed its log to {tail}, {each['url']} is required and holds {acked} ({state})"
                 )
 
     def acknowledged(self, host: Host, url: str, lsn: int) -> None:
