@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from sim.replication.command import MARK, Commit, Oracle
 from sim.replication.disk import Medium, SimEngine, read_state
-from sustain.errors import SustainError
+from sustain.errors import StoreCorrupt, SustainError
 from sustain.replication.wire import Hello
 
 if TYPE_CHECKING:
@@ -72,6 +72,10 @@ class Checker:
         """Read a host's store from outside; its newest commit. None when it cannot be read now."""
         try:
             position, (number, wrong) = read_state(host.path, lambda file: self._oracle.identify(file.pread))
+        except StoreCorrupt as error:
+            if self._world.words(host) is None:
+                return None  # it has lost power, and nobody has recovered it
+            raise Violation(f"{host.name}: {error}") from None
         except SustainError:
             return None
         self.looks += 1
@@ -155,10 +159,12 @@ class Checker:
         """The log holds what required destinations lack."""
         tail = engine.words()["tail"]
         for each in engine.destinations():
-            acked = each["acked"]
-            if each["required"] and acked is not None and each["state"] != "needs-snapshot" and tail > acked:
+            acked, state = each["acked"], each["state"]
+            if state in ("needs-snapshot", "snapshot"):
+                continue  # what it holds already counts no more
+            if each["required"] and acked is not None and tail > acked:
                 raise Violation(
-                    f"{host.name} has trimmed its log to {tail}, {each['url']} is required and holds {acked}"
+                    f"{host.name} has trimmed its log to {tail}, {each['url']} is required and holds {acked} ({state})"
                 )
 
     def acknowledged(self, host: Host, url: str, lsn: int) -> None:

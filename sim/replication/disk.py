@@ -52,6 +52,10 @@ class Medium:
             self._tail = tail
             self._durable = self._pages()
 
+    def closed(self) -> None:
+        """In good order: all of it is durable."""
+        self._durable = self._pages()
+
     def _pages(self) -> dict[int, bytes]:
         """Pages of sums and image, those that are not zero, by offset."""
         found: dict[int, bytes] = {}
@@ -167,6 +171,7 @@ class _Guarded:
         if self._native is not None and not self.process.dead:
             self._native.close()
             self._native = None
+            self.medium.closed()
             if self in self.process.belongings:
                 self.process.belongings.remove(self)
 

@@ -192,6 +192,11 @@ class SimChild:
             except SustainError as error:
                 self.host.world.tell(self.host, f"{words[0]} fails: {error}")
                 status.append(1)
+            except tasks.Killed:
+                raise
+            except BaseException as error:  # the run's end, and not only this process's
+                self.host.world.kernel.error = error
+                raise
             finally:
                 process.kill()
                 self.host.world.child_ended(self.host)
