@@ -58,6 +58,7 @@ class Variant:
     finishes: bool = False
     kinds: tuple[str, ...] = ()  # of faults; all, when empty
     within: int = 200  # seeds in which it must be caught
+    shows: int | None = None  # one of these in which it was caught: what is rare is tried there first
 
 
 CORRECT = Variant("correct", power=None)
@@ -259,8 +260,13 @@ def _stops_first(observation: Observation, state: State, policy: Policy, now_ns:
 
 
 VARIANTS = (
-    Variant("no-margin", "clock rates are taken to be equal", margin=0.0),
-    Variant("counts-from-end", "the deadline counts from the end of the write", counts_from_end=True),
+    Variant("no-margin", "clock rates are taken to be equal", margin=0.0, shows=23),
+    Variant(
+        "counts-from-end",
+        "the deadline counts from the end of the write",
+        counts_from_end=True,
+        shows=46,
+    ),
     Variant("blind-renewal", "renews without comparing", renew=_blind),
     Variant("engine-ignores-fence", "commits are not refused past the deadline", engine_fences=False),
     Variant("carries-on", "the command is never told to stop", decide=_carries_on),

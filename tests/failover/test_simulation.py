@@ -28,7 +28,7 @@ def test_nothing_goes_wrong(shard: int) -> None:
 
 def test_batteries_are_put_to_the_test() -> None:
     """Some of the runs end an outage with an empty battery that had been as good as its word."""
-    assert sum(run_seed(seed).kept for seed in range(SEEDS // 3)) > 0
+    assert any(run_seed(seed).kept for seed in range(SEEDS // 3))
 
 
 # Those that take more seeds to show are for `python -m sim failover --variant all`.
@@ -36,7 +36,8 @@ def test_batteries_are_put_to_the_test() -> None:
     "variant", [each for each in VARIANTS if each.within <= 400], ids=lambda each: each.name
 )
 def test_every_broken_variant_is_caught(variant: Variant) -> None:
-    for seed in range(variant.within):
+    known = () if variant.shows is None else (variant.shows,)
+    for seed in (*known, *range(variant.within)):
         if run_seed(seed, variant).violation:
             return
     pytest.fail(f"{variant.name} ({variant.why}) was not caught within {variant.within} seeds")
