@@ -153,7 +153,8 @@ def _judge(
     if np.count_nonzero(told) < len(told):  # at least what is used is present
         write(fill, ~told, np.maximum(PAGES - estimate, np.float32(0)))
 
-    it.most_fill = max(it.most_fill, float(np.fmax.reduce(fill, initial=0.0)))  # NaN is none
+    most_fill = float(np.fmax.reduce(fill, initial=0.0))  # NaN is none
+    it.most_fill = max(it.most_fill, most_fill)
 
     begun = memory.recount_s > -np.inf
     recounting = begun & ~large
@@ -183,7 +184,8 @@ def _judge(
     blank(~(may | stays), worth, it.score[rows])
     it.may[rows], it.stays[rows], it.known[rows] = may, stays, ready
     it.spare[rows], it.countable[rows] = (may & spare) | (large & warm), large & settled & free
-    it.could_fill += float(masked(small & blocks.eligible & told & ~only, fill).sum())
+    if most_fill:
+        it.could_fill += float(masked(small & blocks.eligible & told & ~only, fill).sum())
     recounts = np.flatnonzero(recounting & free)
     cold, asked = np.flatnonzero(held & chilly), np.flatnonzero(begun)
     return rows.start + cold, rows.start + asked, rows.start + recounts, worth[recounts]

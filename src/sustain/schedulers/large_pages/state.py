@@ -45,7 +45,10 @@ class Memory:
 
     def rows(self, rows: slice) -> "Memory":
         """Those rows; a view of them."""
-        return Memory(**{each.name: getattr(self, each.name)[rows] for each in fields(self)})
+        return Memory(*[getattr(self, name)[rows] for name in _COLUMNS])
+
+
+_COLUMNS = tuple(each.name for each in fields(Memory))
 
 
 @dataclass(frozen=True)
