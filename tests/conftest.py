@@ -1,10 +1,30 @@
 """How all tests run: whether one passes does not hang on how fast this machine is, and two may run at once."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 _LONGEST = ("sense", "act", "host", "run")  # of tests/lab/test_packages_*
+_ENOUGH = 128  # runs of 2 MiB that are free: more than any test here asks for
+_COMPACT, _DROP = Path("/proc/sys/vm/compact_memory"), Path("/proc/sys/vm/drop_caches")
+
+
+@pytest.fixture
+def large_pages_are_to_be_had() -> None:
+    """Memory that other tests have left in pieces, or full of clean pages, is put together, as far as that goes: what
+    is tested is what we do with large pages, not whether the kernel finds one in time. (It is tested where none is to
+    be had, too: schedulers/large_pages/test_scarce_kernel.py.)"""
+    if os.geteuid() != 0 or "SUSTAIN_LAB_GUEST" in os.environ:  # guests of the lab have just been started
+        return
+    from sustain.host import large_pages  # not for tests that need none of it
+
+    for path in (_COMPACT, _DROP, _COMPACT):
+        free = large_pages.free()
+        if free is None or free >= _ENOUGH or not path.exists():
+            return
+        path.write_text("1")
 
 
 def pytest_configure(config: pytest.Config) -> None:

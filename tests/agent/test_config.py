@@ -17,9 +17,14 @@ from sustain.agent.config import (
     parse,
 )
 from sustain.errors import ConfigError
-from sustain.schedulers.large_pages.model import Target
+from sustain.schedulers.guest_memory import host_state
+from sustain.schedulers.guest_memory.model import Host
+from sustain.schedulers.large_pages import budget
+from sustain.schedulers.large_pages.model import HostView, Target
 from sustain.schedulers.packages.config import PackagesConfig
 from sustain.schedulers.packages.policy import Policy
+
+GIB = 1 << 30
 
 WHOLE = """
 [agent]
@@ -175,6 +180,35 @@ recount = "sample"
 shares = 2000
 most = "1GiB"
 """
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        "",
+        'goal_free = "9GiB"',
+        'bounds = { clear = "30GiB", soft = "20GiB", hard = "1GiB", low = "1MiB" }',
+        'goal_free = "25GiB"\nbounds = { clear = "30GiB", soft = "20GiB", hard = "1GiB", low = "1MiB" }',
+    ],
+)
+def test_large_pages_go_before_any_guest_gives_memory(policy: str) -> None:
+    """Whatever the host is to keep: memory is scarce for them before the guest memory scheduler does anything."""
+    found = parse(f"[guest_memory]\n[guest_memory.policy]\n{policy}\n[large_pages]\n")
+    assert found.guest_memory is not None
+    assert found.large_pages is not None
+    for total in (2 * GIB, 64 * GIB, 1024 * GIB):
+        at = host_state.bounds(Host(total_bytes=total), found.guest_memory.policy)
+        assert at is not None
+        goal_bytes, states = at
+        available = max(goal_bytes, states.soft_bytes)
+        assert budget.is_scarce(
+            found.large_pages.policy,
+            HostView(total_bytes=total, available_bytes=available, pressure=0.0),
+            before=False,
+        )
+    given = parse('[guest_memory.policy]\ngoal_free = "9GiB"\n[large_pages.policy]\naim = "1GiB"\n')
+    assert given.large_pages is not None
+    assert given.large_pages.policy.aim_bytes == GIB
 
 
 def test_large_pages_alone_and_everything_of_them() -> None:

@@ -35,6 +35,8 @@ from tests import threads
 from tests.cli.conftest import Ran
 from tests.schedulers.large_pages.touching import Toucher, touching
 
+pytestmark = pytest.mark.usefixtures("large_pages_are_to_be_had")  # several of these map large
+
 Sus = Callable[..., Ran]
 _SOON = ("--period", "1s", "--for", "1s", "--here")
 

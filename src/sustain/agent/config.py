@@ -142,7 +142,19 @@ def parse(text: str, where: str = "configuration") -> AgentConfig:
         raise ConfigError(f"{where}: {error}", hint="the file is TOML: https://toml.io") from None
     found: AgentConfig = _value(AgentConfig, tree, where, "")
     _check(found, where)
-    return found
+    return _joined(found)
+
+
+def _joined(config: AgentConfig) -> AgentConfig:
+    """With what one scheduler has to know of another's policy: large pages go before a guest gives anything."""
+    memory, pages = config.guest_memory, config.large_pages
+    if memory is None or pages is None or pages.policy.aim_bytes is not None:
+        return config
+    aim_bytes = host_state.aim_bytes(memory.policy)
+    if aim_bytes is None:
+        return config
+    policy = msgspec.structs.replace(pages.policy, aim_bytes=aim_bytes)
+    return msgspec.structs.replace(config, large_pages=msgspec.structs.replace(pages, policy=policy))
 
 
 def address(listen: str) -> tuple[str, int] | str | None:

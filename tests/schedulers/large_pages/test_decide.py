@@ -21,6 +21,9 @@ from sustain.schedulers.large_pages.model import (
     Demote,
     Effect,
     HostView,
+    Observation,
+    Target,
+    unknown_blocks,
 )
 from sustain.schedulers.large_pages.plan import Finding
 from sustain.schedulers.large_pages.policy import Policy, TargetPolicy
@@ -433,6 +436,22 @@ def test_estimates_are_those_of_hawkeye_at_its_period_and_the_same_in_smaller_st
     assert estimate(30.0, [100, 200]) == pytest.approx((6 * 100 + 4 * 200) / 10)
     assert estimate(10.0, [100, 200, 200, 200]) == pytest.approx(140, abs=1e-3)
     assert estimate(60.0, [100, 200]) == pytest.approx(200 - 0.36 * 100, abs=1e-3)
+
+
+def test_a_block_that_is_counted_later_than_its_neighbour_is_known_from_then_on() -> None:
+    state, address = None, (np.arange(2, dtype=np.uint64) + np.uint64(1)) * np.uint64(BLOCK_BYTES)
+    for period in range(6):
+        counted_too = period > 0
+        blocks = unknown_blocks(np.zeros(2, np.int32), address)
+        blocks.touched[: 1 + counted_too] = 300
+        blocks.error[: 1 + counted_too], blocks.age_s[: 1 + counted_too] = 0, 1
+        target = Target(name="a", pid=1, started=1)
+        seen = Observation(now_s=30.0 * period, blocks=blocks, targets=(target,))
+        state = decide(seen, state, _SOON, seen.now_s).state
+        assert state.memory.estimate[0] == 300
+        assert state.memory.estimate[1] == pytest.approx(300 if counted_too else np.nan, nan_ok=True)
+    assert state is not None
+    assert state.memory.fine_s.tolist() == [149.0, 149.0]
 
 
 def test_of_a_large_block_only_idleness_is_news() -> None:

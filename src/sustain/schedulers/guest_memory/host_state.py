@@ -30,6 +30,14 @@ def min_free_bytes(total_bytes: float) -> float:
     return found
 
 
+def aim_bytes(policy: Policy) -> float | None:
+    """What the operator wants available, at least, whatever the host's size; None: that alone says it."""
+    wanted = [policy.goal_free_bytes] if policy.goal_free_bytes is not None else []
+    if policy.bounds is not None:
+        wanted.append(policy.bounds.soft_bytes / _ENTERS_SOFT)
+    return max(wanted, default=None)
+
+
 def bounds(host: Host, policy: Policy) -> tuple[float, Bounds] | None:
     """(goal, bounds); None where the host's size is needed for them, and unknown."""
     goal, given = policy.goal_free_bytes, policy.bounds

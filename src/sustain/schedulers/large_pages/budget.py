@@ -73,7 +73,9 @@ def scarce_bytes(policy: Policy, host: HostView) -> float | None:
     """Memory is scarce when less than that is available; None: the host's size is unknown."""
     if policy.scarce_bytes is not None:
         return policy.scarce_bytes
-    return None if host.total_bytes is None else _SCARCE * min_free_bytes(host.total_bytes)
+    if host.total_bytes is None:
+        return None
+    return _SCARCE * max(min_free_bytes(host.total_bytes), policy.aim_bytes or 0.0)
 
 
 def is_scarce(policy: Policy, host: HostView, before: bool) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sustain.schedulers.large_pages.budget import guaranteed
-from sustain.schedulers.large_pages.columns import Mask
+from sustain.schedulers.large_pages.columns import Mask, column, lift
 from sustain.schedulers.large_pages.judge import Rows
 from sustain.schedulers.large_pages.state import slices
 
@@ -30,17 +30,18 @@ class Chosen:
 def choose(
     score: Scores,
     pool: Mask,
+    outside: Rows,
     targets: Sequence[slice],
     places: int | None,
     own: NDArray[np.int64],
     caps: NDArray[np.int64] | None,
     shares: NDArray[np.float64],
 ) -> Chosen:
-    """Of a pool. `targets`: the blocks of each; `places`: how many at most, None: no limit; `own`: how many are each
-    target's own; `caps`: how many each may have (None: no limit to any)."""
+    """Of a pool. `outside`: what has a score and is not in it; `targets`: the blocks of each; `places`: how many at
+    most, None: no limit; `own`: how many are each target's own; `caps`: how many each may have (None: no limit to
+    any)."""
     never = np.float32(-np.inf)
-    score = np.fmax(score, never)  # what has none is NaN
-    outside = np.flatnonzero(~pool & (score > never))
+    score = np.fmax(score, never, out=column(len(score), np.float32))  # what has none is NaN
     score[outside] = never
     allowed = pool
     if caps is not None:
@@ -58,11 +59,10 @@ def choose(
     for rows, count in zip(targets, own.tolist(), strict=True):
         mine[rows] = are_best(score[rows], count)
     mine &= allowed
-    open_ = np.flatnonzero(allowed & ~mine)
-    others = open_[are_best(score[open_], places - int(np.count_nonzero(mine)))]
-    found = mine.copy()
-    found[others] = True
-    return Chosen(found, mine)
+    lift(
+        score, mine
+    )  # no more than there are places, so the best of all are these and then the best of the others
+    return Chosen(are_best(score, places), mine)
 
 
 def are_best(score: Scores, count: int) -> Mask:
@@ -70,9 +70,11 @@ def are_best(score: Scores, count: int) -> Mask:
     if count >= len(score) or count <= 0:
         return np.full(len(score), count > 0, np.bool_)
     bound = np.partition(score, len(score) - count)[len(score) - count]
-    found: Mask = score > bound
-    level = np.flatnonzero(score == bound)
-    found[level[: count - int(np.count_nonzero(found))]] = True
+    found: Mask = score >= bound
+    more = int(np.count_nonzero(found)) - count
+    if more:
+        level = np.flatnonzero(score == bound)
+        found[level[len(level) - more :]] = False
     return found
 
 

@@ -21,6 +21,7 @@ F = TypeVar("F", np.float32, np.float64)
 PIECE = 1 << 16  # rows that are dealt with at once; whole cache lines of any column
 _LINE_BYTES = 64
 _SIGNED: dict[Any, Any] = {np.float32: np.int32, np.float64: np.int64}
+_INFINITE = np.float32(np.inf).view(np.int32)
 _FEW = 32  # of so many rows one or fewer: they are gone through by themselves
 
 
@@ -71,11 +72,15 @@ def later(
     times: NDArray[np.float64], others: NDArray[np.float64], where: Mask, out: NDArray[np.float64]
 ) -> None:
     """Write to `out`, which is none of these, the later of both times where the mask is set, else the first."""
-    with np.errstate(divide="ignore"):
-        np.divide(1.0, where, out=out)
-    out -= 1.0  # 0, or infinite where it is not set
-    np.subtract(others, out, out=out)
-    np.maximum(out, times, out=out)
+    blank(~where, others, out)
+    np.fmax(out, times, out=out)  # what is blank is none
+
+
+def lift(values: NDArray[np.float32], where: Mask) -> None:
+    """Make the values where the mask is set, which are not −infinite, infinite."""
+    bits = _lanes(where, np.float32)
+    bits &= _INFINITE
+    values += bits.view(np.float32)
 
 
 def put(codes: NDArray[np.uint8], value: int, where: Mask) -> None:

@@ -174,8 +174,7 @@ def _actions(
 
 def _remember(memory: Memory, it: Judgement, turn: Turn, seen: Observation, now_s: float) -> Memory:
     """With what was there before a block is mapped large, and without recounts that have ended."""
-    begun = np.flatnonzero(memory.recount_s > -np.inf)
-    over = begun[~_GOES_ON[it.finding[begun]]]
+    over = it.begun[~_GOES_ON[it.finding[it.begun]]]
     base, recount_s, changed_s = memory.base, memory.recount_s, memory.changed_s
     if len(over):
         recount_s, changed_s = recount_s.copy(), changed_s.copy()

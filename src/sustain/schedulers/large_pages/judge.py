@@ -50,6 +50,7 @@ class Judgement:
     fill: NDArray[np.float32]  # pages that mapping it large would fill
     may: Mask  # it is small, and may become large
     spare: Mask  # it only may, or is large and may stay, as far as there is memory to spare
+    most_fill: float  # the highest of `fill`
     could_fill: float  # pages that mapping all blocks large would fill, of those that are small
     stays: Mask  # it is large, and stays unless others are better
     cold: Rows  # large, and to be demoted
@@ -58,6 +59,7 @@ class Judgement:
     )
     counted_score: NDArray[np.float32]  # of these
     pending: Rows  # mapped small for a recount, and not counted yet
+    begun: Rows  # that are small for a recount, or were until now
     failed: int  # mapped small for a recount, counted, and cold
     countable: Mask  # it is large, and may be demoted for a recount
     known: Mask  # of its target something may be done, and its estimate is good
@@ -101,7 +103,7 @@ def judge(
     it = _begun(len(seen.blocks))
     few = [_judge(it, rows, seen, memory, terms) for rows in pieces(len(seen.blocks))]
     if few:
-        it.cold, recounting, worth = (np.concatenate(each) for each in zip(*few, strict=True))
+        it.cold, it.begun, recounting, worth = (np.concatenate(each) for each in zip(*few, strict=True))
         _recounts(it, recounting, worth, seen.blocks, memory, terms)
     return it
 
@@ -115,12 +117,14 @@ def _begun(count: int) -> Judgement:
         fill=column(count, np.float32),
         may=np.empty(count, np.bool_),
         spare=np.empty(count, np.bool_),
+        most_fill=0.0,
         could_fill=0.0,
         stays=np.empty(count, np.bool_),
         cold=none,
         counted=none,
         counted_score=np.zeros(0, np.float32),
         pending=none,
+        begun=none,
         failed=0,
         countable=np.empty(count, np.bool_),
         known=np.empty(count, np.bool_),
@@ -129,12 +133,13 @@ def _begun(count: int) -> Judgement:
 
 def _judge(
     it: Judgement, rows: slice, seen: Observation, remembered: Memory, terms: _Terms
-) -> tuple[Rows, Rows, NDArray[np.float32]]:
-    """Writes those rows of the columns. (What is cold; what is small for a recount, and what that is worth.)"""
+) -> tuple[Rows, Rows, Rows, NDArray[np.float32]]:
+    """Writes those rows of the columns. (What is cold; of what a recount was begun; of these what is small, and may be
+    large again, and what that is worth.)"""
     policy, blocks, memory = terms.policy, seen.blocks.rows(rows), remembered.rows(rows)
     finding, fill, large, estimate = it.finding[rows], it.fill[rows], blocks.large, memory.estimate
-    finding.fill(Finding.LOW)
-    put(finding, Finding.KEPT, large)
+    np.multiply(large.view(np.uint8), np.uint8(Finding.KEPT - Finding.LOW), out=finding)
+    finding += np.uint8(Finding.LOW)
     surely, doubt = column(len(large), np.float32), column(len(large), np.float32)
     np.multiply(memory.error, np.float32(policy.certainty), out=doubt)
     with np.errstate(invalid="ignore"):
@@ -148,8 +153,12 @@ def _judge(
     if np.count_nonzero(told) < len(told):  # at least what is used is present
         write(fill, ~told, np.maximum(PAGES - estimate, np.float32(0)))
 
-    recounting = ~large & (memory.recount_s > -np.inf)
-    small = ~(large | recounting)
+    most_fill = float(np.fmax.reduce(fill, initial=0.0))  # NaN is none
+    it.most_fill = max(it.most_fill, most_fill)
+
+    begun = memory.recount_s > -np.inf
+    recounting = begun & ~large
+    small = ~(large | begun)
     worth = _worth(blocks, memory, fill, small, warm, terms)
     wanted = small & hot
     if terms.scarce:
@@ -175,9 +184,11 @@ def _judge(
     blank(~(may | stays), worth, it.score[rows])
     it.may[rows], it.stays[rows], it.known[rows] = may, stays, ready
     it.spare[rows], it.countable[rows] = (may & spare) | (large & warm), large & settled & free
-    it.could_fill += float(masked(small & blocks.eligible & told & ~only, fill).sum())
+    if most_fill:
+        it.could_fill += float(masked(small & blocks.eligible & told & ~only, fill).sum())
     recounts = np.flatnonzero(recounting & free)
-    return rows.start + np.flatnonzero(held & chilly), rows.start + recounts, worth[recounts]
+    cold, asked = np.flatnonzero(held & chilly), np.flatnonzero(begun)
+    return rows.start + cold, rows.start + asked, rows.start + recounts, worth[recounts]
 
 
 def _worth(
@@ -199,8 +210,12 @@ def _worth(
     more = in_guest * np.float32(policy.prefer) if np.count_nonzero(in_guest) else None
     if more is not None:
         worth *= more + np.float32(1)
-    write(worth, small, estimate)
-    worth -= masked(small | warm, cost)
+    if np.count_nonzero(warm):
+        write(worth, small, estimate)
+        worth -= masked(small | warm, cost)
+    else:
+        np.subtract(estimate, cost, out=better)
+        write(worth, small, better)
     if terms.none_free:
         worth -= small * np.float32(policy.compaction)
     if more is not None:

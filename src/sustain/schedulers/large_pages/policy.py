@@ -73,6 +73,9 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     scarce_bytes: float | None = (
         None  # available; None: one and a half of what the guest memory scheduler aims at
     )
+    aim_bytes: float | None = (
+        None  # what the guest memory scheduler aims at; None: by the host's size, or as its section says
+    )
     pressure_limit: float = 0.10  # share of time that tasks wait for memory
 
     def of(self, target: Target) -> TargetPolicy:
@@ -112,6 +115,7 @@ def check(policy: Policy) -> None:
         ("processor_share", 0 < policy.processor_share <= 1, "a share of one processor; 0.10 is usual"),
         ("most_actions", policy.most_actions >= 1, "a number; 256 is usual"),
         ("scarce_bytes", (policy.scarce_bytes or 0) >= 0, "a size"),
+        ("aim_bytes", (policy.aim_bytes or 0) >= 0, "a size"),
         ("pressure_limit", 0 < policy.pressure_limit <= 1, "a share of time; 0.10 is usual"),
     ):
         if not fine:

@@ -20,10 +20,14 @@ from sustain.schedulers.large_pages.policy import Policy
 def admit(it: Judgement, policy: Policy, bloat_pages: float, free: int | None) -> None:
     """Of the spare blocks those that there is memory for stay candidates, the best first. `bloat_pages`: filled and
     not accessed now; `free`: large pages of the host (None: unknown), since none is made for them by compaction."""
-    rows = np.flatnonzero(it.spare & it.may)
-    fill = it.fill[rows]
+    mask = it.spare & it.may
+    count = int(np.count_nonzero(mask))
     left = policy.spare_share * (it.could_fill + bloat_pages) - bloat_pages
-    most = len(rows) if free is None else free
+    most = count if free is None else free
+    if not count or (count <= most and count * it.most_fill <= left):
+        return
+    rows = np.flatnonzero(mask)
+    fill = it.fill[rows]
     if len(rows) <= most and float(fill.sum(dtype=np.float64)) <= left:
         return
     order = in_order(it.score[rows], len(rows))

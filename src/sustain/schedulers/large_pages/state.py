@@ -45,7 +45,10 @@ class Memory:
 
     def rows(self, rows: slice) -> "Memory":
         """Those rows; a view of them."""
-        return Memory(**{each.name: getattr(self, each.name)[rows] for each in fields(self)})
+        return Memory(*[getattr(self, name)[rows] for name in _COLUMNS])
+
+
+_COLUMNS = tuple(each.name for each in fields(Memory))
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,7 @@ def _count(found: Memory, memory: Memory, blocks: Blocks, now_s: float, policy: 
         return
     np.subtract(ended_s, memory.fine_s, out=passed_s)
     # That a block was used as a whole moves nothing, so what tells pages apart counts from the last time.
-    idle = np.flatnonzero(whole & ~used)
+    idle = np.flatnonzero(whole ^ used)
     passed_s[idle] = ended_s[idle] - memory.counted_s[idle]
     passed_s /= policy.weight_period_s
     _move(found, memory, blocks, passed_s, used, policy)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sustain.schedulers.large_pages import budget
 from sustain.schedulers.large_pages.choose import Chosen, choose, in_order, in_turns
-from sustain.schedulers.large_pages.columns import Mask
+from sustain.schedulers.large_pages.columns import Mask, put
 from sustain.schedulers.large_pages.judge import Judgement, Rows
 from sustain.schedulers.large_pages.model import PAGE_BYTES, Observation
 from sustain.schedulers.large_pages.most import (
@@ -97,9 +97,9 @@ def map_large(
     """`own`: of the budget, by shares; `places`: the budget, None: no limit; `possible`: collapses that may be
     tried."""
     large = int(np.count_nonzero(seen.blocks.large))
-    pool = _pool(it, fillable_bytes)
-    chosen = _choose(it, pool, seen, policy, own, places)
-    small, passed = pool & ~seen.blocks.large, pool & ~chosen.mask
+    pool, unfit = _pool(it, fillable_bytes)
+    chosen = _choose(it, pool, unfit, seen, policy, own, places)
+    wanted = chosen.mask & it.may
     room = len(seen.blocks) if places is None else max(0, places - large - it.recounting)
     surplus = 0 if places is None else max(0, large + it.recounting - places)
     most = most_of_each(seen, policy)
@@ -107,48 +107,54 @@ def map_large(
 
     counted = it.counted
     if len(counted):
-        counted = counted[np.flatnonzero(_holding(it, np.flatnonzero(small & passed), seen))]
+        passed_over = np.flatnonzero(pool & it.may & ~chosen.mask)
+        counted = counted[np.flatnonzero(_holding(it, passed_over, seen))]
     back = counted if most is None else within(counted, seen, most - large_of_each(seen))
     turn.take(back if places is None else back[: max(0, places - large)], Finding.COUNTED, it)
     turn.take(it.cold, Finding.COLD, it)
-    these = np.flatnonzero(small & chosen.mask)
-    it.finding[these] = Finding.RATE if turn.possible > 0 else Finding.NO_PAGES
-    lost = np.flatnonzero(passed & seen.blocks.large)
-    over = lost[:0]
+    put(it.finding, Finding.RATE if turn.possible > 0 else Finding.NO_PAGES, wanted)
+    these = lost = over = np.zeros(0, np.intp)
+    waiting = int(np.count_nonzero(wanted))
     if most is not None:
+        these, lost = np.flatnonzero(wanted), np.flatnonzero(it.stays & ~chosen.mask)
         over = over_most(it, seen, most, lost, these, turn.possible)
         these = these[room_of_each(it, seen, most, these)]
-    waiting = min(len(these), turn.possible) - room
-    excess = max(0, max(surplus, waiting) - len(it.cold) - len(over))
-    others = _without(lost, over, len(seen.blocks))
-    rest = others[in_order(-it.score[others], excess)]
-    turn.take(np.concatenate((over, rest)), Finding.REPLACED, it)
+        waiting = len(these)
+    excess = max(0, max(surplus, min(waiting, turn.possible) - room) - len(it.cold) - len(over))
+    if excess:
+        lost = np.flatnonzero(it.stays & ~chosen.mask) if most is None else lost
+        others = _without(lost, over, len(seen.blocks))
+        over = np.concatenate((over, others[in_order(-it.score[others], excess)]))
+    turn.take(over, Finding.REPLACED, it)
 
     limit = min(room, turn.room(Finding.COLLAPSE))
-    order = _order(it.score, these, chosen.own[these], seen.blocks.target, own, limit)
-    fits = _fits(it.fill[order], fillable_bytes)
-    it.finding[order[~fits]] = Finding.BLOAT
-    turn.take(order[fits], Finding.COLLAPSE, it)
-    if policy.recount == "sample":
+    if limit:
+        these = np.flatnonzero(wanted) if most is None else these
+        order = _order(it.score, these, chosen.own[these], seen.blocks.target, own, limit)
+        fits = _fits(it.fill[order], fillable_bytes)
+        it.finding[order[~fits]] = Finding.BLOAT
+        turn.take(order[fits], Finding.COLLAPSE, it)
+    if policy.recount == "sample" and turn.room(Finding.RECOUNTED):
         failed = it.failed + len(it.counted) - len(counted)
         doubt = failed / max(1, it.failed + len(it.counted))
         rows = _to_recount(it, memory, turn.rows(), policy, seen.now_s, doubt)
         turn.take(rows[: turn.room(Finding.RECOUNTED)], Finding.RECOUNTED, it)
 
 
-def _pool(it: Judgement, fillable_bytes: float) -> Mask:
-    """What is chosen from: all with a score, but for those that could not be filled now."""
-    mask = ~np.isnan(it.score)
-    if float(it.fill.max(initial=0.0)) * PAGE_BYTES > fillable_bytes:
+def _pool(it: Judgement, fillable_bytes: float) -> tuple[Mask, Rows]:
+    """(what is chosen from: all with a score, but for those that could not be filled now; these)."""
+    mask, unfit = it.may | it.stays, np.zeros(0, np.intp)
+    if it.most_fill * PAGE_BYTES > fillable_bytes:
         unfit = np.flatnonzero(it.may & (it.fill * PAGE_BYTES > fillable_bytes))
         it.finding[unfit] = Finding.BLOAT
         mask[unfit] = False
-    return mask
+    return mask, unfit
 
 
 def _choose(
     it: Judgement,
     pool: Mask,
+    unfit: Rows,
     seen: Observation,
     policy: Policy,
     own: NDArray[np.int64],
@@ -165,7 +171,7 @@ def _choose(
     caps = None if most is None else np.maximum(most - has, 0)
     shares = np.array([policy.of(each).shares for each in seen.targets], np.float64)
     left = None if places is None else places - int(has.sum())
-    return choose(it.score, pool, rows_of(seen), left, np.maximum(own - has, 0), caps, shares)
+    return choose(it.score, pool, unfit, rows_of(seen), left, np.maximum(own - has, 0), caps, shares)
 
 
 def _order(
