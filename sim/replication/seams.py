@@ -20,6 +20,7 @@ from sustain.failover.custodian import store as custodian
 from sustain.failover.journal import Journal
 from sustain.failover.lease import worker
 from sustain.replication import (
+    accounts,
     applier,
     channel,
     destination,
@@ -36,8 +37,8 @@ from sustain.replication import (
 if TYPE_CHECKING:
     from sim.replication.world import World
 
-THREADS = (applier, channel, destination, intake, listener, outlet, receive, ship, worker, loop)
-CLOCKS = (channel, destination, intake, outlet, receive, ship, orphan, standby)
+THREADS = (accounts, applier, channel, destination, intake, listener, outlet, receive, ship, worker, loop)
+CLOCKS = (accounts, channel, destination, intake, outlet, receive, ship, orphan, standby)
 SOCKETS = (channel, dial, listener)
 STORES = (standby, custodian)
 
