@@ -14,7 +14,7 @@ import pytest
 from sim.replication import run_seed, seams
 
 ROOT = Path(__file__).parents[2]
-SEEDS = int(os.environ.get("SUSTAIN_SIM_SEEDS", "100"))
+SEEDS = int(os.environ.get("SUSTAIN_SIM_SEEDS", "200"))
 SHARDS = 10
 
 
