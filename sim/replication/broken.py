@@ -194,9 +194,7 @@ VARIANTS = (
     Variant("acks-early", "acknowledges what has arrived and is not flushed", _acknowledges_early),
     Variant("counts-incomplete", "takes half a snapshot for a copy", _counts_incomplete),
     Variant("trims-early", "the log is kept for nobody", _pins_nothing),
-    Variant(
-        "pins-sent", "the log is kept for what was not sent only", _pins_what_was_sent, busy=True, within=400
-    ),
+    Variant("pins-sent", "the log is kept for what was not sent only", _pins_what_was_sent, busy=True),
     Variant("no-tail", "a snapshot without the log of its time", _no_tail, busy=True),
     Variant("old-pages", "a snapshot of pages that are older than its log", _old_pages),
     Variant("gap", "goes on behind what the replica lacks", _leaves_a_gap),
