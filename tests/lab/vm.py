@@ -25,6 +25,20 @@ from pathlib import Path
 from tests.lab import initrd
 from tests.lab.errors import HINT, LabError
 
+__all__ = [
+    "HINT",
+    "LAB",
+    "PAGE_IDLE",
+    "QUICK",
+    "TOP",
+    "Guest",
+    "Kernel",
+    "LabError",
+    "Result",
+    "kernel",
+    "unavailable",
+]
+
 TOP = Path(__file__).resolve().parents[2]
 LAB = TOP / ".lab"
 INIT = Path(__file__).with_name("guest-init")
