@@ -252,10 +252,13 @@ impl End {
     }
 }
 
+/// Takes a piece of plaintext, whole.
+type Give<'a> = &'a mut dyn FnMut(&[u8]);
+
 /// Where plaintext is wanted, as far as it is.
 struct Sink<'a> {
     left: usize,
-    give: Option<&'a mut dyn FnMut(&[u8])>,
+    give: Option<Give<'a>>,
 }
 
 impl Sink<'_> {
