@@ -79,7 +79,7 @@ def _counts_incomplete() -> Changes:
     whole = Outlet._acknowledged
 
     def acknowledged(self: Outlet, lsn: int, received: int) -> None:
-        self._in_snapshot = False
+        self.in_snapshot = False
         whole(self, lsn, received)
 
     return [(Outlet, "_acknowledged", acknowledged)]
@@ -94,7 +94,7 @@ def _pins_what_was_sent() -> Changes:
 
     def ship_log(self: Outlet, lsn: int, until: int) -> int:
         sent = whole(self, lsn, until)
-        if not self._in_snapshot and self._destination.pinned is not None:
+        if not self.in_snapshot and self._destination.pinned is not None:
             self._destination.pinned = sent
             self._owner.repin()
         return sent

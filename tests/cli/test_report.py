@@ -254,6 +254,7 @@ def test_status_shows_destinations(sus: Callable[..., Ran], filled: Path) -> Non
                     "bandwidth_bytes_per_s": (int, type(None)),
                     "drain_s": (*NUMBER, type(None)),
                     "budget_bytes": (int, type(None)),
+                    "proof": (dict, type(None)),
                 }
             ],
         )

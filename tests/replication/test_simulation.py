@@ -1,4 +1,4 @@
-"""Whole hosts of the product on simulated machines: nothing wrong in hundreds of seeds (half of them here, half in
+"""Whole hosts of the product on simulated machines: nothing wrong in a thousand seeds (half of them here, half in
 `test_simulation_more`), and the same story each time.
 
 More seeds: `python -m sim replication --seeds 100000`.
@@ -14,7 +14,7 @@ import pytest
 from sim.replication import run_seed, seams
 
 ROOT = Path(__file__).parents[2]
-SEEDS = int(os.environ.get("SUSTAIN_SIM_SEEDS", "200"))
+SEEDS = int(os.environ.get("SUSTAIN_SIM_SEEDS", "1000"))
 SHARDS = 10
 
 
