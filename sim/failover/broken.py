@@ -279,6 +279,7 @@ VARIANTS = (
         decide=_stale,
         hosts=3,
         kinds=("cut-link", "crash"),  # one lags, then the primary dies
+        shows=64,
         within=200,
     ),
     Variant(
@@ -290,7 +291,7 @@ VARIANTS = (
         within=600,
     ),
     Variant("releases-first", "gives the lease back before the command is gone", decide=_releases_first),
-    Variant("accepts-loss", "takes over although a primary left with more", decide=_accepts_loss),
+    Variant("accepts-loss", "takes over although a primary left with more", decide=_accepts_loss, shows=20),
     Variant("starts-finished", "starts again what was finished", decide=_reruns, finishes=True),
     Variant("never-takes", "leaves a lease that ran out alone", decide=_never_takes),
     Variant("never-renews", "lets its lease run out again and again", decide=_never_renews),
@@ -298,8 +299,8 @@ VARIANTS = (
     Variant("acts-on-silence", "takes a lost source for an outage", see=_seen_as(Power.UNKNOWN), power=True),
     Variant("saved-early", "says SAVED while it drains", decide=_saved_early, power=True),
     Variant("drain-for-granted", "believes that others hold everything", decide=_ready_early, power=True),
-    Variant("swapless", "goes back to running without the swap", decide=_swapless, power=True),
-    Variant("ignores-low", "sits a low battery out", see=_low_is_nothing, power=True),
+    Variant("swapless", "goes back to running without the swap", decide=_swapless, power=True, shows=78),
+    Variant("ignores-low", "sits a low battery out", see=_low_is_nothing, power=True, shows=57),
     Variant("stays-saved", "never comes back when AC does", decide=_stays, power=True),
     Variant(
         "given-blindly", "hands over without waiting for the rest", decide=_given_blindly, handovers=True
@@ -313,5 +314,11 @@ VARIANTS = (
         handovers=True,
         power=None,
     ),
-    Variant("no-budget", "commits do not wait for the battery's budget", engine_budgets=False, power=True),
+    Variant(
+        "no-budget",
+        "commits do not wait for the battery's budget",
+        engine_budgets=False,
+        power=True,
+        shows=47,
+    ),
 )
