@@ -133,6 +133,7 @@ class Host:
         self._busy = 0
         self._candidates: tuple[CandidateView, ...] = ()
         self._request: HandoverRequest | None = None
+        self._looked = 0  # how often it was asked for
         self._preparing = False
         self._stop_requested = False
         self._shed: bool | None = None  # None: nothing was shed in this outage; False: it takes its time
@@ -531,6 +532,7 @@ class Host:
         notes = tuple(view.candidate for view in self._candidates)
         try:
             self._view, candidates, self._request = lease.look()
+            self._looked += 1
             self._candidates = tuple(candidates)
             stirred = bool(self._error)
             self._error = ""
@@ -613,8 +615,13 @@ class Host:
 
     def _answer(self, lease: MemoryLease, action: AnswerRequest) -> Callable[[], None]:
         found = lease.amend(action.id, action.amended)
+        self._looked += 1
+        looked = self._looked
 
         def answer() -> None:
-            self._request = found
+            if (
+                looked == self._looked
+            ):  # `LeaseWorker` asks one after the other: what is older is not told later
+                self._request = found
 
         return answer

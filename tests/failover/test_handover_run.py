@@ -54,7 +54,8 @@ def nothing_was_lost_or_refused(cluster: Cluster) -> None:
         (*cluster.all_said("start"), *cluster.all_said("commit")), key=lambda each: each["ns"]
     ):
         if entry["what"] == "start":
-            assert entry["n"] == last, f"{entry} after {last}"
+            # SIGTERM may come between a commit and the line that says so.
+            assert last <= entry["n"] <= last + 1, f"{entry} after {last}"
         last = entry["n"]
     assert not cluster.all_said("refused")
     one_primary_at_a_time(cluster)
@@ -191,7 +192,7 @@ def test_killed_at_each_step_nothing_is_lost_and_there_is_one_primary(
         f"{survivor.name} commits\n{a.output()}\n{b.output()}",
     )
     status, _, err = ended(request)
-    if victim == "new":
+    if victim == "new" and not (status == 0 and b.said("commit")):  # unless it had it before it was killed
         assert status == 1
         assert "a has it again" in err or "a keeps the workload" in err, err
     nothing_acknowledged_is_lost(pair)
