@@ -378,7 +378,9 @@ impl<M: Medium> Inner<M> {
     #[inline]
     pub(super) fn trim_early(&mut self) -> Result<()> {
         let base = self.base()?;
-        if self.appended.lsn - base.sb.tail.lsn > base.sb.log_size / 4 * 3 && base.trim_target(0, base.floor()).is_some() {
+        if self.appended.lsn - base.sb.tail.lsn > base.sb.log_size / 4 * 3
+            && base.trim_target(0, base.floor()).is_some()
+        {
             self.trim_now(0)?;
         }
         Ok(())
