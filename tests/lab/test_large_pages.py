@@ -54,7 +54,9 @@ ACTED = {
     "test_one_whose_cgroup_is_full",
     "test_killed_at_any_moment_nothing_is_left[0.01]",
 }
-SCARCELY = "test_no_large_page_is_to_be_had"  # takes the memory with hugetlbfs, which the kernel of our own has not
+SCARCELY = (
+    "test_no_large_page_is_to_be_had"  # takes the memory with hugetlbfs, which the kernel of our own has not
+)
 SPLITTING = "test_what_a_child_has_too_is_split_for_both"
 ACTING = [f"{TESTS}/test_act.py::{name}" for name in sorted(ACTED)]
 
