@@ -62,6 +62,7 @@ class PostgresServer:
             "wal_keep_size": "256MB",
             "max_wal_size": "4GB",
             "autovacuum": "off",
+            "dynamic_shared_memory_type": "mmap",  # in the directory, where nothing outlives it
         }
         words = [str(self._programs / "postgres"), "-D", str(self._data)]
         for name, value in options.items():
@@ -120,6 +121,13 @@ class PostgresServer:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             self.process.wait()
+            self._remove_segment()
+
+    def _remove_segment(self) -> None:
+        """The System V segment by which a server knows that it is the only one: a killed one leaves it behind."""
+        lines = (self._data / "postmaster.pid").read_text().splitlines()
+        if len(lines) >= 7:  # "key id"; written once there is one
+            subprocess.run(["ipcrm", "-m", lines[6].split()[1]], check=True, capture_output=True)
 
     def close(self) -> None:
         self.client.close()
