@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness import Answer, memory_dir, quiet_collector, say
+from bench.pair import running_pair, ships
 
 QUESTION = "pause of the application when a busy 1 GiB store is handed over"
 
@@ -27,39 +28,13 @@ def measured(size: int) -> list[dict[str, float]]:
 
 
 def measure(directory: Path, size: int) -> list[dict[str, float]]:
-    from sustain.demo.hosts import Host, wait_for
+    from sustain.demo.hosts import wait_for
 
-    key = directory / "key"
-    key.write_text("bench" * 8 + "\n")
-    key.chmod(0o600)
-    lease = directory / "lease"
-    lease.mkdir()
-    a, b = Host("a", directory / "a"), Host("b", directory / "b")
-    options = ["--durability", "memory", "--size", str(size + (32 << 20)), "--log-size", "64MiB"]
-    root = str(Path(__file__).resolve().parents[1])
-    program = f"import sys; sys.path.insert(0, {root!r}); from bench.writers import main; main()"
-    try:
-        for host, peer, more in ((a, b, ["--create"]), (b, a, [])):
-            command = [sys.executable, "-c", program, "handover", "-", str(host.progress_path), str(size)]
-            host.start(peer, lease, key, [*options, *more], command)
-            if host is a:
-                wait_for("host a's lease", lambda: a.progress("first-commit") is not None, [a], 120)
-        wait_for("the array to be filled", lambda: a.progress("filled") is not None, [a, b], 240, 0.01)
-        filled = (a.progress("filled") or {})["position"]
-        wait_for("host b to have it", lambda: _holds(a, filled), [a, b], 240, 0.01)
+    with running_pair(directory, "handover", size) as (a, b, lease):
         found = [_move(lease, a, b)]
-        wait_for("host a to follow", lambda: _holds(b, b.words()["committed"]), [a, b], 240, 0.01)  # type: ignore[index]
+        wait_for("host a to follow", lambda: ships(b, b.words()["committed"]), [a, b], 240, 0.01)
         found.append(_move(lease, b, a))
         return found
-    finally:
-        a.close()
-        b.close()
-
-
-def _holds(host: Any, position: int) -> bool:
-    return any(
-        each["state"] == "streaming" and (each["acked"] or 0) >= position for each in host.destinations()
-    )
 
 
 def _move(lease: Path, old: Any, new: Any) -> dict[str, float]:

@@ -10,10 +10,10 @@ Python and opening the store. There is no peer for it.
 
 import json
 import statistics
-import sys
 from pathlib import Path
 
 from bench.harness import Answer, memory_dir, quiet_collector, say
+from bench.pair import running_pair
 
 QUESTION = "kill of the primary to first commit on the standby, lease time excluded"
 
@@ -35,43 +35,9 @@ def measured(size: int) -> dict[str, float]:
 
 def measure(directory: Path, size: int) -> dict[str, float]:
     """Milliseconds of the parts of one takeover with `size` bytes of data. Raises HandedOver."""
-    from sustain.demo.hosts import Host, wait_for
+    from sustain.demo.hosts import wait_for
 
-    key = directory / "key"
-    key.write_text("bench" * 8 + "\n")
-    key.chmod(0o600)
-    lease = directory / "lease"
-    lease.mkdir()
-    a, b = Host("a", directory / "a"), Host("b", directory / "b")
-    options = [
-        "--ttl",
-        "1s",
-        "--durability",
-        "memory",
-        "--size",
-        str(size + (32 << 20)),
-        "--log-size",
-        "64MiB",
-    ]
-    root = str(Path(__file__).resolve().parents[1])
-    program = f"import sys; sys.path.insert(0, {root!r}); from bench.writers import main; main()"
-    try:
-        for host, peer, more in ((a, b, ["--create"]), (b, a, [])):
-            command = [sys.executable, "-c", program, "takeover", "-", str(host.progress_path), str(size)]
-            host.start(peer, lease, key, [*options, *more], command)
-            if host is a:
-                wait_for("host a's lease", lambda: a.progress("first-commit") is not None, [a], 120)
-        wait_for("the array to be filled", lambda: a.progress("filled") is not None, [a, b], 240, 0.01)
-        filled = (a.progress("filled") or {})["position"]
-        wait_for(
-            "host b to have it",
-            lambda: any(
-                each["state"] == "streaming" and (each["acked"] or 0) >= filled for each in a.destinations()
-            ),
-            [a, b],
-            240,
-            0.01,
-        )
+    with running_pair(directory, "takeover", size, "--ttl", "1s") as (a, b, _):
         killed_ns, _ = a.kill()
         wait_for("the first commit on b", lambda: b.progress("first-commit") is not None, [b], 60)
         wait_for("the report", lambda: b.event("takeover") is not None, [b], 60)
@@ -90,9 +56,6 @@ def measure(directory: Path, size: int) -> dict[str, float]:
             "start of Python": (begun - report["promoted_boottime_ns"]) / 1e6,
             "open and commit": (first - begun) / 1e6,
         }
-    finally:
-        a.close()
-        b.close()
 
 
 def answer(quick: bool = False) -> Answer:

@@ -34,9 +34,8 @@ from sustain.failover.types import (
 from sustain.units import format_size, to_ns
 
 _ANSWER_AGAIN_NS = to_ns(0.3)
-_LITTLE_OF_A_REGION_BYTES = (
-    64 << 20
-)  # its program changes the same pages again and again: nobody ever has all of them
+# Its program changes the same pages again and again: nobody ever has all of them.
+_LITTLE_OF_A_REGION_BYTES = 64 << 20
 _LITTLE_OF_A_REGION_S = 1.0  # or what the link carries in that time
 _ARCHIVES = ("file:", "s3:")
 

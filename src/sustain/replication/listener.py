@@ -128,11 +128,10 @@ class Listener(Generic[H, W]):
             try:
                 sock, (address, *_) = self._sock.accept()
             except OSError:
-                if self._stop.wait(
-                    _ACCEPT_PAUSE_S
-                ):  # descriptors ran out, and it would fail at once again; or
+                # Descriptors ran out, and it would fail at once again; or the peer gave up while it queued.
+                if self._stop.wait(_ACCEPT_PAUSE_S):
                     return
-                continue  # the peer gave up while it queued
+                continue
             if self._stop.is_set():
                 sock.close()
                 return

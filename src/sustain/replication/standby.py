@@ -72,9 +72,8 @@ class Standby:
             self.unusable = "an interrupted snapshot"
             return
         if not block["received"] and self.book.wrote() != block["replica_uuid"]:
-            self.book.note_writer(
-                block["replica_uuid"]
-            )  # before a receiver has it: then the store tells no more
+            # Before a receiver has it: then the store tells no more.
+            self.book.note_writer(block["replica_uuid"])
         try:
             self.replica = Replica(self.path)
         except (StoreUntrusted, StoreCorrupt) as error:
@@ -278,9 +277,8 @@ class Standby:
         history, written = block["history"], self._written_here(block)
         if hello.epoch <= self.log_epoch:
             if self.book.wrote() is not None:
-                self.book.note_writer(
-                    None
-                )  # others write in that epoch, too: whose the end is cannot be said later
+                # Others write in that epoch, too: whose the end is cannot be said later.
+                self.book.note_writer(None)
             return
         if orphan is None and not written:
             return

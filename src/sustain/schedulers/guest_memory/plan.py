@@ -55,9 +55,8 @@ class GuestPlan(msgspec.Struct, frozen=True, kw_only=True):
     shares: float
     floor_bytes: float | None
     hidden_bytes: float | None  # what it may use and lists nowhere; None: no balloon
-    kept_bytes: (
-        float | None
-    )  # what its balloon leaves it whatever happens; more where it does not deflate by itself
+    # What its balloon leaves it whatever happens; more where it does not deflate by itself.
+    kept_bytes: float | None
     most_bytes: float | None
     wanted_bytes: float | None  # what it has and what it needs beyond that
     entitlement_bytes: float | None  # if all guests wanted all they may have

@@ -59,9 +59,8 @@ def choose(
     for rows, count in zip(targets, own.tolist(), strict=True):
         mine[rows] = are_best(score[rows], count)
     mine &= allowed
-    lift(
-        score, mine
-    )  # no more than there are places, so the best of all are these and then the best of the others
+    # No more than there are places, so the best of all are these and then the best of the others.
+    lift(score, mine)
     return Chosen(are_best(score, places), mine)
 
 

@@ -73,9 +73,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     scarce_bytes: float | None = (
         None  # available; None: one and a half of what the guest memory scheduler aims at
     )
-    aim_bytes: float | None = (
-        None  # what the guest memory scheduler aims at; None: by the host's size, or as its section says
-    )
+    # What the guest memory scheduler aims at; None: by the host's size, or as its section says.
+    aim_bytes: float | None = None
     pressure_limit: float = 0.10  # share of time that tasks wait for memory
 
     def of(self, target: Target) -> TargetPolicy:
