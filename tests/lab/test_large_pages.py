@@ -54,9 +54,7 @@ ACTED = {
     "test_one_whose_cgroup_is_full",
     "test_killed_at_any_moment_nothing_is_left[0.01]",
 }
-SCARCELY = (
-    "test_no_large_page_is_to_be_had"  # takes the memory with hugetlbfs, which the kernel of our own has not
-)
+SCARCELY = "test_no_large_page_is_to_be_had"  # takes the memory with hugetlbfs
 SPLITTING = "test_what_a_child_has_too_is_split_for_both"
 ACTING = [f"{TESTS}/test_act.py::{name}" for name in sorted(ACTED)]
 
@@ -87,5 +85,5 @@ def test_one_with_page_idle(scratch: Path, tmp_path: Path) -> None:
     chosen = [f"{GUEST_RAM}::{name}" for name in sorted(ram)]
     kernel = boot_kernel(vm.PAGE_IDLE, scratch)
     marks = "tests/host/test_page_idle.py"
-    found = run(kernel, tmp_path, marks, COUNTING, f"{WHOLE}::{whole}", *ACTING, *chosen, SPLIT)
-    assert found >= EXACT | ESTIMATED | MARKED | ACTED | ram | {whole, SPLITTING}
+    found = run(kernel, tmp_path, marks, COUNTING, f"{WHOLE}::{whole}", *ACTING, *chosen, SPLIT, SCARCE)
+    assert found >= EXACT | ESTIMATED | MARKED | ACTED | ram | {whole, SCARCELY, SPLITTING}
