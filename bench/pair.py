@@ -10,10 +10,16 @@ from pathlib import Path
 from typing import Any
 
 
+class HandedOver(RuntimeError):
+    """The primary was one no longer when something was to be asked of it: this machine had stalled for longer than the
+    lease lasts."""
+
+
 @contextmanager
 def running_pair(directory: Path, writer: str, size: int, *options: str) -> Iterator[tuple[Any, Any, Path]]:
     """Hosts a (the primary) and b (`sustain.demo.hosts.Host`), and the directory of their lease. The program is
-    `writer` of `bench.writers`, which fills `size` bytes; b holds them. `options` are of `sustain run`."""
+    `writer` of `bench.writers`, which fills `size` bytes; b holds them. `options` are of `sustain run`. Raises
+    HandedOver."""
     from sustain.demo.hosts import Host, wait_for
 
     key = directory / "key"
@@ -31,7 +37,13 @@ def running_pair(directory: Path, writer: str, size: int, *options: str) -> Iter
             host.start(peer, lease, key, [*words, *more], command)
             if host is a:
                 wait_for("host a's lease", lambda: a.progress("first-commit") is not None, [a], 120)
-        wait_for("the array to be filled", lambda: a.progress("filled") is not None, [a, b], 240, 0.01)
+
+        def filled_or_over() -> bool:
+            return a.progress("filled") is not None or b.event("takeover") is not None
+
+        wait_for("the array to be filled", filled_or_over, [a, b], 240, 0.01)
+        if b.event("takeover") is not None:
+            raise HandedOver
         filled = (a.progress("filled") or {})["position"]
         wait_for("host b to have it", lambda: ships(a, filled), [a, b], 240, 0.01)
         yield a, b, lease

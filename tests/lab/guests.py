@@ -33,7 +33,7 @@ from tests.host import swap
 from tests.lab import initrd
 from tests.lab.errors import HINT, LabError
 from tests.lab.initrd import command
-from tests.lab.vm import LAB, QUICK, Kernel
+from tests.lab.vm import LAB, Kernel, boot_words
 
 WORKLOAD = Path(__file__).with_name("guest_workload.c")
 AGENTS = (LAB / "agent/usr/sbin/qemu-ga", LAB / "agent/usr/bin/qemu-ga")  # Debian 12, 13
@@ -344,7 +344,7 @@ class GuestVm:
         return line.decode()
 
     def _command(self, control: int, monitor: int) -> list[str]:
-        words = f"console=ttyS0 quiet loglevel=4 panic=-1 rdinit=/init {QUICK} --"
+        words = f"console=ttyS0 quiet loglevel=4 panic=-1 rdinit=/init {boot_words()} --"
         words += "" if self.agent else " noagent"
         words += "" if self.driver else " nodriver"
         on = {True: "on", False: "off"}

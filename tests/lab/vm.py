@@ -22,19 +22,19 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.lab import initrd
+from tests.lab import initrd, timestamps
 from tests.lab.errors import HINT, LabError
 
 __all__ = [
     "HINT",
     "LAB",
     "PAGE_IDLE",
-    "QUICK",
     "TOP",
     "Guest",
     "Kernel",
     "LabError",
     "Result",
+    "boot_words",
     "kernel",
     "unavailable",
 ]
@@ -54,7 +54,14 @@ done
 exec /bin/busybox switch_root /root {busybox} sh {init}
 """
 # Nothing that a test looks at, and all of it takes an emulated processor long.
-QUICK = "nokaslr mitigations=off audit=0 cryptomgr.notests no_timer_check tsc=reliable"
+_QUICK = "nokaslr mitigations=off audit=0 cryptomgr.notests no_timer_check tsc=reliable"
+
+
+def boot_words() -> str:
+    """What every kernel of the lab is told: to boot quickly, and how fast its clock is."""
+    return f"{_QUICK} tsc_early_khz={timestamps.khz()}"
+
+
 # How the root is mounted, of which nothing changes while a guest runs: importing NumPy page by page takes many times as
 # long.
 _ROOT = "version=9p2000.L,trans=virtio,access=any,cache=loose,msize=512000"
@@ -255,7 +262,7 @@ class Guest:
             ]
         shared = "security_model=none,multidevs=remap"
         words = [
-            *("console=ttyS0", "quiet", "loglevel=4", "panic=-1", f"init={INIT}", QUICK),
+            *("console=ttyS0", "quiet", "loglevel=4", "panic=-1", f"init={INIT}", boot_words()),
             f"lab.modules={self.kernel.tree}",
         ]
         if self.kernel.initrd is not None:
