@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from sustain._native import Replica
-from sustain.errors import LogTooSmall, PeerUnreachable, ProtocolError, StoreCorrupt, SustainError
+from sustain.errors import LogTooSmall, PeerUnreachable, ProtocolError, StoreCorrupt, StoreError, SustainError
 from sustain.replication.applier import Applier
 from sustain.replication.channel import Channel, ConnectionEnded
 from sustain.replication.standby import OldImage, Standby
@@ -104,6 +104,8 @@ class Intake:
                 f"{self.channel.peer}: {error}", hint="the connection begins again"
             ) from error
         except SustainError as error:
+            if isinstance(error, StoreError) and self.progress.state == "streaming":
+                self._standby.note_failure(error)
             self.channel.bye("failed", str(error))
             raise
         finally:

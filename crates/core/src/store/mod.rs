@@ -184,6 +184,9 @@ impl Store<FileMedium> {
         // Read again: until the lock was ours another writer could change it.
         let (m2, sb) = FileMedium::open(path, true)?;
         drop(m2);
+        if sb.incompat & INCOMPAT_ARRIVING == 0 {
+            m.reserve_holes()?;
+        }
         Self::open_on(m, sb, path.display().to_string(), options)
     }
 
