@@ -566,6 +566,16 @@ impl<M: Medium + 'static> Store<M> {
         Control::of(self.shared.m.mapping())
     }
 
+    /// Whether somebody ships this store now.
+    ///
+    /// # Errors
+    /// `StoreClosed`, or what the system said.
+    pub fn shipper_locked(&self) -> Result<bool> {
+        let g = self.lock()?;
+        let taken = Lock::Shipper.is_taken(self.shared.m.mapping().file());
+        taken.map_err(|e| Error::io(format!("ask for a lock of {}", g.name), e))
+    }
+
     /// The superblock as this handle knows it.
     ///
     /// # Errors
