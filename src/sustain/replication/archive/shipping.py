@@ -49,6 +49,7 @@ class Keeper(Protocol):
     delivered: bool
     copied_s: float  # how long the last copy took
     overrun: bool
+    whole: bool
     log: LogTail
     config: LinkConfig
     owner: Owner
@@ -129,7 +130,7 @@ class Shipping:
     def _begin(self) -> None:
         destination, arrival = self._destination, self._arrival
         if arrival.lsn is not None and arrival.snapshot:
-            self._whole = True
+            self._whole = destination.whole = True
             destination.needs_snapshot = False
             destination.show("streaming")
             self._go_on(arrival.lsn)
@@ -364,7 +365,8 @@ class Shipping:
         assert copy.usable is not None
         path, data = copy.document()
         self._place.put(path, data)
-        self._snapshot, first, self._whole = path, not self._whole, True
+        self._snapshot, first = path, not self._whole
+        self._whole = destination.whole = True
         self._put_manifest()
         destination.copied_s = time.monotonic() - copy.begun_s
         pause_s = max(self._archive.snapshot_s, destination.copied_s * COPY_SHARE)
