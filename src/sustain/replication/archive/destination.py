@@ -27,7 +27,6 @@ from sustain.replication.pins import Backoff, Overruns
 from sustain.replication.urls import ArchiveUrl
 
 _SLOW_RETRY_S = 2.0
-_PATIENCE_S = 2.0  # for puts that are on their way at the end
 
 
 class _Metering:
@@ -153,7 +152,7 @@ class ArchiveDestination(threading.Thread):
             session.run()
         finally:
             upkeep.end()
-            session.uploads.forsake(_PATIENCE_S)
+            session.give_up()
 
     def _failed(self, error: SustainError) -> float:
         """Say what went wrong, once; the least time to wait before the next try."""
