@@ -25,7 +25,7 @@ from sustain.replication.credentials import NO_CREDENTIALS, Credentials
 from sustain.replication.giver import Giver
 from sustain.replication.intake import Intake
 from sustain.replication.listener import Listener
-from sustain.replication.standby import Standby
+from sustain.replication.standby import Standby, no_room
 from sustain.replication.urls import join
 from sustain.replication.wire import Hello, Refuse, Welcome
 
@@ -206,7 +206,7 @@ class Receiver:
         except StoreError as error:
             # Where there was no room it can be tried again; a copy in service that failed otherwise cannot.
             self._note(channel, error)
-            if session.progress.state == "streaming" and not self._standby.full:
+            if session.progress.state == "streaming" and not no_room(error):
                 self._fail(error)
         finally:
             self._session = None if self._session is session else self._session
@@ -269,8 +269,7 @@ class Receiver:
         try:
             self._standby.reopen()
         except StoreError as error:
-            if not self._standby.full:
-                self._fail(error)
+            self._fail(error)
             return Refuse("failed", str(error), error.hint)
         return None
 
@@ -328,6 +327,10 @@ class Receiver:
             self._config.report(f"session with {channel.peer} ended: {error}{hint}")
 
     def _fail(self, error: StoreError) -> None:
+        """The copy is of no use any more; where only its disk is full, until it is opened again."""
+        if no_room(error):
+            self._standby.full = True
+            return
         self.failure = error
         self._ended.set()
 

@@ -34,6 +34,11 @@ def _silent(_: str) -> None:
     pass
 
 
+def no_room(error: StoreError) -> bool:
+    """Whether the disk is full, which passes."""
+    return isinstance(error, OSError) and error.errno in _NO_ROOM
+
+
 class Standby:
     """One store file that a receiver keeps. Not thread-safe: one session at a time uses it."""
 
@@ -87,19 +92,10 @@ class Standby:
             self.replica.set_epoch(self.known_epoch)
         self.rewinding = unresolved(self.path, block["replica_uuid"], self.replica.end) is not None
 
-    def note_failure(self, error: StoreError) -> None:
-        """A write to the copy in service has failed. That a disk is full passes; all else does not."""
-        self.full = isinstance(error, OSError) and error.errno in _NO_ROOM
-
     def reopen(self) -> None:
-        """After a write that found no room: go on with what is durable. Raises StoreError; `full` stays where there is
-        still none."""
+        """After a write that found no room: go on with what is durable. Raises StoreError."""
         self.close()
-        try:
-            self.open()
-        except StoreError as error:
-            self.note_failure(error)
-            raise
+        self.open()
         self.full = False
 
     def close(self) -> None:
