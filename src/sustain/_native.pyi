@@ -32,6 +32,7 @@ class ControlWords(TypedDict):
     shipper_pid: int
     shipper_start_ticks: int
     floor: int  # UNKNOWN = none
+    required_floor: int  # what of it counts when no shipper lives; 0 = nobody has said: all of it
     budget_bytes: int  # unshipped bytes that the battery allows; 0 with `limit_lsn` 0 = no budget
     delay_lsn: int  # commits that end behind it are delayed; 0 = none is
     limit_lsn: int  # commits that would end behind it wait; 0 = no limit
@@ -59,6 +60,8 @@ class Destination(TypedDict):
     connections: int
     bandwidth_bytes_per_s: int | None  # low percentile of what was measured
     budget_bytes: int | None
+    left_alone_until_ns: int | None  # CLOCK_BOOTTIME; 0 = it is not left alone; None = nobody has said
+    left_alone_why: str | None
 
 class Superblock(TypedDict):
     version: int
@@ -121,6 +124,9 @@ class Engine:
     def close(self) -> None: ...
     def words(self) -> ControlWords: ...
     def destinations(self) -> list[Destination]: ...
+    def shipper_locked(self) -> bool:
+        """Whether somebody ships this store now."""
+
     def info(self) -> Superblock: ...
     def verify(self) -> int:
         """Check every page of the image against its sum; pages checked. Raises StoreCorrupt."""
@@ -254,15 +260,21 @@ class LogTail:
     ) -> None:
         """A new `acked` also stamps its time and wakes those in `Engine.wait_copies`."""
 
-    def release_slot(self, slot: int) -> None: ...
+    def release_others(self, urls: list[str]) -> None:
+        """Give back the slots of all destinations but these."""
+
+    def leave_alone(self, slot: int, for_s: float, why: str) -> None:
+        """Say that a destination is not tried for so many seconds from now on, and why (240 bytes are kept)."""
+
     def power(self) -> tuple[int | None, int, int]:
         """(usable_ns, power_at_ns, power_state) of the control words."""
 
     def set_limits(self, budget_bytes: int, delay_lsn: int, limit_lsn: int, delay_limit_ns: int) -> None:
         """What bounds commits, as in `ControlWords`; all 0 = nothing does. Commits that wait look again."""
 
-    def set_floor(self, lsn: int) -> None:
-        """Least LSN still needed; UNKNOWN = nothing is pinned."""
+    def set_floor(self, lsn: int, required: int | None = None) -> None:
+        """Least LSN still needed; UNKNOWN = nothing is pinned. `required`: what of it stays when this shipper dies
+        (None: all of it)."""
 
     def set_fence(self, epoch: int) -> None: ...
     def close(self) -> None: ...

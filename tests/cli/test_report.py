@@ -254,6 +254,8 @@ def test_status_shows_destinations(sus: Callable[..., Ran], filled: Path) -> Non
                     "bandwidth_bytes_per_s": (int, type(None)),
                     "drain_s": (*NUMBER, type(None)),
                     "budget_bytes": (int, type(None)),
+                    "left_alone_s": (*NUMBER, type(None)),
+                    "left_alone_why": (str, type(None)),
                     "proof": (dict, type(None)),
                 }
             ],

@@ -246,6 +246,34 @@ def test_a_handover_takes_its_steps_in_order_and_can_be_cut_off_after_each() -> 
     assert kinds(decide(gone, waiting.state, POLICY, NOW)) == [Exit]
 
 
+def test_an_archive_that_holds_everything_is_no_host_that_could_take_over() -> None:
+    archive = DestinationView("file:///backup", "streaming", 500)
+    host = DestinationView("tcp://a", "connecting", 400)
+    down = primary(
+        command=ChildView(ChildState.EXITED, 0, NOW),
+        destinations=(host, archive),
+        grant=grant(left_ns=60 * S),
+    )
+    gives_way = replace(PRIMARY, leaving=Leaving("it fails here", LeaseState.RELEASED, False, NOW))
+    waiting = decide(down, gives_way, POLICY, NOW)
+    assert ReleaseLease not in kinds(waiting)
+    late = decide(down, waiting.state, POLICY, NOW + POLICY.drain_timeout_ns)
+    assert ReleaseLease not in kinds(late)
+    assert late.state.leaving is None, "no other host could do better"
+    # One that ends anyway has waited for a host, and says that nothing is lost.
+    ends = replace(PRIMARY, leaving=Leaving("asked", LeaseState.RELEASED, True, NOW))
+    waiting = decide(down, ends, POLICY, NOW)
+    assert ReleaseLease not in kinds(waiting)
+    late = decide(replace(down, shipper=ChildView()), waiting.state, POLICY, NOW + POLICY.drain_timeout_ns)
+    assert ReleaseLease in kinds(late)
+    assert late.state.drained
+    # Where there are only archives, and for a region, which is restored from wherever it lies.
+    only = replace(down, destinations=(archive,), shipper=ChildView())
+    assert ReleaseLease in kinds(decide(only, ends, POLICY, NOW))
+    region = replace(down, shipper=ChildView(), store=replace(down.store or STORE, frozen=True))
+    assert ReleaseLease in kinds(decide(region, ends, replace(POLICY, freezes=True), NOW))
+
+
 def election(rank: Rank, round_: int, age_ns: int = 0, usable: bool = True) -> Observation:
     other = Candidate("c", "c1", rank, usable, round_)
     return Observation(lease=held_by_a(), store=STORE, candidates=(CandidateView(other, NOW - age_ns),))

@@ -28,6 +28,8 @@ def _destination(**changes: Any) -> "Destination":
         "connections": 1,
         "bandwidth_bytes_per_s": None,
         "budget_bytes": None,
+        "left_alone_until_ns": None,
+        "left_alone_why": None,
     }
     return base | changes  # type: ignore[return-value]
 
@@ -140,3 +142,26 @@ def test_a_commit_that_waits_and_a_battery_that_runs_down() -> None:
     unknown = power_status(_words(power_at_ns=1, power_state=99), [], 0)
     assert unknown is not None
     assert (unknown.state, unknown.usable_s) == ("unknown", None)
+
+
+@pytest.mark.parametrize(
+    ("until_ns", "shipper_alive", "expected"),
+    [
+        (12 * SECOND_NS, True, (2.0, "refused")),
+        (0, True, (0.0, None)),  # it is not
+        (9 * SECOND_NS, True, (0.0, None)),  # it is tried just now
+        (None, True, (None, None)),  # by a shipper that does not say
+        (12 * SECOND_NS, False, (None, None)),  # by one that was killed: nobody will try
+    ],
+)
+def test_for_how_long_one_is_left_alone(
+    until_ns: int | None, shipper_alive: bool, expected: tuple[float | None, str | None]
+) -> None:
+    shown = destination_status(
+        _destination(left_alone_until_ns=until_ns, left_alone_why="refused"),
+        committed=1000,
+        commit_time_ns=0,
+        now_ns=10 * SECOND_NS,
+        shipper_alive=shipper_alive,
+    )
+    assert (shown.left_alone_s, shown.left_alone_why) == expected

@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use crate::checksum::{crc, page_sum};
-use crate::control::{Control, UNKNOWN, word};
+use crate::control::{Control, Lock, UNKNOWN, word};
 use crate::error::{Error, Result};
 use crate::format::{
     COMMIT_RECORD, CommitPayload, Durability, EpochStart, FLAG_CLEAN, FLAG_RECEIVED, INCOMPAT_ARRIVING, PAGE,
@@ -541,11 +541,20 @@ impl<M: Medium> Base<M> {
         self.marks.iter().rev().copied().find(|p| p.lsn <= lsn && p.lsn > self.sb.tail.lsn)
     }
 
-    /// Least LSN that others still need.
+    /// Least LSN that others still need. What a shipper had pinned for a snapshot to a destination that is not required
+    /// counts only while that shipper lives: nobody else would let go of it.
     #[must_use]
     pub fn floor(&self) -> u64 {
         let floor = self.control.get(word::FLOOR);
-        if floor == UNKNOWN { u64::MAX } else { floor }
+        let required = self.control.get(word::REQUIRED_FLOOR); // 0: nobody has said
+        // Asking for a lock is a call: only where it makes a difference.
+        if floor == required || required == 0 || floor == UNKNOWN {
+            return floor;
+        }
+        match Lock::Shipper.is_taken(self.m.mapping().file()) {
+            Ok(false) => required,
+            _ => floor,
+        }
     }
 
     /// Where the tail could go so that half the log is free: not past `applied`, nor past `floor`, which others need.

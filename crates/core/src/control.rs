@@ -21,6 +21,9 @@ pub const SLOTS: usize = 16;
 const SLOTS_AT: usize = 1024;
 const SLOT_SIZE: usize = 192;
 const URL_MAX: usize = 96;
+const NOTES_AT: usize = 4096;
+const NOTE_SIZE: usize = 256;
+const WHY_MAX: usize = 240;
 
 /// Offsets of the 8-byte words in the control page.
 pub mod word {
@@ -47,6 +50,7 @@ pub mod word {
     pub const SHIPPER_PID: usize = 272;
     pub const SHIPPER_START: usize = 280;
     pub const FLOOR: usize = 288;
+    pub const REQUIRED_FLOOR: usize = 296;
     pub const BUDGET_BYTES: usize = 320;
     pub const DELAY_LSN: usize = 328;
     pub const LIMIT_LSN: usize = 336;
@@ -77,6 +81,17 @@ pub mod slot {
     pub const BUDGET: usize = 88;
     pub const URL: usize = 96;
 }
+
+/// Offsets in the note beside a destination slot.
+pub mod note {
+    #![allow(missing_docs)] // docs/formats/store.md has the table
+    pub const ALONE_UNTIL_NS: usize = 0;
+    pub const SEQUENCE: usize = 8;
+    pub const WHY: usize = 16;
+}
+
+/// In `note::ALONE_UNTIL_NS`: the destination is not left alone. 0 there: nobody has said anything.
+const NOT_ALONE: u64 = 1;
 
 /// Names of the slot states, by number.
 pub const SLOT_STATES: [&str; 7] =
@@ -492,8 +507,57 @@ impl Control {
         for at in [slot::ACKED, slot::BANDWIDTH, slot::BUDGET] {
             self.set_slot(s, at, UNKNOWN);
         }
+        self.leave_alone(s, None, "");
         self.set_slot(s, slot::STATE, 1);
         Some(s)
+    }
+
+    /// Give back the slots of all destinations but `urls`: what they hold counts for nobody any more.
+    pub fn release_others(&self, urls: &[String]) {
+        for s in (0..SLOTS).filter(|s| self.slot(*s, slot::STATE) != 0) {
+            if !urls.contains(&self.url(s)) {
+                self.set_slot(s, slot::STATE, 0);
+                self.set_slot(s, slot::ACKED, UNKNOWN);
+            }
+        }
+    }
+
+    /// Say that a destination is not tried for `for_ns` from now on, and why (what does not fit is cut); `None`: it is
+    /// not left alone.
+    pub fn leave_alone(&self, s: usize, for_ns: Option<u64>, why: &str) {
+        let at = NOTES_AT + s * NOTE_SIZE;
+        let mut padded = [0u8; WHY_MAX];
+        let cut = (0..=why.len().min(WHY_MAX)).rev().find(|n| why.is_char_boundary(*n)).unwrap_or(0);
+        padded[..cut].copy_from_slice(&why.as_bytes()[..cut]);
+        let sequence = self.get(at + note::SEQUENCE) | 1; // odd: being written
+        self.set(at + note::SEQUENCE, sequence);
+        for (i, chunk) in padded.chunks(8).enumerate() {
+            self.set(at + note::WHY + i * 8, u64::from_le_bytes(chunk.try_into().expect("eight bytes")));
+        }
+        let until = for_ns.map_or(NOT_ALONE, |ns| boottime_ns().saturating_add(ns).max(NOT_ALONE + 1));
+        self.set(at + note::ALONE_UNTIL_NS, until);
+        self.set(at + note::SEQUENCE, sequence.wrapping_add(1));
+    }
+
+    /// Until when (CLOCK_BOOTTIME, ns) a destination is left alone and why; 0: it is not. `None`: nobody has said, or it
+    /// is being written again and again.
+    #[must_use]
+    pub fn left_alone(&self, s: usize) -> Option<(u64, String)> {
+        let at = NOTES_AT + s * NOTE_SIZE;
+        for _ in 0..100 {
+            let sequence = self.get(at + note::SEQUENCE);
+            let until = self.get(at + note::ALONE_UNTIL_NS);
+            let why = self.text(at + note::WHY, WHY_MAX);
+            if sequence % 2 == 0 && self.get(at + note::SEQUENCE) == sequence {
+                return match until {
+                    0 => None,
+                    NOT_ALONE => Some((0, String::new())),
+                    _ => Some((until, why)),
+                };
+            }
+            std::thread::yield_now();
+        }
+        None
     }
 
     /// A destination holds everything up to `lsn` durably: note it with its time, and wake those who wait for copies.
@@ -506,8 +570,11 @@ impl Control {
     /// URL of a slot.
     #[must_use]
     pub fn url(&self, s: usize) -> String {
-        let bytes: Vec<u8> =
-            (0..URL_MAX / 8).flat_map(|i| self.slot(s, slot::URL + i * 8).to_le_bytes()).collect();
+        self.text(SLOTS_AT + s * SLOT_SIZE + slot::URL, URL_MAX)
+    }
+
+    fn text(&self, at: usize, len: usize) -> String {
+        let bytes: Vec<u8> = (0..len / 8).flat_map(|i| self.get(at + i * 8).to_le_bytes()).collect();
         String::from_utf8_lossy(&bytes).trim_end_matches('\0').to_owned()
     }
 }

@@ -82,6 +82,9 @@ impl Replica<FileMedium> {
                 path.display()
             )));
         }
+        if sb.incompat & INCOMPAT_ARRIVING == 0 {
+            m.reserve_holes()?;
+        }
         Self::open_on(m, sb, path.display().to_string())
     }
 

@@ -216,6 +216,10 @@ impl Engine {
         destinations_list(py, self.store.control())
     }
 
+    fn shipper_locked(&self, py: Python<'_>) -> PyResult<bool> {
+        raise(py, self.store.shipper_locked())
+    }
+
     fn info<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let sb = raise(py, self.store.superblock())?;
         superblock_dict(py, &sb)

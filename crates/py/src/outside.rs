@@ -57,6 +57,7 @@ pub(crate) fn words_dict(py: Python<'_>, c: Words) -> PyResult<Bound<'_, PyDict>
         ("shipper_pid", word::SHIPPER_PID),
         ("shipper_start_ticks", word::SHIPPER_START),
         ("floor", word::FLOOR),
+        ("required_floor", word::REQUIRED_FLOOR),
         ("budget_bytes", word::BUDGET_BYTES),
         ("delay_lsn", word::DELAY_LSN),
         ("limit_lsn", word::LIMIT_LSN),
@@ -92,6 +93,9 @@ pub(crate) fn destinations_list(py: Python<'_>, c: Words) -> PyResult<Vec<Bound<
         let measured = bandwidth != UNKNOWN && bandwidth != 0;
         d.set_item("bandwidth_bytes_per_s", measured.then_some(bandwidth))?;
         d.set_item("budget_bytes", (measured && budget != UNKNOWN).then_some(budget))?;
+        let alone = c.left_alone(s);
+        d.set_item("left_alone_until_ns", alone.as_ref().map(|(until, _)| *until))?;
+        d.set_item("left_alone_why", alone.map(|(_, why)| why).filter(|why| !why.is_empty()))?;
         for (name, at) in [
             ("sent", slot::SENT),
             ("acked_boottime_ns", slot::ACKED_BOOT_NS),
@@ -330,8 +334,16 @@ impl LogTail {
         Ok(())
     }
 
-    fn release_slot(&self, slot: usize) {
-        self.tail.control().set_slot(slot, slot::STATE, 0);
+    fn release_others(&self, urls: Vec<String>) {
+        self.tail.control().release_others(&urls);
+    }
+
+    fn leave_alone(&self, slot: usize, for_s: f64, why: &str) -> PyResult<()> {
+        if slot >= SLOTS {
+            return Err(pyo3::exceptions::PyIndexError::new_err("there are 16 slots"));
+        }
+        self.tail.control().leave_alone(slot, Some((for_s.clamp(0.0, 1e9) * 1e9) as u64), why);
+        Ok(())
     }
 
     fn power(&self) -> (Option<u64>, u64, u64) {
@@ -344,8 +356,11 @@ impl LogTail {
         self.tail.control().set_limits(to);
     }
 
-    fn set_floor(&self, lsn: u64) {
-        self.tail.control().set(word::FLOOR, lsn);
+    #[pyo3(signature = (lsn, required = None))]
+    fn set_floor(&self, lsn: u64, required: Option<u64>) {
+        let c = self.tail.control();
+        c.set(word::REQUIRED_FLOOR, required.unwrap_or(lsn));
+        c.set(word::FLOOR, lsn);
     }
 
     fn set_fence(&self, epoch: u64) {

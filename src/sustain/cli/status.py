@@ -15,7 +15,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from sustain._native import Control, arrival_of, boottime_ns
-from sustain.cli.output import add_json, duration_argument, emit, fields, or_unknown, table
+from sustain.cli.output import add_json, duration_argument, emit, fields, or_unknown, printable, table
 from sustain.errors import StoreIOError
 from sustain.store.status import destination_status, power_status
 from sustain.units import format_duration, format_size
@@ -84,7 +84,13 @@ def collect(path: str) -> dict[str, Any]:
     committed = _committed(block, words)
     commit_time_ns = words["commit_time_ns"] if words else 0
     shown = [
-        destination_status(each, committed=committed or 0, commit_time_ns=commit_time_ns)
+        destination_status(
+            each,
+            committed=committed or 0,
+            commit_time_ns=commit_time_ns,
+            now_ns=boottime_ns(),
+            shipper_alive=locks["shipper"],
+        )
         for each in destinations
     ]
     tried = proofs.read(path)
@@ -199,10 +205,16 @@ def _described(data: dict[str, Any]) -> str:
             )
             for each in data["destinations"]
         ]
+        alone = [
+            f"{each['url']}: left alone for {format_duration(each['left_alone_s'])} more: "
+            f"{printable(or_unknown(each['left_alone_why']))}"
+            for each in data["destinations"]
+            if each["left_alone_s"]
+        ]
         tried = [
             f"{each['url']}: {_proof_text(each['proof'])}" for each in data["destinations"] if each["proof"]
         ]
-        return "\n".join([f"{text}\n\n{table(rows)}", *tried])
+        return "\n".join([f"{text}\n\n{table(rows)}", *alone, *tried])
     return text + "\n\nno destinations"
 
 

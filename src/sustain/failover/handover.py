@@ -15,7 +15,7 @@ from dataclasses import replace
 from sustain.failover import outage
 from sustain.failover.draft import Draft
 from sustain.failover.lease.record import LeaseGrant, LeaseState
-from sustain.failover.moving import position, release
+from sustain.failover.moving import hosts, position, release
 from sustain.failover.types import Evacuate, ForgetLease, Leaving, ReleaseLease, Role
 
 
@@ -50,7 +50,10 @@ def _drained(draft: Draft, leaving: Leaving) -> bool:
     """Whether to go on to giving the lease back."""
     seen, policy = draft.seen, draft.policy
     end = seen.store.end if seen.store is not None else None
-    holds = [each for each in seen.destinations if _has(each.acked, end)]
+    # An archive of a store takes nothing over: where there are hosts, one of them is to have everything. A region is
+    # restored from wherever it lies by whoever wins the lease.
+    takers = seen.destinations if policy.freezes else hosts(draft) or seen.destinations
+    holds = [each for each in takers if _has(each.acked, end)]
     behind = [
         each
         for each in seen.destinations
@@ -72,7 +75,7 @@ def _drained(draft: Draft, leaving: Leaving) -> bool:
         # Only to let another host try; but nobody has everything. Trying again here loses nothing.
         draft.remember(leaving=None)
         return False
-    draft.remember(drained=bool(holds))
+    draft.remember(drained=any(_has(each.acked, end) for each in seen.destinations))
     return True
 
 

@@ -195,7 +195,8 @@ def _alive(draft: Draft, candidate: Candidate, changed_ns: int) -> bool:
     return view.read_ns - changed_ns <= draft.policy.candidate_life_ns
 
 
-def _hosts(draft: Draft) -> list[DestinationView]:
+def hosts(draft: Draft) -> list[DestinationView]:
+    """Destinations that are hosts: they can take over, an archive cannot."""
     return [each for each in draft.seen.destinations if not each.url.startswith(_ARCHIVES)]
 
 
@@ -203,12 +204,12 @@ def _behind(draft: Draft, grant: LeaseGrant, successor: Candidate) -> int | None
     """Bytes that it does not hold, by what is known; None: unknown."""
     end = position(draft, grant)
     known = []
-    lacks = [each.lacks_bytes(end) if each.state == "streaming" else None for each in _hosts(draft)]
+    lacks = [each.lacks_bytes(end) if each.state == "streaming" else None for each in hosts(draft)]
     sure = [each for each in lacks if each is not None]
     if lacks and len(sure) == len(lacks):
         known.append(max(sure))
     if end is not None and not draft.policy.freezes and successor.rank.log_epoch == grant.epoch:
-        streams = any(each.state == "streaming" for each in _hosts(draft))
+        streams = any(each.state == "streaming" for each in hosts(draft))
         known += [max(0, end - successor.rank.end)] if streams else []
     return min(known, default=None)
 
@@ -216,7 +217,7 @@ def _behind(draft: Draft, grant: LeaseGrant, successor: Candidate) -> int | None
 def _little(draft: Draft) -> int:
     if not draft.policy.freezes:
         return draft.policy.little_bytes
-    bandwidth = max((each.bandwidth or 0.0 for each in _hosts(draft)), default=0.0)
+    bandwidth = max((each.bandwidth or 0.0 for each in hosts(draft)), default=0.0)
     return max(_LITTLE_OF_A_REGION_BYTES, int(bandwidth * _LITTLE_OF_A_REGION_S))
 
 
@@ -225,8 +226,8 @@ def _holds(draft: Draft, grant: LeaseGrant, successor: str, end: int | None) -> 
         return False
     if end == 0:
         return True
-    hosts = _hosts(draft)
-    if hosts and all(each.acked is not None and each.acked >= end for each in hosts):
+    takers = hosts(draft)
+    if takers and all(each.acked is not None and each.acked >= end for each in takers):
         return True
     ranks = [each.candidate.rank for each in draft.seen.candidates if each.candidate.name == successor]
     return not draft.policy.freezes and any(

@@ -97,7 +97,7 @@ class Destination(threading.Thread):
                 self._pause(session)
                 if session.delivered:
                     backoff.reset()
-            self._owner.halt.wait(backoff.next(at_least_s))
+            self._leave_alone(backoff.next(at_least_s), str(self.last_error or "the connection ended"))
         self.show("stopped")
 
     def _pause(self, session: Outlet) -> None:
@@ -106,12 +106,15 @@ class Destination(threading.Thread):
         pause_s = self._overruns.ended(time.monotonic(), session.overrun, session.caught_up)
         if pause_s and not self._owner.halt.is_set():
             self.paused_s = pause_s
-            self._config.report(
-                f"{self.peer.url} cannot keep up: {self._overruns.in_a_row} connections in a row ended with the log "
-                f"gone on without it; the next snapshot in {pause_s:.0f} s"
-            )
-            self._owner.halt.wait(pause_s)
+            why = f"cannot keep up: {self._overruns.in_a_row} times in a row the log has gone on without it"
+            self._config.report(f"{self.peer.url} {why}; the next snapshot in {pause_s:.0f} s")
+            self._leave_alone(pause_s, f"it {why}")
             self.paused_s = None
+
+    def _leave_alone(self, wait_s: float, why: str) -> None:
+        """Wait before the next try, and let `sustain status` say so."""
+        self._log.leave_alone(self.slot, wait_s, why)
+        self._owner.halt.wait(wait_s)
 
     def close(self) -> None:
         """End the connection, from another thread."""

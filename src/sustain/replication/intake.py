@@ -15,10 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from sustain._native import Replica
-from sustain.errors import LogTooSmall, PeerUnreachable, ProtocolError, StoreCorrupt, SustainError
+from sustain.errors import LogTooSmall, PeerUnreachable, ProtocolError, StoreCorrupt, StoreError, SustainError
 from sustain.replication.applier import Applier
 from sustain.replication.channel import Channel, ConnectionEnded
-from sustain.replication.standby import OldImage, Standby
+from sustain.replication.standby import OldImage, Standby, no_room
 from sustain.replication.wire import (
     ACCOUNTS_LIMIT,
     MOST,
@@ -104,6 +104,8 @@ class Intake:
                 f"{self.channel.peer}: {error}", hint="the connection begins again"
             ) from error
         except SustainError as error:
+            if isinstance(error, StoreError) and no_room(error) and self.progress.state == "streaming":
+                self._standby.full = True
             self.channel.bye("failed", str(error))
             raise
         finally:

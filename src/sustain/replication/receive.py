@@ -25,7 +25,7 @@ from sustain.replication.credentials import NO_CREDENTIALS, Credentials
 from sustain.replication.giver import Giver
 from sustain.replication.intake import Intake
 from sustain.replication.listener import Listener
-from sustain.replication.standby import Standby
+from sustain.replication.standby import Standby, no_room
 from sustain.replication.urls import join
 from sustain.replication.wire import Hello, Refuse, Welcome
 
@@ -204,9 +204,9 @@ class Receiver:
         except ReplicationError as error:
             self._note(channel, error)
         except StoreError as error:
-            # A snapshot that found no room can be tried again; a copy in service cannot.
+            # Where there was no room it can be tried again; a copy in service that failed otherwise cannot.
             self._note(channel, error)
-            if session.progress.state == "streaming":
+            if session.progress.state == "streaming" and not no_room(error):
                 self._fail(error)
         finally:
             self._session = None if self._session is session else self._session
@@ -233,7 +233,7 @@ class Receiver:
 
     def _admit_fetch(self, hello: Hello) -> Refuse | None:
         """See that only the store that fetches may change the copy from now on; the objection, if there is any."""
-        refusal = self._unfit() or fetch_objection(self._standby, hello)
+        refusal = self._unfit() or self._still_full() or fetch_objection(self._standby, hello)
         if refusal is not None:
             return refusal
         old = self._session
@@ -259,6 +259,20 @@ class Receiver:
             return Refuse("failed", text, "restart `sustain receive` there")
         return None
 
+    def _still_full(self) -> Refuse | None:
+        """Open the copy again whose disk was full; the objection when that does not work."""
+        if not self._standby.full:
+            return None
+        old = self._session
+        if old is not None and not old.ended.wait(_HANDOVER_S):
+            return Refuse("busy", "the session before has not ended yet", "it is tried again")
+        try:
+            self._standby.reopen()
+        except StoreError as error:
+            self._fail(error)
+            return Refuse("failed", str(error), error.hint)
+        return None
+
     def _end_fetches(self, hello: Hello) -> Refuse | None:
         """A log is to come that need not be the fetching store's: a newer epoch ends the fetches, others wait."""
         for giver in [each for each in list(self._givers) if each.hello.replica != hello.replica]:
@@ -273,7 +287,7 @@ class Receiver:
 
     def _admit(self, hello: Hello) -> Refuse | None:
         """End the session before, if it must give way; the objection to this one, if there is any."""
-        refusal = self._unfit()
+        refusal = self._unfit() or self._still_full()
         if refusal is not None:
             return refusal
         objection = self._standby.objection(hello)
@@ -309,9 +323,14 @@ class Receiver:
     def _note(self, channel: Channel, error: SustainError) -> None:
         self._last_error = str(error)
         if not self._stopping:
-            self._config.report(f"session with {channel.peer} ended: {error}")
+            hint = f" ({error.hint})" if error.hint else ""
+            self._config.report(f"session with {channel.peer} ended: {error}{hint}")
 
     def _fail(self, error: StoreError) -> None:
+        """The copy is of no use any more; where only its disk is full, until it is opened again."""
+        if no_room(error):
+            self._standby.full = True
+            return
         self.failure = error
         self._ended.set()
 

@@ -13,7 +13,8 @@ destination holds and how fast it has been seen to take the log: at every acknow
 second, because a link that says nothing has become slower. The arithmetic is in `powerfail.budget`.
 
 When it ends, that stays, and the floor of the log stays where required destinations need it; snapshots and
-others pin nothing any more.
+others pin nothing any more, also when it is killed. What is known of destinations that it is not given any more goes
+when it begins.
 """
 
 import threading
@@ -44,7 +45,7 @@ from sustain.replication.credentials import HINT
 from sustain.replication.destination import Destination
 from sustain.replication.outlet import LinkConfig
 from sustain.replication.pins import UNKNOWN, Pin, decide_pins
-from sustain.replication.urls import ArchiveUrl, Peer, is_loopback
+from sustain.replication.urls import DESTINATIONS_LIMIT, ArchiveUrl, Peer, is_loopback
 from sustain.replication.wire import Hello
 
 _TICK_S = 0.1
@@ -94,6 +95,11 @@ class Shipper:
             raise ConfigError(
                 "nowhere to ship to", hint="name at least one --to tcp://HOST:PORT or file:///DIR"
             )
+        if len(config.peers) > DESTINATIONS_LIMIT:
+            raise ConfigError(
+                f"{len(config.peers)} destinations, and a store has {DESTINATIONS_LIMIT} at most",
+                hint="leave some out; those that are not named any more take no room",
+            )
         urls = [peer.url for peer in config.peers]
         for url in urls:
             if urls.count(url) > 1:
@@ -116,7 +122,7 @@ class Shipper:
         self.power_watched = self.power_fails = self.commits_held = False
         self._limits_lock = threading.Lock()
         self._limits: Limits | None = None  # None: what lies in the words is another shipper's
-        self._floor: int | None = None
+        self._floors: tuple[int, int] | None = None  # of the log: all that is pinned, and by required ones
         self._end: tuple[End, SustainError] | None = None
         self._target: int | None = None
 
@@ -170,11 +176,15 @@ class Shipper:
 
     def repin(self) -> None:
         with self._pin_lock:
-            pinned = [each.pinned for each in self._destinations if each.pinned is not None]
-            floor = min(pinned, default=UNKNOWN)
-            if floor != self._floor:
-                self._floor = floor
-                self._log.set_floor(floor)
+            pins = [
+                (each.pinned, each.peer.required) for each in self._destinations if each.pinned is not None
+            ]
+            # What only a snapshot needs goes with this process, also when it is killed.
+            floor = min((lsn for lsn, _ in pins), default=UNKNOWN)
+            required = min((lsn for lsn, needed in pins if needed), default=UNKNOWN)
+            if (floor, required) != self._floors:
+                self._floors = (floor, required)
+                self._log.set_floor(floor, required)
 
     def moved(self) -> None:
         self._bound()
@@ -246,6 +256,7 @@ class Shipper:
     # the main thread
 
     def _run(self, stop: threading.Event) -> ExitReason:
+        self._log.release_others([peer.url for peer in self._config.peers])
         for peer in self._config.peers:
             slot = self._log.claim_slot(peer.url, peer.required)
             if isinstance(peer, ArchiveUrl):

@@ -7,6 +7,7 @@ superblock may be the only place that remembers the newest epoch.
 """
 
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Callable
@@ -26,10 +27,16 @@ if TYPE_CHECKING:  # only the stub has it
 
 _ALIGN = 2 << 20
 _EPOCH_BYTES = 64  # an EPOCH record
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 def _silent(_: str) -> None:
     pass
+
+
+def no_room(error: StoreError) -> bool:
+    """Whether the disk is full, which passes."""
+    return isinstance(error, OSError) and error.errno in _NO_ROOM
 
 
 class Standby:
@@ -51,6 +58,7 @@ class Standby:
         self.replica: Replica | None = None
         self.incoming: Replica | None = None  # a snapshot that is being received
         self.unusable: str | None = None  # why the file at `path` is not used
+        self.full = False  # a write found no room: the copy takes nothing more until it is opened again
         self.known_epoch = 0
         self.rewinding = False  # the copy holds commits that are not the newest primary's
         self.orphans: list[OrphanReport] = []
@@ -84,6 +92,12 @@ class Standby:
             self.replica.set_epoch(self.known_epoch)
         self.rewinding = unresolved(self.path, block["replica_uuid"], self.replica.end) is not None
 
+    def reopen(self) -> None:
+        """After a write that found no room: go on with what is durable. Raises StoreError."""
+        self.close()
+        self.open()
+        self.full = False
+
     def close(self) -> None:
         self.drop_incoming()
         if self.replica is not None:
@@ -93,6 +107,8 @@ class Standby:
     def promote(self, epoch: int) -> int:
         """Open `epoch` on this copy; the LSN where it begins. The store is closed then, ready for an
         application."""
+        if self.full:
+            self.reopen()
         if self.replica is None:
             raise StoreError(
                 f"{self.path}: there is no complete copy to take over with", hint="wait for a snapshot"

@@ -11,6 +11,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 from sustain.errors import ConfigError
 from sustain.units import parse_duration, parse_size
 
+DESTINATIONS_LIMIT = 16  # slots in the control words
 URL_LIMIT_BYTES = 96  # what a destination slot in the control words holds
 _HINT = "write tcp://HOST:PORT, e.g. tcp://10.0.0.2:7411?required=1"
 _ARCHIVE_HINT = "write file:///DIR or s3://BUCKET/PREFIX, e.g. file:///backup/app?every=10s&keep=7d"

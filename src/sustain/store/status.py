@@ -26,6 +26,9 @@ class DestinationStatus:
     bandwidth_bytes_per_s: how fast it nearly always takes the log; None = not measured.
     drain_s: seconds in which it would hold everything, at that bandwidth; None = unknown.
     budget_bytes: what the battery allows to be unshipped to it; None = unknown, or no battery is watched.
+    left_alone_s: seconds until it is tried again, where it is left alone because it failed or cannot keep up; 0 = it is
+        not left alone; None = unknown: no shipper runs.
+    left_alone_why: why it is; None = it is not, or unknown.
     """
 
     url: str
@@ -37,6 +40,8 @@ class DestinationStatus:
     bandwidth_bytes_per_s: int | None = None
     drain_s: float | None = None
     budget_bytes: int | None = None
+    left_alone_s: float | None = None
+    left_alone_why: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +80,15 @@ class StoreStatus:
 
 
 def destination_status(
-    destination: "Destination", *, committed: int, commit_time_ns: int
+    destination: "Destination",
+    *,
+    committed: int,
+    commit_time_ns: int,
+    now_ns: int = 0,
+    shipper_alive: bool = False,
 ) -> DestinationStatus:
     """Lags of `destination` against the store's end (`committed`, and the time of that commit, ns since
-    1970)."""
+    1970), at the moment `now_ns` (CLOCK_BOOTTIME). What a shipper that has ended was about to do is unknown."""
     acked = destination["acked"]
     lag_bytes = None if acked is None else max(0, committed - acked)
     lag_s: float | None = None
@@ -92,6 +102,8 @@ def destination_status(
         drain_s = 0.0
     elif lag_bytes is not None and bandwidth is not None:
         drain_s = lag_bytes / bandwidth
+    until_ns = destination["left_alone_until_ns"] if shipper_alive else None
+    left_alone_s = None if until_ns is None else max(0, until_ns - now_ns) / 1e9
     return DestinationStatus(
         url=destination["url"],
         state=destination["state"],
@@ -102,6 +114,8 @@ def destination_status(
         bandwidth_bytes_per_s=bandwidth,
         drain_s=drain_s,
         budget_bytes=destination["budget_bytes"],
+        left_alone_s=left_alone_s,
+        left_alone_why=destination["left_alone_why"] if left_alone_s else None,
     )
 
 
@@ -144,12 +158,22 @@ def _drain_s(destinations: Sequence[DestinationStatus]) -> float | None:
 
 
 def store_status(
-    words: "ControlWords", destinations: Sequence["Destination"], committed: int, now_ns: int
+    words: "ControlWords",
+    destinations: Sequence["Destination"],
+    committed: int,
+    now_ns: int,
+    shipper_alive: bool = False,
 ) -> StoreStatus:
-    """`committed` is the newest commit that the asker knows; `words` and `destinations` are of the same moment,
-    which is `now_ns` on CLOCK_BOOTTIME."""
+    """`committed` is the newest commit that the asker knows; `words`, `destinations` and `shipper_alive` are of the
+    same moment, which is `now_ns` on CLOCK_BOOTTIME."""
     shown = tuple(
-        destination_status(each, committed=committed, commit_time_ns=words["commit_time_ns"])
+        destination_status(
+            each,
+            committed=committed,
+            commit_time_ns=words["commit_time_ns"],
+            now_ns=now_ns,
+            shipper_alive=shipper_alive,
+        )
         for each in destinations
     )
     return StoreStatus(

@@ -131,7 +131,9 @@ class Store(_native.Engine):
 
     def status(self) -> StoreStatus:
         """Positions and destinations, read from the control words; None = unknown."""
-        return store_status(self.words(), self.destinations(), self.position, _native.boottime_ns())
+        return store_status(
+            self.words(), self.destinations(), self.position, _native.boottime_ns(), self.shipper_locked()
+        )
 
     def __enter__(self) -> Self:
         return self

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import sustain
 from sustain._native import Control
 from sustain.replication.archive import segment
 from sustain.replication.archive.contents import read_contents
@@ -38,7 +39,7 @@ def begins(restoring: subprocess.Popen[bytes], directory: Path) -> None:
 @pytest.mark.crash
 def test_killed_at_random(directory: Kit) -> None:
     kit, rand = directory, random.Random(SEED)
-    told = kit.tell(log_size="64MiB")  # nobody trims what a killed archiver had pinned for a snapshot
+    told = kit.tell()
     told.change(20)
     control = Control(kit.lab.path("a"))
     words = [sys.executable, "-m", "sustain.cli", "ship", kit.lab.path("a"), "--to"]
@@ -72,6 +73,63 @@ def test_killed_at_random(directory: Kit) -> None:
     shipping.stop()
     assert kit.held(kit.restore()) == told.states[-1]
     assert not [each for each in kit.objects() if each.name.startswith(".put")], "what was half put is swept"
+
+
+# `sustain ship` that kills itself when it puts the first pages of a copy: its log is pinned then.
+KILLED_IN_A_COPY = """
+import os, signal, sys
+from sustain.cli import main
+from sustain.replication.archive import names
+from sustain.replication.archive.directory import Directory
+put = Directory.put
+def fatal(place, path, data):
+    if names.part_name(path):
+        os.kill(os.getpid(), signal.SIGKILL)
+    put(place, path, data)
+Directory.put = fatal
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.crash
+@pytest.mark.parametrize("required", [False, True], ids=["optional", "required"])
+def test_what_a_killed_archiver_had_pinned_for_a_copy(directory: Kit, required: bool) -> None:
+    """It holds nobody up, whether or not another one is started, unless the archive is required."""
+    kit, path = directory, directory.lab.path("a")
+    with sustain.create(path, size="8MiB", log_size="2MiB", durability="memory") as store:
+        blob = store.file("blob")
+        blob.pwrite(os.urandom(100_000), 0)
+        position = store.commit()
+    store = kit.lab.open("a", log_timeout=0.2)
+    options = f"every=1ms&required={int(required)}"
+    command = [sys.executable, "-c", KILLED_IN_A_COPY, "ship", path, "--to", f"{kit.url}?{options}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    control = Control(path)
+    words = control.words()
+    control.close()
+    assert words is not None
+    assert words["floor"] <= position, "the log was pinned when it died"
+    assert not store.shipper_locked()
+
+    def go_on() -> None:
+        for _ in range(100):
+            store.file("blob").pwrite(os.urandom(100_000), 0)
+            store.commit()
+
+    if required:
+        with pytest.raises(sustain.LogFull):
+            go_on()
+    else:
+        go_on()
+    shipping = kit.ship(options)
+    if required:
+        until(lambda: [each.acked for each in store.status().destinations] != [None], "it takes the log")
+    store.wait(store.commit(), copies=1, timeout=30)
+    shipping.stop()
+    restored = kit.restore()
+    with sustain.open(restored.path) as there:
+        assert there.file("blob").pread(100_000, 0) == store.file("blob").pread(100_000, 0)
 
 
 @pytest.mark.crash

@@ -12,7 +12,7 @@ import pytest
 
 import sustain
 from sustain.errors import ArchiveIOError, NotRestorable
-from sustain.replication.archive import names
+from sustain.replication.archive import copy, names
 from sustain.replication.archive.contents import read_manifests
 from sustain.replication.archive.directory import Directory
 from sustain.replication.archive.documents import encode
@@ -340,6 +340,46 @@ def test_directory_that_fills_its_disk(directory: Kit, small_disk: Path) -> None
     kit.arrived(told)
     shipping.stop()
     assert kit.held(kit.restore()) == told.states[-1]
+    kit.end()
+
+
+@pytest.mark.parametrize("required", [False, True], ids=["optional", "required"])
+def test_directory_without_room_for_a_snapshot(
+    directory: Kit, small_disk: Path, monkeypatch: pytest.MonkeyPatch, required: bool
+) -> None:
+    """Commits go on, what was put of it goes again, and the next one comes by itself when there is room for one."""
+    monkeypatch.setattr(copy, "PART_BYTES", 1 << 20)
+    kit = Kit(directory.lab, f"file://{small_disk}/arch")
+    told = kit.tell(size="16MiB", log_size="2MiB")
+    blob = told.store.file("blob")
+    for at in range(0, 6 << 20, 1 << 20):
+        blob.pwrite(os.urandom(1 << 20), at)
+        told.store.commit()
+    told.change(10)
+
+    def pages() -> list[Path]:
+        return [each for each in kit.objects() if names.part_name(str(each.relative_to(kit.directory)))]
+
+    shipping = kit.ship(f"every=5ms&required={int(required)}", stall_s=0.3)
+    until(pages, "a snapshot begins")
+    for _ in range(3):
+        seen = len(shipping.said)
+        until(
+            lambda: not pages() and shipping.shipper.status()[0]["error"],
+            "it finds no room, and leaves none taken",
+        )
+        until(lambda seen=seen: pages() or len(shipping.said) > seen, "it is tried again")  # type: ignore[misc]
+    assert any("No space" in text for text in shipping.said)
+    while told.positions[-1] < 12 << 20:
+        told.change(100)  # whose log is never in the way for longer than the stall time
+    assert told.store.status().destinations[0].acked is None, "log without a snapshot is nobody's copy"
+    subprocess.run(["mount", "-o", "remount,size=12m", str(small_disk)], check=True)
+    told.store.wait(told.change(10), copies=1, timeout=LIMIT_S)
+    shipping.stop()
+    restored = kit.restore()
+    with sustain.open(restored.path) as store:
+        assert store.file("blob").pread(6 << 20, 0) == blob.pread(6 << 20, 0)
+    assert kit.held(restored) == told.states[-1]
     kit.end()
 
 

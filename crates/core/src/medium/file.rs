@@ -364,6 +364,24 @@ impl FileMedium {
         if is_device(self.mapping.file()) { Ok(()) } else { reserve(self.mapping.file(), self.mapping.len()) }
     }
 
+    /// Reserve what the file system has not set aside for this file. A copy that was made sparse has holes, and a store
+    /// into one of them on a full file system would be a SIGBUS.
+    ///
+    /// # Errors
+    /// No room.
+    pub fn reserve_holes(&self) -> Result<()> {
+        let (file, len) = (self.mapping.file(), self.mapping.len());
+        let io = |e| Error::io(format!("reserve {len} bytes for {}", self.path.display()), e);
+        let meta = file.metadata().map_err(io)?;
+        if !meta.is_file() || meta.blocks() * 512 >= len {
+            return Ok(());
+        }
+        match reserve(file, len) {
+            Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()), // nothing can be reserved there
+            other => other.map_err(io),
+        }
+    }
+
     /// Flush with `flush`; pages of an arriving store that were here before are then durable, and noted so before
     /// anything relies on it (the log's tail does).
     fn settling(&self, flush: impl FnOnce() -> io::Result<()>) -> io::Result<()> {

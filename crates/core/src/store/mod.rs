@@ -184,6 +184,9 @@ impl Store<FileMedium> {
         // Read again: until the lock was ours another writer could change it.
         let (m2, sb) = FileMedium::open(path, true)?;
         drop(m2);
+        if sb.incompat & INCOMPAT_ARRIVING == 0 {
+            m.reserve_holes()?;
+        }
         Self::open_on(m, sb, path.display().to_string(), options)
     }
 
@@ -561,6 +564,16 @@ impl<M: Medium + 'static> Store<M> {
     #[must_use]
     pub fn control(&self) -> Control {
         Control::of(self.shared.m.mapping())
+    }
+
+    /// Whether somebody ships this store now.
+    ///
+    /// # Errors
+    /// `StoreClosed`, or what the system said.
+    pub fn shipper_locked(&self) -> Result<bool> {
+        let g = self.lock()?;
+        let taken = Lock::Shipper.is_taken(self.shared.m.mapping().file());
+        taken.map_err(|e| Error::io(format!("ask for a lock of {}", g.name), e))
     }
 
     /// The superblock as this handle knows it.

@@ -47,6 +47,7 @@ class Copy:
         self.time_high_ns = 0  # set when the log up to `usable` is known: no commit before it is later
         self.done_bytes = 0
         self.begun_s = time.monotonic()
+        self.named = False  # its document may be there
         self._log = log
         self._hello = hello
         self._recoveries = recoveries
@@ -69,6 +70,11 @@ class Copy:
             yield path, packed
         self.usable = self._log.committed()  # after the last page was read
         self._check()
+
+    @property
+    def paths(self) -> list[str]:
+        """Of the parts so far, whether they have arrived or not."""
+        return [part.path for part in self._parts]
 
     def _check(self) -> None:
         if self._recoveries % 2 or self._log.words()["recoveries"] != self._recoveries:

@@ -23,11 +23,10 @@ from sustain.replication.archive.shipping import COPY_SHARE, Shipping
 from sustain.replication.archive.upkeep import Upkeep
 from sustain.replication.archive.upload import PutMeter
 from sustain.replication.outlet import LinkConfig, Owner
-from sustain.replication.pins import Backoff
+from sustain.replication.pins import Backoff, Overruns
 from sustain.replication.urls import ArchiveUrl
 
 _SLOW_RETRY_S = 2.0
-_PATIENCE_S = 2.0  # for puts that are on their way at the end
 
 
 class _Metering:
@@ -65,6 +64,8 @@ class ArchiveDestination(threading.Thread):
         self.delivered = False
         self.copied_s = 0.0  # how long the last copy took
         self.overrun = False
+        self.whole = False  # a copy there has become usable in this session
+        self._overruns = Overruns(config.overrun_first_s, config.overrun_limit_s)
         self.log = log
         self.config = config
         self.owner = owner
@@ -74,7 +75,8 @@ class ArchiveDestination(threading.Thread):
     def run(self) -> None:
         backoff = Backoff(self.config.backoff_first_s, self.config.backoff_limit_s, random.uniform)
         while not self.owner.halt.is_set():
-            at_least_s, self.delivered = 0.0, False
+            at_least_s, self.delivered, self.whole = 0.0, False, False
+            self._overruns.begins(time.monotonic())
             try:
                 self._session()
             except StoreError as error:
@@ -90,8 +92,27 @@ class ArchiveDestination(threading.Thread):
                 self.owner.repin()
             if self.delivered:
                 backoff.reset()
-            self.owner.halt.wait(backoff.next(at_least_s))
+            self._pause()
+            self._leave_alone(backoff.next(at_least_s), str(self.last_error or "the session ended"))
         self.show("stopped")
+
+    def _pause(self) -> None:
+        """Leave an archive that could not keep up alone for a while: each copy costs both sides, and holds the log."""
+        overrun, self.overrun = self.overrun, False
+        pause_s = self._overruns.ended(time.monotonic(), overrun, self.whole)
+        if overrun:
+            pause_s = max(pause_s, min(self.copied_s * (COPY_SHARE - 1), self.config.overrun_limit_s))
+        if pause_s and not self.owner.halt.is_set():
+            self.paused_s = pause_s
+            why = f"cannot keep up: {self._overruns.in_a_row} times in a row the log has gone on without it"
+            self.config.report(f"{self.peer.url} {why}; the next snapshot in {pause_s:.0f} s")
+            self._leave_alone(pause_s, f"it {why}")
+            self.paused_s = None
+
+    def _leave_alone(self, wait_s: float, why: str) -> None:
+        """Wait before the next try, and let `sustain status` say so."""
+        self.log.leave_alone(self.slot, wait_s, why)
+        self.owner.halt.wait(wait_s)
 
     def close(self) -> None:
         """Nothing to do: the owner's halt is seen."""
@@ -131,7 +152,7 @@ class ArchiveDestination(threading.Thread):
             session.run()
         finally:
             upkeep.end()
-            session.uploads.forsake(_PATIENCE_S)
+            session.give_up()
 
     def _failed(self, error: SustainError) -> float:
         """Say what went wrong, once; the least time to wait before the next try."""
@@ -146,9 +167,6 @@ class ArchiveDestination(threading.Thread):
             self.hopeless = error
             self.show("refused")
             at_least_s = _SLOW_RETRY_S
-        elif self.overrun:
-            self.overrun = False
-            at_least_s = self.copied_s * (COPY_SHARE - 1)
         if str(error) != self._reported:
             self._reported = str(error)
             self.config.report(str(error) + (f" ({error.hint})" if error.hint else ""))

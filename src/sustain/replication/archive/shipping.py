@@ -9,13 +9,14 @@ Snapshots are taken between segments (`copy`). The log is pinned for an archive 
 snapshot needs it: what is overrun gets a new snapshot, and a gap that the manifest tells of.
 """
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterator
 from typing import NoReturn, Protocol
 
 from sustain._native import LogTail
-from sustain.errors import PeerUnreachable
+from sustain.errors import PeerUnreachable, SustainError
 from sustain.replication.archive import names, proofs
 from sustain.replication.archive.arrival import Arrival, newer_epoch
 from sustain.replication.archive.copy import Copy, point
@@ -33,6 +34,7 @@ COPY_SHARE = 10  # after an overrun, copying takes at most one part in so many o
 _PARALLEL = 4
 _POLL_S = 0.02  # while commits come
 _IDLE_S = 0.25
+_PATIENCE_S = 2.0  # for puts that are on their way at the end
 _SAY_S = 0.5
 _PROBE_BYTES = 4 << 20
 
@@ -49,6 +51,7 @@ class Keeper(Protocol):
     delivered: bool
     copied_s: float  # how long the last copy took
     overrun: bool
+    whole: bool
     log: LogTail
     config: LinkConfig
     owner: Owner
@@ -129,7 +132,7 @@ class Shipping:
     def _begin(self) -> None:
         destination, arrival = self._destination, self._arrival
         if arrival.lsn is not None and arrival.snapshot:
-            self._whole = True
+            self._whole = destination.whole = True
             destination.needs_snapshot = False
             destination.show("streaming")
             self._go_on(arrival.lsn)
@@ -363,8 +366,10 @@ class Shipping:
         assert copy is not None
         assert copy.usable is not None
         path, data = copy.document()
+        copy.named = True
         self._place.put(path, data)
-        self._snapshot, first, self._whole = path, not self._whole, True
+        self._snapshot, first = path, not self._whole
+        self._whole = destination.whole = True
         self._put_manifest()
         destination.copied_s = time.monotonic() - copy.begun_s
         pause_s = max(self._archive.snapshot_s, destination.copied_s * COPY_SHARE)
@@ -374,6 +379,15 @@ class Shipping:
             destination.needs_snapshot = False
             destination.show("streaming")
         destination.config.report(f"{self._archive.url} has a snapshot, at position {copy.usable}")
+
+    def give_up(self) -> None:
+        """After the end: forget what is on its way, and delete the pages of a copy that nothing names, which would take
+        the room of the next one."""
+        self.uploads.forsake(_PATIENCE_S)
+        copy, self._copy = self._copy, None
+        if copy is not None and not copy.named and not self._owner.halt.is_set():
+            with contextlib.suppress(SustainError):
+                self._place.delete(copy.paths)
 
     # waiting
 
