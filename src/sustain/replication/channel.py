@@ -25,6 +25,7 @@ from sustain.replication.urls import join
 from sustain.replication.wire import FrameReader, Header, Kind
 
 _SHAKE_BYTES = 16 << 10  # received at once from a peer that has proved nothing
+_NOTHING = memoryview(b"")
 _HINT_GONE = "the other side ended, or the link was cut; it is tried again"
 
 
@@ -118,21 +119,23 @@ class Channel:
                 pending[0] = pending[0][sent:]
 
     def _write_sealed(self, tls: TlsSession, pending: list[memoryview]) -> None:
-        for part in pending:
-            rest = part[tls.seal(part) :]
-            while rest:
-                self._send_sealed(tls)
-                rest = rest[tls.seal(rest) :]
-        self._send_sealed(tls)
+        *short, rest = pending
+        for part in short:  # headers: they go with what follows
+            while part := part[tls.seal(part) :]:
+                self._send_sealed(tls, _NOTHING)
+        self._send_sealed(tls, rest)
 
-    def _send_sealed(self, tls: TlsSession) -> None:
+    def _send_sealed(self, tls: TlsSession, rest: memoryview) -> None:
         while True:
             try:
-                if tls.send(self._sock.fileno()):
-                    return
+                taken, gone = tls.send_from(self._sock.fileno(), rest)
             except OSError as error:
                 raise self._lost(error) from None
-            self._wait(self._writable)
+            rest = rest[taken:]
+            if gone and not rest:
+                return
+            if not gone:
+                self._wait(self._writable)
 
     # receiving
 
@@ -195,11 +198,16 @@ class Channel:
         if tls is None:
             return self._receive(lambda: self._sock.recv_into(view))
         while True:
-            got = tls.read_into(view)
+            try:
+                got, came = tls.receive_into(self._sock.fileno(), view)
+            except OSError as error:
+                raise self._lost(error) from None
+            if came:
+                self.heard = time.monotonic()
             if got is not None:
                 return got
-            if self._receive(lambda: tls.receive(self._sock.fileno())) == 0:
-                return 0
+            if not came:
+                self._wait(self._readable)
 
     def _receive(self, receive: Callable[[], int]) -> int:
         while True:
