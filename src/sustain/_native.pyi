@@ -480,7 +480,7 @@ class TlsEnd:
         the end, None when more must come; bytes that the socket had). After the handshake. OSError."""
 
     def seal(self, data: Buffer) -> int:
-        """Have some of `data` wait to be sent, up to 128 KiB in all: bytes of it, at least one if nothing waits."""
+        """Have some of `data` wait to be sent, up to 256 KiB in all: bytes of it, at least one if nothing waits."""
 
     def send(self, socket: int) -> bool:
         """Send what waits to a non-blocking socket; whether all of it went. OSError."""

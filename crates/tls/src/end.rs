@@ -23,7 +23,7 @@ use crate::records::{Brought, HEADER, Keys, RECORD, Records};
 
 /// Bytes of a handshake, certificates and all, from a peer that has proved nothing.
 pub const HANDSHAKE_LIMIT: usize = 128 << 10;
-const GATHERED: usize = 128 << 10; // received, and sealed, at a time: stays in a second cache beside what is made of it
+const GATHERED: usize = 256 << 10; // received, and sealed, at a time: what a second cache holds
 
 #[allow(clippy::large_enum_variant)] // a handful of ends, each behind a pointer anyway
 enum Side {
