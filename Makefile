@@ -53,7 +53,7 @@ debian: $(BIN)/python
 	@if [ -x scripts/setup-debian.sh ]; then scripts/setup-debian.sh test; fi
 
 engine-tests:
-	@cargo test --quiet --locked -p sustain-core --no-run
+	@cargo test --quiet --locked -p sustain-core -p sustain-tls --no-run
 
 # The engine's crash states work all the time, without looking at a clock, and pytest's tests mostly wait: the former have
 # what the latter leave of the processors. In a group of their own, to end with this.
@@ -62,7 +62,7 @@ test: ready ## all tests: engine, package, crash loops, lab
 	@set -m; nice -n 19 cargo test --locked -p sustain-core --test crash --test crash_replica -- crash_states \
 	    > target/crash-states.log 2>&1 & states=$$!; set +m; \
 	trap 'kill -- -$$states 2>/dev/null || true' EXIT; \
-	cargo test --locked -p sustain-core -- --skip crash_states; \
+	cargo test --locked -p sustain-core -p sustain-tls -- --skip crash_states; \
 	status=0; pytest $(TWO) || status=$$?; \
 	wait $$states || status=$$?; \
 	trap - EXIT; \

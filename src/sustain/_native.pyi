@@ -487,17 +487,19 @@ class TlsEnd:
     def outgoing(self) -> bytes:
         """What waits to be sent, and is forgotten here."""
 
-    def receive(self, socket: int) -> int:
-        """Receive from a non-blocking socket, once: bytes, 0 at its end. After the handshake. OSError."""
-
-    def read_into(self, view: Buffer) -> int | None:
-        """Fill `view` as far as there is something: bytes, 0 at the end of the session, None when more must come."""
+    def receive_into(self, socket: int, view: Buffer) -> tuple[int | None, int]:
+        """Fill `view` from what has come, and from a non-blocking socket as far as it has something: (bytes, 0 at
+        the end, None when more must come; bytes that the socket had). After the handshake. OSError."""
 
     def seal(self, data: Buffer) -> int:
         """Have some of `data` wait to be sent, up to 256 KiB in all: bytes of it, at least one if nothing waits."""
 
     def send(self, socket: int) -> bool:
         """Send what waits to a non-blocking socket; whether all of it went. OSError."""
+
+    def send_from(self, socket: int, data: Buffer) -> tuple[int, bool]:
+        """Both, piece after piece, until the socket takes no more: (bytes of `data` that were taken, whether nothing
+        waits now). OSError."""
 
     def pending(self) -> bool:
         """Whether something can be read, or a whole record has come."""

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use crate::checksum::{crc, page_sum};
 use crate::control::{Control, Lock, UNKNOWN, word};
+use crate::copy::settle;
 use crate::error::{Error, Result};
 use crate::format::{
     COMMIT_RECORD, CommitPayload, Durability, EpochStart, FLAG_CLEAN, FLAG_RECEIVED, INCOMPAT_ARRIVING, PAGE,
@@ -36,6 +37,8 @@ pub struct Base<M: Medium> {
     /// Group boundaries every so often, so that the tail can move to one without reading the log.
     marks: VecDeque<Point>,
     mark_step: u64,
+    /// Nobody here reads soon what is applied: this is a replica.
+    unread: bool,
     /// This boot.
     pub boot: [u8; 16],
     /// What errors call this store.
@@ -47,12 +50,17 @@ pub struct ImageTarget<'a, M: Medium> {
     m: &'a M,
     image: u64,
     sums: u64,
+    unread: bool,
 }
 
 impl<M: Medium> Target for ImageTarget<'_, M> {
     #[inline]
     fn range(&mut self, offset: u64, data: &[u8], sum: u64) {
-        self.m.store(self.image + offset, data);
+        if self.unread && data.len() == PAGE {
+            self.m.store_page(self.image + offset, data);
+        } else {
+            self.m.store(self.image + offset, data);
+        }
         self.m.store(self.sums + offset / PAGE_U64 * 8, &sum.to_le_bytes());
     }
 
@@ -298,6 +306,7 @@ impl<M: Medium> Base<M> {
             log_epoch: walk.epoch,
             marks: walk.marks,
             mark_step,
+            unread: receiver,
             boot,
             name: name.clone(),
             sb,
@@ -360,7 +369,12 @@ impl<M: Medium> Base<M> {
     /// Where groups go.
     #[inline]
     pub fn target(&self) -> ImageTarget<'_, M> {
-        ImageTarget { m: &self.m, image: self.sb.image_offset, sums: self.sb.sums_offset }
+        ImageTarget {
+            m: &self.m,
+            image: self.sb.image_offset,
+            sums: self.sb.sums_offset,
+            unread: self.unread,
+        }
     }
 
     /// The log is durable up to `to`, the end of a group: say so, then bring the image there.
@@ -372,11 +386,17 @@ impl<M: Medium> Base<M> {
         let from = self.applied.lsn;
         self.control.set(word::COMMIT_SEQ, to.seq);
         self.control.set(word::COMMITTED, to.lsn);
-        // No store to the image may become visible before the word.
-        fence(Ordering::Release);
+        // No store to the image may become visible before the word, and none after the next.
+        self.order_stores();
         self.apply_log(from, to.lsn);
+        self.order_stores();
         self.control.set(word::APPLIED, to.lsn);
         self.applied = to;
+    }
+
+    #[inline]
+    fn order_stores(&self) {
+        if self.unread { settle() } else { fence(Ordering::Release) }
     }
 
     /// Apply verified log bytes, built or received by us, to the image.
@@ -410,6 +430,7 @@ impl<M: Medium> Base<M> {
         let bytes =
             unsafe { std::slice::from_raw_parts(self.m.mapping().ring_at(start), (end - start) as usize) };
         apply(bytes, &mut noting);
+        settle();
         noting.pages
     }
 

@@ -10,6 +10,7 @@ pub mod base;
 pub mod capture;
 pub mod checksum;
 pub mod control;
+pub mod copy;
 pub mod error;
 pub mod fetcher;
 pub mod format;

@@ -7,9 +7,10 @@ use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
+use sustain_core::copy::copy;
 use sustain_tls::{End, Fault, Identity, LoadFault};
 
-const PIECE: usize = 64 << 10; // copied before it is sealed: what is shared with other processes is never borrowed
+const ROUNDS: usize = 16; // of a call, so that one that feeds us nothings does not keep it for ever
 
 /// A `TlsFault`, found by name.
 #[cold]
@@ -62,14 +63,9 @@ impl TlsIdentity {
     }
 }
 
-struct Inner {
-    end: End,
-    piece: Vec<u8>,
-}
-
 /// Documented in `_native.pyi`.
 #[pyclass(frozen, module = "sustain._native")]
-pub struct TlsEnd(Mutex<Inner>);
+pub struct TlsEnd(Mutex<End>);
 
 /// The memory of a buffer that is held.
 struct Memory {
@@ -95,65 +91,117 @@ impl Memory {
     fn put(&self, at: usize, data: &[u8]) {
         assert!(data.len() <= self.length - at);
         // SAFETY: it lies within the buffer, which is held; no reference to it is made.
-        unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), self.start.add(at), data.len()) }
+        unsafe { copy(data.as_ptr(), self.start.add(at), data.len()) }
     }
 
-    /// Have `piece` hold up to PIECE bytes from `at` on.
-    fn copy(&self, at: usize, piece: &mut Vec<u8>) {
-        let length = (self.length - at).min(PIECE);
-        piece.clear();
-        piece.reserve(length);
-        // SAFETY: it lies within the buffer, which is held, and `piece` has room for it; no reference to it is made.
-        unsafe {
-            std::ptr::copy_nonoverlapping(self.start.add(at), piece.as_mut_ptr(), length);
-            piece.set_len(length);
-        }
+    /// Fill `room` with what lies from `at` on. What is shared with other processes is never borrowed.
+    fn fill(&self, at: usize, room: &mut [u8]) {
+        assert!(room.len() <= self.length - at);
+        // SAFETY: it lies within the buffer, which is held; no reference to it is made.
+        unsafe { copy(self.start.add(at), room.as_mut_ptr(), room.len()) }
+    }
+
+    /// Have what lies from `at` on sealed, as much as may wait: the bytes taken.
+    fn seal(&self, at: usize, end: &mut End) -> Result<usize, Fault> {
+        end.seal(self.length - at, &mut |from, room| self.fill(at + from, room))
     }
 }
 
 impl TlsEnd {
     fn new(end: End) -> Self {
-        Self(Mutex::new(Inner { end, piece: Vec::new() }))
+        Self(Mutex::new(end))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, End> {
         self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// What can go wrong once there is a session.
+enum Trouble {
+    Socket(std::io::Error),
+    Session(Fault),
+}
+
+impl Trouble {
+    fn raised(&self, py: Python<'_>) -> PyErr {
+        match self {
+            Self::Socket(error) => os_error(error),
+            Self::Session(found) => fault(py, found),
+        }
+    }
+}
+
+/// Fill `memory` from `end` and its socket as far as can be without waiting: bytes, None when more must come; and the bytes
+/// that the socket had.
+fn receive(end: &mut End, socket: RawFd, memory: &Memory) -> Result<(Option<usize>, usize), Trouble> {
+    let (mut at, mut came) = (0, 0);
+    for _ in 0..ROUNDS {
+        let begun = at;
+        let found = end.read(memory.length - begun, &mut |data| {
+            memory.put(at, data);
+            at += data.len();
+        });
+        match found {
+            Ok(Some(given)) if given == 0 || at == memory.length => return Ok((Some(at), came)),
+            Ok(_) => {}
+            Err(_) if at > 0 => return Ok((Some(at), came)), // it says so again
+            Err(found) => return Err(Trouble::Session(found)),
+        }
+        match end.receive(socket) {
+            Ok(0) if at > 0 => return Ok((Some(at), came)), // likewise
+            Ok(0) => return Ok((Some(0), came)),
+            Ok(got) => came += got,
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
+            Err(_) if at > 0 => return Ok((Some(at), came)), // likewise
+            Err(error) => return Err(Trouble::Socket(error)),
+        }
+    }
+    Ok(((at > 0).then_some(at), came))
+}
+
+/// Seal what `memory` holds and send it, as far as can be without waiting: the bytes taken, and whether all that was sealed
+/// has gone.
+fn send(end: &mut End, socket: RawFd, memory: &Memory) -> Result<(usize, bool), Trouble> {
+    let mut at = 0;
+    loop {
+        at += memory.seal(at, end).map_err(Trouble::Session)?;
+        let gone = end.send(socket).map_err(Trouble::Socket)?;
+        if at == memory.length || !gone {
+            return Ok((at, gone));
+        }
     }
 }
 
 #[pymethods]
 impl TlsEnd {
     fn shake(&self, py: Python<'_>) -> PyResult<bool> {
-        py.detach(|| self.lock().end.shake()).map_err(|e| fault(py, &e))
+        py.detach(|| self.lock().shake()).map_err(|e| fault(py, &e))
     }
 
     fn feed(&self, py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<()> {
         let data = PyBuffer::<u8>::get(data)?.to_vec(py)?;
-        py.detach(|| self.lock().end.feed(&data)).map_err(|e| fault(py, &e))
+        py.detach(|| self.lock().feed(&data)).map_err(|e| fault(py, &e))
     }
 
     fn outgoing<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
-        let taken = py.detach(|| self.lock().end.take_outgoing());
+        let taken = py.detach(|| self.lock().take_outgoing());
         PyBytes::new(py, &taken)
     }
 
-    fn receive(&self, py: Python<'_>, socket: RawFd) -> PyResult<usize> {
-        py.detach(|| self.lock().end.receive(socket)).map_err(|e| os_error(&e))
-    }
-
-    fn read_into(&self, py: Python<'_>, view: &Bound<'_, PyAny>) -> PyResult<Option<usize>> {
+    fn receive_into(
+        &self,
+        py: Python<'_>,
+        socket: RawFd,
+        view: &Bound<'_, PyAny>,
+    ) -> PyResult<(Option<usize>, usize)> {
         let held = PyBuffer::<u8>::get(view)?;
         let memory = Memory::of(&held, true)?;
         let result = py.detach(move || {
             let memory = memory;
-            let mut at = 0;
-            let mut give = |data: &[u8]| {
-                memory.put(at, data);
-                at += data.len();
-            };
-            self.lock().end.read(memory.length, &mut give)
+            receive(&mut self.lock(), socket, &memory)
         });
-        result.map_err(|e| fault(py, &e))
+        result.map_err(|e| e.raised(py))
     }
 
     fn seal(&self, py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<usize> {
@@ -161,26 +209,26 @@ impl TlsEnd {
         let memory = Memory::of(&held, false)?;
         let result = py.detach(move || {
             let memory = memory;
-            let inner = &mut *self.lock();
-            let mut at = 0;
-            while at < memory.length {
-                memory.copy(at, &mut inner.piece);
-                let taken = inner.end.seal(&inner.piece)?;
-                at += taken;
-                if taken < inner.piece.len() {
-                    break;
-                }
-            }
-            Ok(at)
+            memory.seal(0, &mut self.lock())
         });
         result.map_err(|e| fault(py, &e))
     }
 
     fn send(&self, py: Python<'_>, socket: RawFd) -> PyResult<bool> {
-        py.detach(|| self.lock().end.send(socket)).map_err(|e| os_error(&e))
+        py.detach(|| self.lock().send(socket)).map_err(|e| os_error(&e))
+    }
+
+    fn send_from(&self, py: Python<'_>, socket: RawFd, data: &Bound<'_, PyAny>) -> PyResult<(usize, bool)> {
+        let held = PyBuffer::<u8>::get(data)?;
+        let memory = Memory::of(&held, false)?;
+        let result = py.detach(move || {
+            let memory = memory;
+            send(&mut self.lock(), socket, &memory)
+        });
+        result.map_err(|e| e.raised(py))
     }
 
     fn pending(&self, py: Python<'_>) -> bool {
-        py.detach(|| self.lock().end.pending())
+        py.detach(|| self.lock().pending())
     }
 }

@@ -1,8 +1,9 @@
 //! One end of a connection, as buffers: what has come, what is to go, and the session between them.
 //!
 //! Incoming bytes are decrypted where they were received and copied once, to where they are wanted; outgoing ones are
-//! gathered over as many records as one call of the kernel is worth. `rustls`' own buffers were rejected: they take 4 KiB
-//! of the socket at a time. All is under one lock of the caller's, also what the socket is asked, since it never waits.
+//! copied once, to where they are encrypted, and gathered over as many records as one call of the kernel is worth.
+//! `rustls` has the handshake, [`Records`] what follows it. `rustls`' own buffers were rejected: they take 4 KiB of the
+//! socket at a time. All is under one lock of the caller's, also what the socket is asked, since it never waits.
 
 use std::io;
 use std::os::fd::RawFd;
@@ -12,26 +13,27 @@ use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
 use rustls::pki_types::ServerName;
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{
-    ConnectionState, EncodeError, EncryptError, InsufficientSizeError, ReadTraffic, UnbufferedStatus,
+    ConnectionState, EncodeError, InsufficientSizeError, ReadTraffic, UnbufferedStatus,
 };
 use rustls::{ClientConfig, CommonState, ServerConfig};
 
 use crate::ALPN;
 use crate::fault::Fault;
+use crate::records::{Brought, HEADER, Keys, RECORD, Records};
 
 /// Bytes of a handshake, certificates and all, from a peer that has proved nothing.
 pub const HANDSHAKE_LIMIT: usize = 128 << 10;
-const RECORD: usize = (16 << 10) + 256 + 5; // the longest, its header too
 const GATHERED: usize = 256 << 10; // received, and sealed, at a time: what a second cache holds
-const EXTRA: usize = 4 << 10; // more than what the records of GATHERED bytes, and a change of keys, add
 
 #[allow(clippy::large_enum_variant)] // a handful of ends, each behind a pointer anyway
 enum Side {
     Server(UnbufferedServerConnection),
     Client(UnbufferedClientConnection),
+    Shaken(Records),
+    Failed, // while its hands were taken over
 }
 
-/// What one step of the session came to.
+/// What one step of a handshake came to.
 enum Turn {
     Going,         // something was done, and more may follow
     Wanting(bool), // nothing more without more bytes; whether the handshake is done
@@ -40,12 +42,13 @@ enum Turn {
 /// An end. Not for two threads at once.
 pub struct End {
     side: Side,
-    shaken: bool,
     came: usize,       // bytes of the handshake so far
-    incoming: Vec<u8>, // received; valid from `from` to `to`
+    incoming: Vec<u8>, // received; valid from `from` to `to`, and opened before that
+    opened: usize,     // plaintext that was not asked for yet, so many bytes that end at `opened_to`
+    opened_to: usize,
     from: usize,
     to: usize,
-    plain: Vec<u8>, // decrypted, and not asked for yet; valid from `read`
+    plain: Vec<u8>, // what came with the end of the handshake, and was not asked for yet; valid from `read`
     read: usize,
     outgoing: Vec<u8>, // sealed; valid from `sent` to `sealed`
     sent: usize,
@@ -67,9 +70,10 @@ impl End {
     fn new(side: Side) -> Self {
         Self {
             side,
-            shaken: false,
             came: 0,
             incoming: Vec::new(),
+            opened: 0,
+            opened_to: 0,
             from: 0,
             to: 0,
             plain: Vec::new(),
@@ -84,37 +88,57 @@ impl End {
 
     /// Go on with the handshake, as far as what has come allows; whether it is done.
     pub fn shake(&mut self) -> Result<bool, Fault> {
-        if self.failed.is_none() && !self.shaken {
-            let mut stash = std::mem::take(&mut self.plain);
+        if self.failed.is_none() && !self.shaken() {
             let done = loop {
-                match self.turn(&mut Sink::none(), &mut stash, &[]) {
-                    Some((Turn::Wanting(done), _)) => break done,
-                    Some((Turn::Going, _)) => {}
+                match self.turn() {
+                    Some(Turn::Wanting(done)) => break done,
+                    Some(Turn::Going) => {}
                     None => break false,
                 }
             };
-            self.plain = stash;
-            let session: &CommonState = match &self.side {
-                Side::Server(connection) => connection,
-                Side::Client(connection) => connection,
+            let session: Option<&CommonState> = match &self.side {
+                Side::Server(connection) => Some(connection),
+                Side::Client(connection) => Some(connection),
+                Side::Shaken(_) | Side::Failed => None,
             };
             // A server may have something to say before its client is known: that is not done.
-            if done && !session.is_handshaking() {
-                self.shaken = session.alpn_protocol() == Some(ALPN);
-                if !self.shaken {
+            if let Some(session) = session.filter(|s| done && !s.is_handshaking()) {
+                if session.alpn_protocol() == Some(ALPN) {
+                    self.take_over();
+                } else {
                     self.failed = Some(Fault::new("alpn", ""));
                 }
             }
         }
         match &self.failed {
             Some(fault) => Err(fault.clone()),
-            None => Ok(self.shaken),
+            None => Ok(self.shaken()),
+        }
+    }
+
+    fn shaken(&self) -> bool {
+        matches!(self.side, Side::Shaken(_))
+    }
+
+    /// The handshake is done, and nothing of it waits in `rustls`: go on with its keys.
+    fn take_over(&mut self) {
+        let made = match std::mem::replace(&mut self.side, Side::Failed) {
+            Side::Server(c) => c.dangerous_into_kernel_connection().map(|(s, keys)| (s, Keys::Server(keys))),
+            Side::Client(c) => c.dangerous_into_kernel_connection().map(|(s, keys)| (s, Keys::Client(keys))),
+            shaken => {
+                self.side = shaken;
+                return;
+            }
+        };
+        match made.map_err(|e| Fault::from(&e)).and_then(|(secrets, keys)| Records::new(keys, secrets)) {
+            Ok(records) => self.side = Side::Shaken(records),
+            Err(fault) => self.failed = Some(fault),
         }
     }
 
     /// Take bytes of the other side's; of a handshake no more than HANDSHAKE_LIMIT.
     pub fn feed(&mut self, data: &[u8]) -> Result<(), Fault> {
-        if !self.shaken {
+        if !self.shaken() {
             self.came += data.len();
             if self.came > HANDSHAKE_LIMIT {
                 return Err(Fault::new("endless", ""));
@@ -129,7 +153,7 @@ impl End {
     /// Receive from a non-blocking socket, once: bytes, 0 at the end of the stream. After the handshake.
     pub fn receive(&mut self, socket: RawFd) -> io::Result<usize> {
         self.make_room(GATHERED);
-        let room = &mut self.incoming[self.to..];
+        let room = &mut self.incoming[self.to..self.to + GATHERED];
         // SAFETY: `room` is ours, and as long as is said.
         let got = retried(|| unsafe { libc::recv(socket, room.as_mut_ptr().cast(), room.len(), 0) })?;
         self.to += got;
@@ -137,8 +161,10 @@ impl End {
     }
 
     fn make_room(&mut self, length: usize) {
-        self.incoming.copy_within(self.from..self.to, 0);
-        (self.from, self.to) = (0, self.to - self.from);
+        if self.opened == 0 {
+            self.incoming.copy_within(self.from..self.to, 0);
+            (self.from, self.to) = (0, self.to - self.from);
+        }
         if self.incoming.len() < self.to + length {
             self.incoming.resize(self.to + length, 0);
         }
@@ -146,51 +172,88 @@ impl End {
 
     /// Give what the other side has sent to `give`, piece after piece, no more than `wanted` bytes together: how many,
     /// 0 at the end of the stream, None when more must be fed or received first. A failure is told once all before it
-    /// was given.
+    /// was given. After the handshake.
     pub fn read(&mut self, wanted: usize, give: &mut dyn FnMut(&[u8])) -> Result<Option<usize>, Fault> {
-        let mut sink = Sink { left: wanted, give: Some(give) };
-        self.read += sink.take(&self.plain[self.read..]);
-        if self.read == self.plain.len() {
-            self.plain.clear();
-            self.read = 0;
-            let mut stash = std::mem::take(&mut self.plain);
-            while sink.left > 0 && self.failed.is_none() && !self.ended {
-                if let Some((Turn::Wanting(_), _)) = self.turn(&mut sink, &mut stash, &[]) {
-                    break;
+        let mut left = wanted;
+        let early = left.min(self.plain.len() - self.read);
+        if early > 0 {
+            give(&self.plain[self.read..self.read + early]);
+            (self.read, left) = (self.read + early, left - early);
+            if self.read == self.plain.len() {
+                (self.plain, self.read) = (Vec::new(), 0);
+            }
+        }
+        while left > 0 {
+            if self.opened == 0 {
+                match self.open() {
+                    Ok(true) => continue, // which may have brought nothing
+                    Ok(false) => break,
+                    Err(fault) => {
+                        self.failed.get_or_insert(fault);
+                        break;
+                    }
                 }
             }
-            self.plain = stash;
+            let taken = left.min(self.opened);
+            let at = self.opened_to - self.opened;
+            give(&self.incoming[at..at + taken]);
+            (self.opened, left) = (self.opened - taken, left - taken);
         }
-        match (wanted - sink.left, &self.failed) {
+        match (wanted - left, &self.failed) {
             (0, Some(fault)) => Err(fault.clone()),
             (0, None) if !self.ended && wanted > 0 => Ok(None),
             (given, _) => Ok(Some(given)),
         }
     }
 
-    /// Whether something is there to be read, or to be looked at: a whole record.
-    pub fn pending(&self) -> bool {
-        let there = &self.incoming[self.from..self.to];
-        let whole = |head: &[u8; 5]| there.len() >= 5 + usize::from(u16::from_be_bytes([head[3], head[4]]));
-        self.read < self.plain.len() || there.first_chunk::<5>().is_some_and(whole)
+    /// Open the next record, if it is there, and there is to be one.
+    fn open(&mut self) -> Result<bool, Fault> {
+        let Side::Shaken(records) = &mut self.side else { return Ok(false) };
+        if self.ended || self.failed.is_some() {
+            return Ok(false);
+        }
+        let there = &mut self.incoming[self.from..self.to];
+        let Some(length) = Records::whole(there)? else { return Ok(false) };
+        match records.open(&mut there[..length])? {
+            Brought::Data(bytes) => {
+                self.opened = bytes;
+                self.opened_to = self.from + HEADER + bytes;
+            }
+            Brought::Nothing => {}
+            Brought::End => self.ended = true,
+        }
+        self.from += length;
+        Ok(true)
     }
 
-    /// Have some of `data` sent: the bytes taken, at least one where nothing is waiting to go.
-    pub fn seal(&mut self, data: &[u8]) -> Result<usize, Fault> {
-        let taken = data.len().min(GATHERED.saturating_sub(self.sealed - self.sent));
-        let mut stash = std::mem::take(&mut self.plain);
-        let result = loop {
-            if taken == 0 {
-                break Ok(0);
-            }
-            match self.turn(&mut Sink::none(), &mut stash, &data[..taken]) {
-                Some((_, true)) => break Ok(taken),
-                Some((Turn::Going, _)) => {}
-                _ => break Err(self.failed.clone().unwrap_or_else(|| Fault::new("broken", "it has ended"))),
-            }
-        };
-        self.plain = stash;
-        result
+    /// Whether something is there to be read, or to be looked at: a whole record, or what is none.
+    pub fn pending(&self) -> bool {
+        let here = self.opened > 0 || self.read < self.plain.len();
+        here || !matches!(Records::whole(&self.incoming[self.from..self.to]), Ok(None))
+    }
+
+    /// Have some of `length` bytes sent, which `fill` puts where they are wanted (from a place on): the bytes taken, at
+    /// least one where nothing is waiting to go. After the handshake.
+    pub fn seal(&mut self, length: usize, fill: &mut dyn FnMut(usize, &mut [u8])) -> Result<usize, Fault> {
+        if let Some(fault) = &self.failed {
+            return Err(fault.clone());
+        }
+        let Side::Shaken(records) = &mut self.side else { return Err(Fault::new("broken", "no session")) };
+        let taken = length.min(GATHERED.saturating_sub(self.sealed - self.sent));
+        if taken == 0 {
+            return Ok(0);
+        }
+        self.outgoing.copy_within(self.sent..self.sealed, 0);
+        (self.sent, self.sealed) = (0, self.sealed - self.sent);
+        let room = Records::room(taken);
+        if self.outgoing.len() < self.sealed + room {
+            self.outgoing.resize((self.sealed + room).max(Records::room(GATHERED)), 0);
+        }
+        match records.seal(taken, fill, &mut self.outgoing[self.sealed..]) {
+            Ok(written) => self.sealed += written,
+            Err(fault) => return Err(self.failed.get_or_insert(fault).clone()),
+        }
+        Ok(taken)
     }
 
     /// Send to a non-blocking socket; whether all has gone.
@@ -215,34 +278,35 @@ impl End {
     pub fn take_outgoing(&mut self) -> Vec<u8> {
         if self.failed.is_some() {
             // The alert that tells the other side why.
-            while let Some((Turn::Going, _)) = self.turn(&mut Sink::none(), &mut Vec::new(), &[]) {}
+            while let Some(Turn::Going) = self.turn() {}
         }
         let taken = self.outgoing[self.sent..self.sealed].to_vec();
         (self.sent, self.sealed) = (0, 0);
         taken
     }
 
-    /// One step of the session: a record read (to `sink`, and what that does not take to `stash`), a message written, or
-    /// `data` sealed, which the second half of the answer tells. None: it has failed, now or before.
-    fn turn(&mut self, sink: &mut Sink<'_>, stash: &mut Vec<u8>, data: &[u8]) -> Option<(Turn, bool)> {
+    /// One step of a handshake: a message read or written, or what came behind the last one put into `plain`. None: it
+    /// has failed, now or before, or is over.
+    fn turn(&mut self) -> Option<Turn> {
         let there = &mut self.incoming[self.from..self.to];
         let out = Out { buffer: &mut self.outgoing, sealed: &mut self.sealed };
         let (discard, found) = match &mut self.side {
             Side::Server(connection) => {
                 let UnbufferedStatus { discard, state, .. } = connection.process_tls_records(there);
-                (discard, state.map_err(|e| Fault::from(&e)).and_then(|s| s.step(sink, stash, out, data)))
+                (discard, state.map_err(|e| Fault::from(&e)).and_then(|s| s.step(&mut self.plain, out)))
             }
             Side::Client(connection) => {
                 let UnbufferedStatus { discard, state, .. } = connection.process_tls_records(there);
-                (discard, state.map_err(|e| Fault::from(&e)).and_then(|s| s.step(sink, stash, out, data)))
+                (discard, state.map_err(|e| Fault::from(&e)).and_then(|s| s.step(&mut self.plain, out)))
             }
+            Side::Shaken(_) | Side::Failed => return None,
         };
         self.from += discard;
         match found {
-            Ok(Step::Turn(turn, sealed)) => Some((turn, sealed)),
+            Ok(Step::Turn(turn)) => Some(turn),
             Ok(Step::Ended) => {
                 self.ended = true;
-                Some((Turn::Going, false))
+                Some(Turn::Going)
             }
             Err(fault) => {
                 self.failed.get_or_insert(fault);
@@ -250,34 +314,18 @@ impl End {
             }
         }
     }
-}
 
-/// Takes a piece of plaintext, whole.
-type Give<'a> = &'a mut dyn FnMut(&[u8]);
-
-/// Where plaintext is wanted, as far as it is.
-struct Sink<'a> {
-    left: usize,
-    give: Option<Give<'a>>,
-}
-
-impl Sink<'_> {
-    fn none() -> Self {
-        Self { left: 0, give: None }
-    }
-
-    fn take(&mut self, data: &[u8]) -> usize {
-        let taken = data.len().min(self.left);
-        if let (1.., Some(give)) = (taken, &mut self.give) {
-            give(&data[..taken]);
+    #[cfg(test)]
+    pub(crate) fn records(&mut self) -> &mut Records {
+        match &mut self.side {
+            Side::Shaken(records) => records,
+            _ => panic!("a handshake is not done"),
         }
-        self.left -= taken;
-        taken
     }
 }
 
 enum Step {
-    Turn(Turn, bool),
+    Turn(Turn),
     Ended,
 }
 
@@ -289,13 +337,11 @@ struct Out<'a> {
 
 impl Out<'_> {
     /// Have `write` fill the free part, with as much room as it asks for.
-    fn write<E>(
+    fn write(
         &mut self,
-        room: usize,
-        mut write: impl FnMut(&mut [u8]) -> Result<usize, E>,
-        asked: impl Fn(&E) -> Option<usize>,
-    ) -> Result<(), E> {
-        let mut room = room;
+        mut write: impl FnMut(&mut [u8]) -> Result<usize, EncodeError>,
+    ) -> Result<(), EncodeError> {
+        let mut room = RECORD;
         loop {
             if self.buffer.len() < *self.sealed + room {
                 self.buffer.resize(*self.sealed + room, 0);
@@ -305,61 +351,49 @@ impl Out<'_> {
                     *self.sealed += written;
                     return Ok(());
                 }
-                Err(error) => match asked(&error) {
-                    Some(more) if more > room => room = more,
-                    _ => return Err(error),
-                },
+                Err(EncodeError::InsufficientSize(InsufficientSizeError { required_size }))
+                    if required_size > room =>
+                {
+                    room = required_size;
+                }
+                Err(error) => return Err(error),
             }
         }
     }
 }
 
-/// What is done about a state; the same for both sides of a connection.
+/// What is done about a state of a handshake; the same for both sides of a connection.
 trait Stepped {
-    fn step(self, sink: &mut Sink<'_>, stash: &mut Vec<u8>, out: Out<'_>, data: &[u8])
-    -> Result<Step, Fault>;
+    fn step(self, plain: &mut Vec<u8>, out: Out<'_>) -> Result<Step, Fault>;
 }
 
 macro_rules! stepped {
     ($data:ty) => {
         impl Stepped for ConnectionState<'_, '_, $data> {
-            fn step(
-                self,
-                sink: &mut Sink<'_>,
-                stash: &mut Vec<u8>,
-                mut out: Out<'_>,
-                data: &[u8],
-            ) -> Result<Step, Fault> {
+            fn step(self, plain: &mut Vec<u8>, mut out: Out<'_>) -> Result<Step, Fault> {
                 Ok(match self {
                     ConnectionState::ReadTraffic(mut found) => {
-                        read_all(&mut found, sink, stash)?;
-                        Step::Turn(Turn::Going, false)
+                        read_all(&mut found, plain)?;
+                        Step::Turn(Turn::Going)
                     }
                     ConnectionState::EncodeTlsData(mut message) => {
-                        out.write(RECORD, |room| message.encode(room), encode_asks)
+                        out.write(|room| message.encode(room))
                             .map_err(|e| Fault::new("broken", e.to_string()))?;
-                        Step::Turn(Turn::Going, false)
+                        Step::Turn(Turn::Going)
                     }
                     ConnectionState::TransmitTlsData(written) => {
                         written.done(); // it waits in `outgoing`, before all that is sealed later
-                        Step::Turn(Turn::Going, false)
+                        Step::Turn(Turn::Going)
                     }
-                    ConnectionState::WriteTraffic(_) if data.is_empty() => {
-                        Step::Turn(Turn::Wanting(true), false)
-                    }
-                    ConnectionState::WriteTraffic(mut session) => {
-                        out.write(data.len() + EXTRA, |room| session.encrypt(data, room), encrypt_asks)
-                            .map_err(|e| Fault::new("broken", e.to_string()))?;
-                        Step::Turn(Turn::Going, true)
-                    }
-                    ConnectionState::BlockedHandshake => Step::Turn(Turn::Wanting(false), false),
+                    ConnectionState::WriteTraffic(_) => Step::Turn(Turn::Wanting(true)),
+                    ConnectionState::BlockedHandshake => Step::Turn(Turn::Wanting(false)),
                     ConnectionState::PeerClosed => Step::Ended,
                     other => return Err(Fault::new("broken", format!("{other:?}"))),
                 })
             }
         }
 
-        impl Records for ReadTraffic<'_, '_, $data> {
+        impl Plain for ReadTraffic<'_, '_, $data> {
             fn next(&mut self) -> Option<Result<&[u8], Fault>> {
                 let record = self.next_record()?;
                 Some(record.map(|r| r.payload).map_err(|e| Fault::from(&e)))
@@ -371,32 +405,15 @@ macro_rules! stepped {
 stepped!(ServerConnectionData);
 stepped!(ClientConnectionData);
 
-trait Records {
+trait Plain {
     fn next(&mut self) -> Option<Result<&[u8], Fault>>;
 }
 
-fn read_all(found: &mut dyn Records, sink: &mut Sink<'_>, stash: &mut Vec<u8>) -> Result<(), Fault> {
+fn read_all(found: &mut dyn Plain, plain: &mut Vec<u8>) -> Result<(), Fault> {
     while let Some(record) = found.next() {
-        let record = record?;
-        // In order: once something was left over, all behind it waits too.
-        let taken = if stash.is_empty() { sink.take(record) } else { 0 };
-        stash.extend_from_slice(&record[taken..]);
+        plain.extend_from_slice(record?);
     }
     Ok(())
-}
-
-fn encode_asks(error: &EncodeError) -> Option<usize> {
-    match error {
-        EncodeError::InsufficientSize(InsufficientSizeError { required_size }) => Some(*required_size),
-        EncodeError::AlreadyEncoded => None,
-    }
-}
-
-fn encrypt_asks(error: &EncryptError) -> Option<usize> {
-    match error {
-        EncryptError::InsufficientSize(InsufficientSizeError { required_size }) => Some(*required_size),
-        EncryptError::EncryptExhausted => None,
-    }
 }
 
 /// A system call's answer; tried again when a signal came between.

@@ -22,7 +22,7 @@ use crate::fault::{Fault, LoadFault};
 #[derive(Debug)]
 pub struct Identity {
     server: Arc<ServerConfig>,
-    client: Arc<ClientConfig>,
+    pub(crate) client: Arc<ClientConfig>,
     chain: Vec<CertificateDer<'static>>,
     roots: Arc<RootCertStore>,
     verifier: Arc<dyn ClientCertVerifier>,
@@ -47,6 +47,7 @@ impl Identity {
         server.alpn_protocols = vec![ALPN.to_vec()];
         server.send_tls13_tickets = 0;
         server.session_storage = Arc::new(NoServerSessionStorage {});
+        server.enable_secret_extraction = true; // for `records`, which seals and opens with what was agreed on
         let mut client = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&TLS13])
             .map_err(|e| ca_fault(&e))?
@@ -55,6 +56,7 @@ impl Identity {
             .map_err(|e| pair_fault(&e))?;
         client.alpn_protocols = vec![ALPN.to_vec()];
         client.resumption = Resumption::disabled();
+        client.enable_secret_extraction = true;
         Ok(Self { server: Arc::new(server), client: Arc::new(client), chain, roots, verifier })
     }
 

@@ -7,6 +7,7 @@
 mod end;
 mod fault;
 mod identity;
+mod records;
 
 pub use end::{End, HANDSHAKE_LIMIT};
 pub use fault::{Fault, LoadFault};

@@ -16,7 +16,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from sustain.errors import AuthenticationFailed, PeerUnreachable, ProtocolError
 from sustain.replication import wire
@@ -25,6 +25,8 @@ from sustain.replication.urls import join
 from sustain.replication.wire import FrameReader, Header, Kind
 
 _SHAKE_BYTES = 16 << 10  # received at once from a peer that has proved nothing
+_PIECE_BYTES = 64 << 10  # of a payload, received at once
+_NOTHING = memoryview(b"")
 _HINT_GONE = "the other side ended, or the link was cut; it is tried again"
 
 
@@ -49,6 +51,7 @@ class Channel:
         self._writable.register(sock, select.POLLOUT)
         self._closed = False
         self._header = bytearray(wire.HEADER_BYTES)
+        self._piece = _NOTHING
         self._tls: TlsSession | None = None
         self.peer = _name(sock)
         self.heard = time.monotonic()  # when the last byte came
@@ -75,7 +78,7 @@ class Channel:
         try:
             while not session.shake():
                 self._write([memoryview(session.outgoing())])
-                got = self._receive(lambda: self._sock.recv_into(piece))
+                got = self._receive(piece)
                 if got == 0:
                     raise PeerUnreachable(f"{self.peer} hung up during the handshake", hint=_HINT_GONE)
                 session.feed(piece[:got])
@@ -118,21 +121,23 @@ class Channel:
                 pending[0] = pending[0][sent:]
 
     def _write_sealed(self, tls: TlsSession, pending: list[memoryview]) -> None:
-        for part in pending:
-            rest = part[tls.seal(part) :]
-            while rest:
-                self._send_sealed(tls)
-                rest = rest[tls.seal(rest) :]
-        self._send_sealed(tls)
+        *short, rest = pending
+        for part in short:  # headers: they go with what follows
+            while part := part[tls.seal(part) :]:
+                self._send_sealed(tls, _NOTHING)
+        self._send_sealed(tls, rest)
 
-    def _send_sealed(self, tls: TlsSession) -> None:
+    def _send_sealed(self, tls: TlsSession, rest: memoryview) -> None:
         while True:
             try:
-                if tls.send(self._sock.fileno()):
-                    return
+                taken, gone = tls.send_from(self._sock.fileno(), rest)
             except OSError as error:
                 raise self._lost(error) from None
-            self._wait(self._writable)
+            rest = rest[taken:]
+            if gone and not rest:
+                return
+            if not gone:
+                self._wait(self._writable)
 
     # receiving
 
@@ -179,7 +184,10 @@ class Channel:
     def receive_frame(self, allowed: frozenset[Kind]) -> tuple[Header, bytes]:
         """The next whole frame, as `FrameReader` reads it."""
         reader = FrameReader(allowed)
-        piece = memoryview(bytearray(min(64 << 10, max(wire.PAYLOAD_LIMIT[kind] for kind in allowed) or 32)))
+        size = min(_PIECE_BYTES, max(wire.PAYLOAD_LIMIT[kind] for kind in allowed) or 32)
+        if len(self._piece) < size:
+            self._piece = memoryview(bytearray(size))
+        piece = self._piece
         while True:
             got = self.receive_some(piece[: min(reader.wanted, len(piece))])
             if got == 0:
@@ -193,18 +201,23 @@ class Channel:
         PeerUnreachable; with TLS also AuthenticationFailed and ProtocolError."""
         tls = self._tls
         if tls is None:
-            return self._receive(lambda: self._sock.recv_into(view))
-        while True:
-            got = tls.read_into(view)
-            if got is not None:
-                return got
-            if self._receive(lambda: tls.receive(self._sock.fileno())) == 0:
-                return 0
-
-    def _receive(self, receive: Callable[[], int]) -> int:
+            return self._receive(view)
         while True:
             try:
-                got = receive()
+                got, came = tls.receive_into(self._sock.fileno(), view)
+            except OSError as error:
+                raise self._lost(error) from None
+            if came:
+                self.heard = time.monotonic()
+            if got is not None:
+                return got
+            if not came:
+                self._wait(self._readable)
+
+    def _receive(self, view: memoryview) -> int:
+        while True:
+            try:
+                got = self._sock.recv_into(view)
             except BlockingIOError:
                 self._wait(self._readable)
                 continue

@@ -135,10 +135,6 @@ class TlsSession:
         """What is to be sent now, and is not kept: of a handshake, an alert, or what was sealed."""
         return self._end.outgoing()
 
-    def receive(self, socket: int) -> int:
-        """Receive from a non-blocking socket, once: bytes, 0 at the end. Raises OSError, as a socket does."""
-        return self._end.receive(socket)
-
     def seal(self, data: bytes | memoryview) -> int:
         """Have `data` wait to be sent, as much as is worth a call: bytes of it, some if nothing waits already.
 
@@ -146,27 +142,40 @@ class TlsSession:
         try:
             return self._end.seal(data)
         except TlsFault as fault:
-            raise PeerUnreachable(
-                f"TLS has ended: {fault.words or fault.code}", hint="it is tried again"
-            ) from None
+            raise _over(fault) from None
 
     def send(self, socket: int) -> bool:
         """Send what waits to a non-blocking socket; whether all of it went. Raises OSError, as a socket does."""
         return self._end.send(socket)
 
-    def read_into(self, view: memoryview) -> int | None:
-        """Fill `view` as far as there is something: bytes, 0 at the end, None when more must come first.
+    def send_from(self, socket: int, data: memoryview) -> tuple[int, bool]:
+        """Seal `data` and send it, piece after piece, until the socket takes no more: (bytes of it, all has gone).
 
-        Raises AuthenticationFailed (the other side does not take our certificate: it says so now), ProtocolError.
+        Raises OSError, as a socket does, and PeerUnreachable when the session has failed."""
+        try:
+            return self._end.send_from(socket, data)
+        except TlsFault as fault:
+            raise _over(fault) from None
+
+    def receive_into(self, socket: int, view: memoryview) -> tuple[int | None, int]:
+        """Fill `view` as far as a non-blocking socket has something: (bytes, 0 at the end, None when more must come
+        first; bytes that the socket had).
+
+        Raises AuthenticationFailed (the other side does not take our certificate: it says so now), ProtocolError, and
+        OSError, as a socket does.
         """
         try:
-            return self._end.read_into(view)
+            return self._end.receive_into(socket, view)
         except TlsFault as fault:
             raise explain(fault, server=self._server) from None
 
     def pending(self) -> bool:
         """Whether something has come whole that was not read yet."""
         return self._end.pending()
+
+
+def _over(fault: TlsFault) -> PeerUnreachable:
+    return PeerUnreachable(f"TLS has ended: {fault.words or fault.code}", hint="it is tried again")
 
 
 # loading

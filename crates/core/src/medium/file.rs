@@ -481,6 +481,16 @@ impl Medium for FileMedium {
         }
     }
 
+    #[inline]
+    fn store_page(&self, offset: u64, data: &[u8]) {
+        if self.durability == Durability::Pmem {
+            return self.store(offset, data); // whose lines are written back one by one
+        }
+        let at = self.mapping.at(offset, data.len() as u64);
+        // SAFETY: as in `Medium::store`; pages are aligned.
+        unsafe { crate::copy::copy_past_caches(data.as_ptr(), at, data.len()) };
+    }
+
     fn store_new(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         if self.mapped_only() {
             self.store(offset, data);

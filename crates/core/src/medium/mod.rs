@@ -114,6 +114,17 @@ pub trait Medium: Send + Sync {
         Ok((!range.is_empty()).then_some(range))
     }
 
+    /// As [`Medium::store`], for a whole page that nobody reads soon. Before anything is stored that says so, or that it
+    /// must not come before, [`settle`](crate::copy::settle) is called.
+    #[inline]
+    fn store_page(&self, offset: u64, data: &[u8]) {
+        debug_assert!(offset % PAGE as u64 == 0 && data.len() == PAGE);
+        let at = self.mapping().at(offset, data.len() as u64);
+        // SAFETY: as in `store`; pages are aligned.
+        unsafe { crate::copy::copy_past_caches(data.as_ptr(), at, data.len()) };
+        self.stored(offset, data.len() as u64);
+    }
+
     /// Copy `data` to `offset` of the mapping.
     #[inline]
     fn store(&self, offset: u64, data: &[u8]) {
@@ -157,6 +168,10 @@ impl<M: Medium> Medium for Arc<M> {
     }
     fn arrival(&self) -> Option<&Arc<Arrival>> {
         (**self).arrival()
+    }
+    #[inline]
+    fn store_page(&self, offset: u64, data: &[u8]) {
+        (**self).store_page(offset, data);
     }
     fn slow_persist(&self) -> bool {
         (**self).slow_persist()
