@@ -153,11 +153,16 @@ def situation(
     by_balloon = kept if hard else np.fmax(kept, lives.soon)
     gentle = deepest = can(kept, by_balloon, ready & ~spared, np.full(len(held), hard))
     over = ready & (use.needs_bytes > share) & (held > share)
-    if not hard and (scarce or over.any()):
-        left = np.where(waited, kept, np.fmin(kept, use.soon_bytes)) if scarce else kept
-        by_balloon = np.where(over, np.fmin(kept, share), np.fmax(left, lives.soon))
-        left = np.fmax(floor, np.where(over, np.fmin(kept, share), left))
-        deepest = can(left, by_balloon, ready & (~spared | over | (~waited & scarce)), over)
+    if scarce and not hard:
+        left = np.where(waited, kept, np.fmin(kept, use.soon_bytes))
+        others = ready & ~(spared & waited)
+        deepest = deepest.or_more(
+            can(np.fmax(floor, left), np.fmax(left, lives.soon), others, np.zeros_like(ready))
+        )
+    if over.any() and not hard:
+        # What could be taken at all does not hang on shares, only how much of that is beyond them: `targets`.
+        beyond = np.where(over, np.maximum(np.fmin(held, ceiling) - share, 0), 0)
+        deepest = deepest.or_more(can(floor, floor, ready, np.ones_like(ready)).at_most(beyond))
     return Situation(
         of=of,
         boots=boots,
