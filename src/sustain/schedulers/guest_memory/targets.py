@@ -4,7 +4,7 @@ Used by `decide`. What there is, is all that guests hold and the host has availa
 who holds some that it hardly uses, and the host, whose goal is not met for nothing. They get it in this order, and so
 the last of it goes first:
 
-1. What is left to a guest in any case. The host keeps a reserve, but never for what the guests would keep from its goal.
+1. What is left to a guest in any case. The host keeps a reserve, of what its goal would not leave to guests.
 2. What a guest uses, or lacks, within its share.
 3. What a guest uses beyond its share; but where one lacks memory, and all that is used fits beside the host's goal, it
    comes with 6.
