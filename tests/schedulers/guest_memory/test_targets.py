@@ -40,7 +40,6 @@ def claims(draw: st.DrawFn) -> tuple[Claims, float, float, float, float]:
         least=np.where(rises, held, gentle * column(0.2, 1)),
         share=share,
         used=used,
-        working=np.maximum(used, gentle),
         weight=weight,
     )
     return made, total, goal, reserve, tax
@@ -91,35 +90,40 @@ def test_for_the_hosts_goal_alone_nobody_loses_what_it_uses_though_it_is_beyond_
         least=np.array([share[0], used[1]]),
         share=share,
         used=used,
-        working=used,
         weight=weight,
     )
     target = share_out(of, total, goal, reserve, 0.75)
     assert target == pytest.approx([1.8 * GIB, 1.9 * GIB], abs=MIB)
 
 
-# Examples are the same each time: it does not hold for all (`test_more_weight_may_get_less_where_others_rise`).
-@settings(max_examples=300, deadline=None, derandomize=True)
-@given(claims(), st.floats(1.05, 10))
+@settings(max_examples=300, deadline=None)
+@given(claims(), st.integers(0, 5), st.floats(1.05, 10))
 def test_more_weight_never_gets_less(
-    given_: tuple[Claims, float, float, float, float], factor: float
+    given_: tuple[Claims, float, float, float, float], number: int, factor: float
 ) -> None:
+    """Its share, and what is left to it for others, rise with its weight; those of all others fall."""
     of, total, goal, reserve, tax = given_
-    before = share_out(of, total, goal, reserve, tax)
+    row, none = number % len(of.weight), np.zeros(len(of.weight))
+
+    def share(weight: np.ndarray) -> np.ndarray:
+        return fill(total - reserve, of.used, weight, none, np.full(len(weight), 6 * GIB), tax)
+
+    def changed(weight: np.ndarray) -> Claims:
+        # Nobody is left more than its share, where that is below what it could be left with: as in `situation`.
+        of_share = share(weight)
+        least = np.minimum(of.gentle, np.maximum(of.least, of_share))
+        return Claims(**{**of.__dict__, "weight": weight, "share": of_share, "least": least})
+
     weight = of.weight.copy()
-    weight[0] *= factor
-    none = np.zeros(len(weight))
-    share = fill(total - reserve, of.used, weight, none, np.full(len(weight), 6 * GIB), tax)
-    changed = Claims(**{**of.__dict__, "weight": weight, "share": share})
-    after = share_out(changed, total, goal, reserve, tax)
-    assert after[0] >= before[0] - max(1.0, 1e-6 * before[0])
+    weight[row] *= factor
+    before = share_out(changed(of.weight), total, goal, reserve, tax)
+    after = share_out(changed(weight), total, goal, reserve, tax)
+    assert after[row] >= before[row] - max(1.0, 1e-6 * before[row])
 
 
-@pytest.mark.xfail(
-    strict=True, reason="what rises within its share is cut back after others lost memory for it"
-)
-def test_more_weight_may_get_less_where_others_rise() -> None:
-    """A guest that holds what it uses, beyond its share, beside two that rise: found by chance, 2 claims of 12,000."""
+def test_more_weight_gets_no_less_where_others_rise() -> None:
+    """A guest that holds what it uses, beyond its share, beside two that rise. Where guests shared out
+    first and the host took then, it got less: found by chance, 2 claims of 12,000."""
 
     def column(*values: float) -> np.ndarray:
         return np.array(values) * GIB
@@ -135,7 +139,6 @@ def test_more_weight_may_get_less_where_others_rise() -> None:
             least=column(1.85, 3.7, 1.7),
             share=fill((10.8 - 0.95) * GIB, used, weights, np.zeros(3), np.full(3, 6 * GIB), 0.5),
             used=used,
-            working=column(3.7, 1.5, 1.2),
             weight=weights,
         )
         return float(share_out(of, 10.8 * GIB, 1.1 * GIB, 0.95 * GIB, 0.5)[0])
@@ -156,7 +159,6 @@ def idle_and_busy(tax: float, *, in_use: float = 3 * GIB) -> tuple[float, float]
         least=np.array([0.3 * GIB, 2.5 * GIB]),
         share=share,
         used=used,
-        working=used,
         weight=weight,
     )
     idle, busy = share_out(of, 6 * GIB, 0.5 * GIB, 0.25 * GIB, tax)

@@ -126,7 +126,6 @@ def _targets(it: Situation, policy: Policy) -> tuple[Column, Column, float]:
         least=np.minimum(held - it.ways.most, wanted),
         share=it.share_bytes,
         used=it.used_bytes,
-        working=working,
         weight=of.shares,
     )
     target = share_out(claims, total, goal, it.reserve_bytes, policy.idle_tax)

@@ -7,6 +7,10 @@ Used by `decide` and `admission`. What may be taken from a guest depends on for 
   memory lately (`fall_s`) is left alone.
 - For others that wait, when the host has no more to give, it keeps what it uses now and may use soon.
 - Beyond its share (`entitlement`) nobody keeps anything from those who are within theirs.
+
+By each way the most of these may be taken. Only the last hangs on shares, and the more a guest has, the less it is: so
+`targets` wants it. Rejected: one rule for each guest, by which it is beyond its share or not; who got a few shares
+more, and so came under another rule, could be left with less.
 """
 
 from collections.abc import Sequence
@@ -150,14 +154,24 @@ def situation(
         )
 
     spared = (use.calm_s < policy.fall_s) & (not hard)
-    by_balloon = kept if hard else np.fmax(kept, lives.soon)
-    gentle = deepest = can(kept, by_balloon, ready & ~spared, np.full(len(held), hard))
+    gentle = deepest = can(
+        kept, kept if hard else np.fmax(kept, lives.soon), ready & ~spared, np.full(len(held), hard)
+    )
     over = ready & (use.needs_bytes > share) & (held > share)
-    if not hard and (scarce or over.any()):
-        left = np.where(waited, kept, np.fmin(kept, use.soon_bytes)) if scarce else kept
-        by_balloon = np.where(over, np.fmin(kept, share), np.fmax(left, lives.soon))
-        left = np.fmax(floor, np.where(over, np.fmin(kept, share), left))
-        deepest = can(left, by_balloon, ready & (~spared | over | (~waited & scarce)), over)
+    if scarce and not hard:
+        left = np.where(waited, kept, np.fmin(kept, use.soon_bytes))
+        deepest = deepest.or_more(
+            can(
+                np.fmax(floor, left),
+                np.fmax(left, lives.soon),
+                ready & ~(spared & waited),
+                np.zeros_like(ready),
+            )
+        )
+    if over.any() and not hard:
+        # What could be taken at all does not hang on shares, only how much of that is beyond them: `targets`.
+        beyond = np.where(over, np.maximum(np.fmin(held, ceiling) - share, 0), 0)
+        deepest = deepest.or_more(can(floor, floor, ready, np.ones_like(ready)).at_most(beyond))
     return Situation(
         of=of,
         boots=boots,

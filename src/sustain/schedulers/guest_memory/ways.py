@@ -7,7 +7,7 @@ first. The host's swap is for what the balloon cannot do, or not fast enough: in
 there is no balloon that can be used; and only after the balloon has taken what the guest calls free.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -37,6 +37,16 @@ class Ways:
         """What the best single way can take."""
         found: Column = np.max(self.takeable, axis=0)
         return found
+
+    def at_most(self, amount: Column) -> "Ways":
+        """The same, but no more than that by any way."""
+        takeable = tuple(np.minimum(each, amount) for each in self.takeable)
+        return replace(self, costless=np.minimum(self.costless, amount), takeable=takeable)
+
+    def or_more(self, other: "Ways") -> "Ways":
+        """By each way what may be taken by this or by that, whichever is more."""
+        takeable = tuple(np.maximum(*both) for both in zip(self.takeable, other.takeable, strict=True))
+        return replace(self, costless=np.maximum(self.costless, other.costless), takeable=takeable)
 
     def cost_s(self, way: int, amount: Column) -> Column:
         """Of taking that much of what the guest holds; NaN where this way cannot."""
