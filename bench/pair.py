@@ -43,7 +43,7 @@ def running_pair(directory: Path, writer: str, size: int, *options: str) -> Iter
 
         wait_for("the array to be filled", filled_or_over, [a, b], 240, 0.01)
         if b.event("takeover") is not None:
-            raise HandedOver
+            raise HandedOver("the lease lapsed while the array was filled: this machine is too busy")
         filled = (a.progress("filled") or {})["position"]
         wait_for("host b to have it", lambda: ships(a, filled), [a, b], 240, 0.01)
         yield a, b, lease

@@ -4,6 +4,9 @@
 //! that do so at a tenth of the speed when the target lies a few bytes further in its page than the source in its own,
 //! which records in a log and in TLS do all the time.
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_storeu_si128, _mm_stream_si128};
+
 /// Copy `len` bytes.
 ///
 /// # Safety
@@ -14,7 +17,7 @@ pub unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
     // SAFETY: the caller vouches for all of it.
     unsafe {
         #[cfg(target_arch = "x86_64")]
-        copy_lines(from, to, rounds);
+        lines(from, to, rounds, |to, word| _mm_storeu_si128(to, word));
         let at = rounds * LINE;
         std::ptr::copy_nonoverlapping(from.add(at), to.add(at), len - at);
     }
@@ -22,25 +25,22 @@ pub unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
 
 const LINE: usize = 64;
 
+/// Copy lines from place to place, each quarter by `put`.
+///
+/// # Safety
+/// As [`copy`], and what `put` asks of its target.
 #[cfg(target_arch = "x86_64")]
-#[inline]
-unsafe fn copy_lines(from: *const u8, to: *mut u8, lines: usize) {
-    use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_storeu_si128};
+#[inline(always)]
+unsafe fn lines(from: *const u8, to: *mut u8, lines: usize, put: impl Fn(*mut __m128i, __m128i)) {
     for line in 0..lines {
-        // SAFETY: the caller vouches for as many lines at both places; neither need be aligned.
+        // SAFETY: the caller vouches for as many lines at both places; what is loaded need not be aligned.
         unsafe {
             let from = from.add(line * LINE).cast::<__m128i>();
             let to = to.add(line * LINE).cast::<__m128i>();
-            let words = [
-                _mm_loadu_si128(from),
-                _mm_loadu_si128(from.add(1)),
-                _mm_loadu_si128(from.add(2)),
-                _mm_loadu_si128(from.add(3)),
-            ];
-            _mm_storeu_si128(to, words[0]);
-            _mm_storeu_si128(to.add(1), words[1]);
-            _mm_storeu_si128(to.add(2), words[2]);
-            _mm_storeu_si128(to.add(3), words[3]);
+            let words = [0, 1, 2, 3].map(|at| _mm_loadu_si128(from.add(at)));
+            for (at, word) in words.into_iter().enumerate() {
+                put(to.add(at), word);
+            }
         }
     }
 }
@@ -56,7 +56,7 @@ pub unsafe fn copy_past_caches(from: *const u8, to: *mut u8, len: usize) {
     // SAFETY: the caller vouches for all of it.
     unsafe {
         #[cfg(target_arch = "x86_64")]
-        stream_lines(from, to, len / LINE);
+        lines(from, to, len / LINE, |to, word| _mm_stream_si128(to, word));
         #[cfg(not(target_arch = "x86_64"))]
         std::ptr::copy_nonoverlapping(from, to, len);
     }
@@ -71,29 +71,6 @@ pub fn settle() {
         std::arch::x86_64::_mm_sfence();
     }
     std::sync::atomic::fence(std::sync::atomic::Ordering::Release);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[inline]
-unsafe fn stream_lines(from: *const u8, to: *mut u8, lines: usize) {
-    use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_stream_si128};
-    for line in 0..lines {
-        // SAFETY: the caller vouches for as many lines at both places, and for the target's alignment.
-        unsafe {
-            let from = from.add(line * LINE).cast::<__m128i>();
-            let to = to.add(line * LINE).cast::<__m128i>();
-            let words = [
-                _mm_loadu_si128(from),
-                _mm_loadu_si128(from.add(1)),
-                _mm_loadu_si128(from.add(2)),
-                _mm_loadu_si128(from.add(3)),
-            ];
-            _mm_stream_si128(to, words[0]);
-            _mm_stream_si128(to.add(1), words[1]);
-            _mm_stream_si128(to.add(2), words[2]);
-            _mm_stream_si128(to.add(3), words[3]);
-        }
-    }
 }
 
 #[cfg(test)]

@@ -106,7 +106,7 @@ class Destination(threading.Thread):
         pause_s = self._overruns.ended(time.monotonic(), session.overrun, session.caught_up)
         if pause_s and not self._owner.halt.is_set():
             self.paused_s = pause_s
-            why = f"cannot keep up: {self._overruns.in_a_row} times in a row the log has gone on without it"
+            why = self._overruns.why
             self._config.report(f"{self.peer.url} {why}; the next snapshot in {pause_s:.0f} s")
             self._leave_alone(pause_s, f"it {why}")
             self.paused_s = None

@@ -88,6 +88,11 @@ class Overruns:
         self._limit_s = limit_s
         self._began_s = 0.0
 
+    @property
+    def why(self) -> str:
+        """Why it is left alone, for people."""
+        return f"cannot keep up: {self.in_a_row} times in a row the log has gone on without it"
+
     def begins(self, now_s: float) -> None:
         """A connection is tried."""
         self._began_s = now_s

@@ -104,7 +104,7 @@ class ArchiveDestination(threading.Thread):
             pause_s = max(pause_s, min(self.copied_s * (COPY_SHARE - 1), self.config.overrun_limit_s))
         if pause_s and not self.owner.halt.is_set():
             self.paused_s = pause_s
-            why = f"cannot keep up: {self._overruns.in_a_row} times in a row the log has gone on without it"
+            why = self._overruns.why
             self.config.report(f"{self.peer.url} {why}; the next snapshot in {pause_s:.0f} s")
             self._leave_alone(pause_s, f"it {why}")
             self.paused_s = None
