@@ -71,9 +71,11 @@ def test_the_log_alone_is_enough(tmp_path: Path) -> None:
         *(end - 1 for end in ends),
         *(dice.randrange(ends[0], ends[-1]) for _ in range(rounds(60))),
     ]
+    # A cut makes zeros of what is behind it: of a group that ends in zeros nothing may be missing then.
+    needed = [len(content[LOG : LOG + end].rstrip(b"\0")) for end in ends]
     model, path = Model(), tmp_path / "app.sus"
     for cut in sorted(cuts):
         path.write_bytes(content[: LOG + cut] + bytes(SUMS - LOG - cut) + content[SUMS:])
         with sustain.open(path, verify="full") as store:
             n = model.check(store)
-        assert n == max(0, bisect.bisect_right(ends, cut) - 1), f"cut at {cut}"
+        assert n == max(0, bisect.bisect_right(needed, cut) - 1), f"cut at {cut}"

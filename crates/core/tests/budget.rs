@@ -7,10 +7,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use sustain_core::Error;
-use sustain_core::control::{Control, Limits, boottime_ns, set_fence, word};
+use sustain_core::base::Base;
+use sustain_core::control::{Control, Limits, boottime_ns, set_fence, set_power, word};
 use sustain_core::format::{Durability, Superblock};
 use sustain_core::medium::{FileMedium, Medium};
-use sustain_core::objects::MapRef;
+use sustain_core::objects::{MapRef, Objects};
 use sustain_core::store::{Attempt, Options, Store, create};
 
 const SECOND_NS: u64 = 1_000_000_000;
@@ -343,4 +344,29 @@ fn never_past_the_limit() {
 fn the_checker_sees_a_writer_without_a_limit() {
     let most = flat_out(Durability::Memory, 1, false);
     assert!(most > BUDGET, "{most}");
+}
+
+/// A battery may be watched, and nothing allowed to be unshipped, from the moment that the file is there: a shipper
+/// comes only when the store has been made.
+#[test]
+fn a_store_is_made_whatever_the_battery_allows() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("s.sus");
+    for durability in [Durability::Memory, Durability::Disk] {
+        let mut sb = Superblock::new([7; 16], 2 << 20, 2 << 20, durability, 1).expect("sizes");
+        let m = FileMedium::create(&path, &mut sb, Some(durability)).expect("the file");
+        Base::format(&m, &mut sb).expect("the superblocks");
+        let (watcher, _) = FileMedium::open(&path, true).expect("another mapping");
+        let options = Options { log_timeout: Duration::from_millis(50), ..Options::default() };
+        let store = Store::open_on(m, sb, "s.sus".into(), options).expect("open");
+        set_power(watcher.mapping(), 1, Some(SECOND_NS)).expect("a battery");
+        store.change(|w, _| Objects::format(w, 1)).expect("a change");
+        let begin = store.commit().expect("the first commit");
+        assert!(begin > 0);
+        let map = store.change(|w, o| o.map(w, "m", true)).expect("the map");
+        assert!(matches!(store.commit(), Err(Error::BudgetExceeded(_))), "the second waits");
+        store.change(|w, o| o.map_set(w, map, b"k", b"v")).expect("a change");
+        drop(store);
+        std::fs::remove_file(&path).expect("done");
+    }
 }

@@ -271,6 +271,8 @@ impl<M: Medium> Inner<M> {
         let start = self.appended;
         let ring_end = base.sb.tail.lsn + base.sb.log_size;
         let budget_end = match base.control.get(word::LIMIT_LSN) {
+            // What makes a new store a store: before it there is nothing that a shipper could have shipped.
+            _ if start.lsn == 0 => ring_end,
             0 => ring_end,
             lsn => lsn,
         };
