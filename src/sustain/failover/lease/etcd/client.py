@@ -254,9 +254,10 @@ def _refusal_hint(message: str, url: EtcdUrl) -> str:
 def _closing_hint(url: EtcdUrl) -> str:
     if not url.tls:
         return "if it speaks TLS only, add ca=FILE (or tls=1) to the lease's URL; otherwise see what it logs"
+    none = "if it speaks no TLS, leave ca= and tls= out of the lease's URL"
     if url.cert is None:
-        return "if it wants certificates of its clients, add cert=FILE&key=FILE to the lease's URL"
-    return "see what it logs"
+        return f"if it wants certificates of its clients, add cert=FILE&key=FILE to the lease's URL; {none}"
+    return f"see what it logs; {none}"
 
 
 def _state_hint(message: str) -> str:
