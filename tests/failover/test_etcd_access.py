@@ -152,7 +152,7 @@ def test_tls_where_none_is_spoken_and_the_other_way_round(
     mutual: Etcd, etcd: Etcd, certificates: Certificates, opened: Open
 ) -> None:
     # What it answers in plain text may be lost when it then closes: what is noticed first depends.
-    with pytest.raises(LeaseError, match="does not speak TLS|closes the connection") as caught:
+    with pytest.raises(LeaseError, match=r"does not speak TLS|closes the connection") as caught:
         opened(f"{etcd.url}?ca={certificates.path('ca')}").read()
     assert "is it started with --cert-file" in caught.value.hint or "speaks no TLS" in caught.value.hint
     with pytest.raises(LeaseError, match="closes the connection") as caught:
