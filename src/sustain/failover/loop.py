@@ -27,7 +27,8 @@ class Preparation:
 
     @property
     def running(self) -> bool:
-        return self._thread is not None and self._thread.is_alive()
+        thread = self._thread  # which it ends by forgetting
+        return thread is not None and thread.is_alive()
 
     def start(self, work: Callable[[], None]) -> None:
         if self.running:

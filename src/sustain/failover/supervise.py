@@ -179,6 +179,10 @@ class Supervisor:
         return min(plan.wake_ns, self._stopwatch.see(plan, seen))
 
     def _observe(self, status: LeaseStatus, busy: bool) -> Observation:
+        # Who changes the store is looked at before it: of one that has ended, all that it did is seen then.
+        preparing, prepare_error = self._preparation.running, self._preparation.error
+        command, receiver = self._command.view(), self._receiver.view()
+        shipper, fetcher = self._shipper.view(), self._fetcher.view()
         store, destinations = self._custodian.look()
         grant = status.grant
         if grant is not None and store is not None and store.log_epoch == grant.epoch and not status.lost:
@@ -199,12 +203,12 @@ class Supervisor:
             candidates=status.candidates,
             request=status.request,
             store=store,
-            preparing=self._preparation.running,
-            prepare_error=self._preparation.error,
-            command=self._command.view(),
-            receiver=self._receiver.view(),
-            shipper=self._shipper.view(),
-            fetcher=self._fetcher.view(),
+            preparing=preparing,
+            prepare_error=prepare_error,
+            command=command,
+            receiver=receiver,
+            shipper=shipper,
+            fetcher=fetcher,
             destinations=destinations,
             stop_requested=self._stop_requested,
             power=power,
