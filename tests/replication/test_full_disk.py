@@ -160,9 +160,8 @@ def test_a_standby_streams_on_where_nothing_is_left_and_starts_there(lab: Lab, d
     store, there = lab.create(), disk.path / "b.sus"
     processes, process, port = receive(lab, there)
     try:
-        lab.ship(
-            f"tcp://127.0.0.1:{port}", required=True, link=PATIENT
-        )  # commits wait: there is no room for a snapshot
+        # Commits wait for it: there is no room for a snapshot.
+        lab.ship(f"tcp://127.0.0.1:{port}", required=True, link=PATIENT, stall_s=PATIENT_S)
         store.wait(fill(store, 0, 10), copies=1, timeout=LIMIT_S)
         disk.fill()
         store.wait(change(store, 3), copies=1, timeout=LIMIT_S)
@@ -269,9 +268,8 @@ def test_the_disk_fills_while_a_snapshot_comes(lab: Lab, disk: Disk) -> None:
     receiver = lab.receiver("b", store=str(disk.path / "b.sus"), timeout_s=PATIENT_S)
     with Link(receiver.address) as link:
         link.slow(400_000)
-        running = lab.ship(
-            link.url, required=True, link=PATIENT
-        )  # so that commits wait for it: there is no room for another
+        # Commits wait for it: there is no room for another.
+        running = lab.ship(link.url, required=True, link=PATIENT, stall_s=PATIENT_S)
         until(lambda: receiver.status()["state"] == "snapshot", "it is under way")
         disk.fill()
         assert receiver.status()["state"] == "snapshot"
