@@ -142,7 +142,7 @@ class Destination(threading.Thread):
         if self.needs_snapshot:
             return False
         if self.connected and session is not None:
-            return session.sending < tail
+            return session.overrun_by(tail)
         return self.acked is not None and self.acked < tail
 
     def pinned_without_session(self) -> int | None:

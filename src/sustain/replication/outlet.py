@@ -111,7 +111,8 @@ class Outlet:
         self._owner = owner
         self.caught_up = False  # it has held all that was committed
         self.overrun = False  # the log has gone on without it
-        self.sending = UNKNOWN  # where the log bytes begin that are on their way
+        self._sending = UNKNOWN  # where the log bytes begin that are on their way
+        self._taken = 0  # the replica has acknowledged everything before it, on this connection
         self.in_snapshot = False
         self._probes = False  # the receiver knows them
         self._accounts = False  # likewise
@@ -275,11 +276,12 @@ class Outlet:
             words = self._log.words()
             self._sent = max(self._sent, lsn + length)
             self._commit_times.append((lsn + length, words["commit_time_ns"]))
-            self.sending = lsn
+            self._sending = lsn
             with self._log.log_view(lsn, length) as view:
                 self.channel.send(Kind.LOG, lsn, words["committed"], words["commit_time_ns"], view)
-            self.sending = UNKNOWN
-            if self._log.tail() > lsn:
+            gone = self.overrun_by(self._log.tail())
+            self._sending = UNKNOWN
+            if gone:
                 self.overrun = self._destination.needs_snapshot = True
                 self._destination.show("needs-snapshot")
                 self.channel.bye("overrun", "the log was trimmed under the sender")
@@ -290,6 +292,11 @@ class Outlet:
             lsn += length
             self._bytes_sent += length
         return lsn
+
+    def overrun_by(self, tail: int) -> bool:
+        """Whether bytes that are being sent may have been overwritten, now that the log begins at `tail`. Not those
+        that the replica has acknowledged, which let the log be trimmed: it checked them. From any thread."""
+        return self._sending < tail and self._taken < tail
 
     def _say_accounts(self) -> None:
         """What is known of logs that are over, and this receiver was not told yet."""
@@ -421,6 +428,7 @@ class Outlet:
             raise ProtocolError(
                 f"position {lsn} acknowledged, {self._sent} sent", hint="the connection begins again"
             )
+        self._taken = max(self._taken, lsn)  # before anything lets go of the log
         if self.in_snapshot:
             # An incomplete copy is a copy for nobody, but it needs the log before `lsn` no more.
             self._destination.pinned = lsn
