@@ -87,7 +87,11 @@ def descendants(pid: int, root: str = "/") -> list[Identity]:
 
 
 def _children(folder: Path) -> list[int]:
-    words = [(files.text(task) or "").split() for task in folder.glob("task/*/children")]
+    try:
+        tasks = os.listdir(folder / "task")
+    except OSError:
+        return []  # it has gone, or may not be looked at
+    words = [(files.text(folder / "task" / task / "children") or "").split() for task in tasks]
     return [int(word) for each in words for word in each]
 
 

@@ -98,7 +98,8 @@ class ArchiveDestination(threading.Thread):
 
     def _pause(self) -> None:
         """Leave an archive that could not keep up alone for a while: each copy costs both sides, and holds the log."""
-        overrun, self.overrun = self.overrun, False
+        # It may have ended for another reason, when it had just been dropped.
+        overrun, self.overrun = self.overrun or self.dropped.is_set(), False
         pause_s = self._overruns.ended(time.monotonic(), overrun, self.whole)
         if overrun:
             pause_s = max(pause_s, min(self.copied_s * (COPY_SHARE - 1), self.config.overrun_limit_s))
@@ -121,9 +122,9 @@ class ArchiveDestination(threading.Thread):
         """Let go of the log: this destination is too far behind. From the owner's thread."""
         self.pinned = None
         self.needs_snapshot = True
+        self.dropped.set()
         self.show("needs-snapshot")
         self.config.report(f"{self.peer.url} holds the log no longer: it will need a snapshot")
-        self.dropped.set()
 
     def overrun_by(self, tail: int) -> bool:
         """It finds that out by itself, in `shipping`."""
