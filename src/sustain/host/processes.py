@@ -89,7 +89,7 @@ def descendants(pid: int, root: str = "/") -> list[Identity]:
 def _children(folder: Path) -> list[int]:
     try:
         tasks = os.listdir(folder / "task")
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return []  # it has gone, or may not be looked at
     words = [(files.text(folder / "task" / task / "children") or "").split() for task in tasks]
     return [int(word) for each in words for word in each]
