@@ -176,6 +176,18 @@ def test_the_kernel_path_checker_sees() -> None:
     assert kernel_paths('"""Reads /proc/self/stat."""\ny = "see /proc"') == []
 
 
+def deadlocks(source: str) -> bool:
+    """Whether handlers of signals may set an event whose lock the same thread holds: see sustain.signal_event."""
+    return "signal.signal(" in source and re.search(r"\bEvent\(\)", source) is not None
+
+
+def test_handlers_of_signals_set_events_that_have_no_lock() -> None:
+    sources = {path: path.read_text() for path in PACKAGE.rglob("*.py")}
+    assert [path for path, source in sources.items() if deadlocks(source)] == []
+    assert deadlocks("stop = threading.Event()\nsignal.signal(15, lambda *_: stop.set())")
+    assert not deadlocks("stop = SignalEvent()\nsignal.signal(15, lambda *_: stop.set())")
+
+
 def rust_files(crate: str) -> dict[str, str]:
     return {
         str(path.relative_to(ROOT)): path.read_text()

@@ -13,6 +13,7 @@ import pytest
 
 from sustain.errors import ConfigError, RegionBusy, RegionIOError
 from sustain.host.freezer import CgroupFreezer, Freezer, QmpFreezer, SignalFreezer, open_freezer
+from sustain.host.processes import Identity
 from sustain.host.qmp import Qmp
 
 # Counts, in two threads and in children (one of them in a process group of its own), and keeps starting new children.
@@ -136,6 +137,37 @@ def test_one_that_does_not_stop_is_named(
     monkeypatch.setattr("sustain.host.freezer.kill", lambda *_: True)  # signals that do nothing
     with pytest.raises(RegionBusy, match=str(busy.pid)):
         SignalFreezer(busy.pid).freeze(timeout_s=0.05)
+
+
+class Slow(SignalFreezer):
+    """One whose look at all processes takes longer than it may take to stop them, as in an emulated guest."""
+
+    stranger = False
+    looks = 0
+
+    def members(self) -> set[Identity]:
+        time.sleep(0.06)
+        self.looks += 1
+        # One that has gone counts as stopped, but it was not there before.
+        return super().members() | ({Identity(1, -self.looks)} if self.stranger else set())
+
+
+def test_a_look_may_take_longer_than_the_time_out(busy: subprocess.Popen[bytes], counts: Path) -> None:
+    freezer = Slow(busy.pid)
+    freezer.freeze(timeout_s=0.05)
+    still = counts.read_bytes()
+    for _ in range(20):
+        os.sched_yield()
+        assert counts.read_bytes() == still
+    freezer.thaw()
+
+
+def test_new_ones_all_the_time_are_told(busy: subprocess.Popen[bytes]) -> None:
+    freezer = Slow(busy.pid)
+    freezer.stranger = True
+    with pytest.raises(RegionBusy, match="new ones all the time"):
+        freezer.freeze(timeout_s=0.05)
+    freezer.thaw()
 
 
 def test_nobody_freezes_himself() -> None:

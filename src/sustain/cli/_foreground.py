@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from sustain.errors import SustainError
+from sustain.signal_event import SignalEvent
 
 _STOP_S = 60.0
 _STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -41,7 +42,7 @@ def run(loop: Any, config: str, span_s: float | None, last: Callable[[Mask], Non
     thread = threading.Thread(target=work, name=name, daemon=True)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP)
     # Threads from before, as numpy's, do not block them, and get one while this thread is not waiting.
-    stop = threading.Event()
+    stop = SignalEvent()
     handlers = {number: signal.signal(number, lambda *_: stop.set()) for number in _STOP}
     try:
         thread.start()
@@ -70,7 +71,7 @@ def run(loop: Any, config: str, span_s: float | None, last: Callable[[Mask], Non
     return tick
 
 
-def _wait(thread: threading.Thread, span_s: float | None, stop: threading.Event) -> None:
+def _wait(thread: threading.Thread, span_s: float | None, stop: SignalEvent) -> None:
     """Until a signal (they are blocked), for a time, or until the thread has ended by itself."""
     end_s = math.inf if span_s is None else time.monotonic() + span_s
     while thread.is_alive() and not stop.is_set():
@@ -80,10 +81,10 @@ def _wait(thread: threading.Thread, span_s: float | None, stop: threading.Event)
 
 
 @contextlib.contextmanager
-def unblocked(mask: Mask) -> Iterator[threading.Event]:
+def unblocked(mask: Mask) -> Iterator[SignalEvent]:
     """With signals as they were before they were blocked, so that a command which is run has them, too; whether one of
     those came that end a run. That is no exception, which would leave a command behind that has just been started."""
-    interrupted = threading.Event()
+    interrupted = SignalEvent()
     before = {number: signal.signal(number, lambda *_: interrupted.set()) for number in _STOP}
     blocked = signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     try:

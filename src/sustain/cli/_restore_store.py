@@ -14,6 +14,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from sustain.cli.output import duration_argument, emit, printable, progress
+from sustain.signal_event import SignalEvent
 from sustain.units import format_size
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def is_meant(args: argparse.Namespace, credentials: "Credentials") -> bool:
 def run(args: argparse.Namespace, credentials: "Credentials") -> int:
     from sustain.replication.fetch import Fetch
 
-    stop = threading.Event()
+    stop = SignalEvent()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     path = args.path if args.on_demand else f"{args.path}.part"

@@ -8,12 +8,12 @@ is. --region-dir DIR: regions that `sustain save` or a pre-copier sends to tcp:/
 import argparse
 import signal
 import sys
-import threading
 from collections.abc import Callable
 from typing import Any
 
 from sustain.cli._credentials import add_credentials, load
 from sustain.cli.output import add_json, duration_argument, emit, printable, size_argument
+from sustain.signal_event import SignalEvent
 
 HELP = "keep a standby of a store, or regions, that another host ships"
 
@@ -53,13 +53,13 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("--name is longer than 64 bytes", hint="give a short name")
     if args.store and (args.region_name or args.status):
         raise ConfigError("--region-name and --status go with --region-dir", hint="see `sustain status`")
-    stop = threading.Event()
+    stop = SignalEvent()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     return _receive_store(args, stop) if args.store else _keep_regions(args, stop)
 
 
-def _receive_store(args: argparse.Namespace, stop: threading.Event) -> int:
+def _receive_store(args: argparse.Namespace, stop: SignalEvent) -> int:
     from sustain.replication.receive import Receiver, ReceiverConfig
     from sustain.replication.urls import parse_listen
 
@@ -89,7 +89,7 @@ def _receive_store(args: argparse.Namespace, stop: threading.Event) -> int:
     return 0
 
 
-def _keep_regions(args: argparse.Namespace, stop: threading.Event) -> int:
+def _keep_regions(args: argparse.Namespace, stop: SignalEvent) -> int:
     from sustain.powerfail.regions.kept import keeper_of, regions_in, room
     from sustain.powerfail.regions.manifest import check_name
     from sustain.powerfail.regions.serve import KeeperConfig

@@ -4,12 +4,12 @@ Only looks, and may run beside the agent. Ends after --for, or with Ctrl-C."""
 
 import argparse
 import signal
-import threading
 import time
 from typing import Any
 
 from sustain.cli.agent import add_config
 from sustain.cli.output import add_json, duration_argument, emit, progress
+from sustain.signal_event import SignalEvent
 from sustain.units import format_duration
 
 HELP = "record what a scheduler sees"
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     period_s = args.period or section.period_s
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP)
     # Threads from before, as numpy's, do not block them, and get one while this thread is not waiting.
-    stop = threading.Event()
+    stop = SignalEvent()
     handlers = {number: signal.signal(number, lambda *_: stop.set()) for number in _STOP}
     try:
         with Recorder(args.file, _header(scheduler.name, section.policy, period_s)) as recorder:
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _stopped(stop: threading.Event, limit_s: float) -> bool:
+def _stopped(stop: SignalEvent, limit_s: float) -> bool:
     """Whether a signal comes within that time (they are blocked), or has come to another thread."""
     end_s = time.monotonic() + limit_s
     while not stop.is_set():

@@ -10,11 +10,11 @@ file:///DIR and s3://BUCKET/PREFIX as well; SIGUSR1 freezes its program and seal
 import argparse
 import signal
 import sys
-import threading
 from typing import Any
 
 from sustain.cli._credentials import add_credentials, load
 from sustain.cli.output import add_json, duration_argument, emit, printable, size_argument
+from sustain.signal_event import SignalEvent
 
 HELP = "ship a store's log, or a region's pages, to standbys"
 
@@ -147,7 +147,7 @@ def run(args: argparse.Namespace) -> int:
         until_drained=args.until_drained,
         drain_timeout_s=args.drain_timeout,
     )
-    stop = threading.Event()
+    stop = SignalEvent()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     reason = Shipper(config).run(stop)

@@ -74,15 +74,17 @@ class SignalFreezer(Freezer):
         settled: set[Identity] | None = None
         while True:
             # A member may be starting another one while it is told: until nobody new comes and all have stopped.
+            late = time.monotonic() > deadline
             members = self.members() | self.others
             running = {each for each in members if not _has_stopped(each, self._root)}
             if not running and members == settled:
                 return
+            # To look at all processes may take longer than the time-out: a look that began after it decides.
+            if late and (running or settled is not None):
+                raise _busy(running, timeout_s)
             settled = members if not running else None
             for each in running:
                 kill(each, signal.SIGSTOP)
-            if time.monotonic() > deadline:
-                raise _busy(running, timeout_s)
             if running:
                 time.sleep(_POLL_S)
 

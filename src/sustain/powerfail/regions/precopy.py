@@ -20,7 +20,6 @@ consistent; a program that survives a power cut survives the moment at which it 
 import os
 import signal
 import sys
-import threading
 import time
 from bisect import bisect_right
 from dataclasses import dataclass, field
@@ -41,6 +40,7 @@ from sustain.powerfail.regions.status import RegionStatus, StatusFile, unused_nu
 from sustain.powerfail.regions.stream import Goal, Stream, StreamConfig
 from sustain.powerfail.regions.track import ContentTracker, Harvest, Tracker, Way, open_tracker
 from sustain.replication.credentials import NO_CREDENTIALS, Credentials
+from sustain.signal_event import SignalEvent
 from sustain.units import format_duration, format_size
 
 _AUDIT_PAGES = 512
@@ -81,7 +81,7 @@ class Precopier:
         self._clock = clock or SystemClock()
         self._medium = open_medium(config.region)
         self._status = StatusFile(config.status_file)
-        self._bell = threading.Event()
+        self._bell = SignalEvent()
         self._stop = False
         self._asked = config.evacuate  # to finish
         self._goal: Goal | None = None
