@@ -6,11 +6,13 @@ the model; Linux's spread over all packages; packing once, by each group's mean 
 beforehand; irqbalance's rule; two thresholds (0.8 and 0.5). All look once a minute (ours more often while it measures),
 and demand changes every five. The optimum knows each interval beforehand and moves for nothing, so nobody reaches it;
 `gap` is the share of its energy by which the truth may be still lower. Savings are beside the spread. Ours plans for
-0.7 of a package and peers pack to 0.8, so there is an optimum for each of these head-rooms, and ours is judged by both.
+0.75 of a package and peers pack to 0.8, so there is an optimum for each of these head-rooms, and ours is judged by
+both.
 
 What favours whom: the spread's memory is always where it runs. Static packing is told the future. Ours lets the kernel
-balance a group over all packages that are awake, and each group whose packages change counts as a move; `parts` count
-it by the share of it that ran elsewhere than before, which for a group that is placed whole is the same.
+balance a group over several packages, and each group whose packages change counts as a move, by however little; what
+the kernel moves among them is in `parts`, as is the share of each group that ran elsewhere after a move. For a group
+that is placed whole both are the same.
 
 Loads: where SUSTAIN_BENCH_VM_TRACE names a file (`bench/traces.py` says of which kinds; for example Bitbrains'
 fragments from OpenDC), all groups in it, for thirty days; and four that are made up from a seed

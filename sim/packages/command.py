@@ -81,7 +81,7 @@ def _run(load: Load, host: Host, names: Sequence[str], tick_s: float | None) -> 
         )
     print(
         "all of it simulated; saving and slower: beside spread; above: time above 80 % of a package's cores; moves: of "
-        "groups; parts: the same, each by the share of it that ran elsewhere than before"
+        "groups; parts: what of them ran elsewhere than before, also what the kernel moved"
     )
     return 0
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from sim.packages.balance import balanced
 from sim.packages.hardware import Host
 from sim.packages.power import PackageStates, package_w
 from sim.packages.residency import Floats, Residency, residency
@@ -77,8 +78,9 @@ def settle(
 
 @dataclass
 class Machine:
-    """Groups of `threads` and `memory_bytes` on a host. `shares` (groups x packages) says where each group runs;
-    rows make 1. Memory begins where its group does. `free_moves`: they take no time and memory follows at once."""
+    """Groups of `threads` and `memory_bytes` on a host. `places` (groups x packages; rows make 1) says where each group
+    may run: where it is not 0. `shares` is where it runs: the kernel spreads it over those (`balance`). Memory begins
+    where its group does. `free_moves`: they take no time and memory follows at once."""
 
     host: Host
     threads: Floats
@@ -86,18 +88,23 @@ class Machine:
     aligned: float = 0.0
     free_moves: bool = False
     backlog: Floats = field(init=False)
+    places: Floats | None = field(init=False, default=None)
     shares: Floats | None = field(init=False, default=None)
     moved: int = field(init=False, default=0)  # groups that were placed elsewhere than before, all in all
-    moved_share: float = field(init=False, default=0.0)  # the same by the share of each that was elsewhere
+    moved_share: float = field(
+        init=False, default=0.0
+    )  # of groups, what ran elsewhere than before; by the kernel, too
 
     def __post_init__(self) -> None:
         self.backlog = np.zeros(len(self.threads))
         self.memory = np.zeros((len(self.threads), self.host.packages))
 
-    def step(self, demand: Floats, shares: Floats, seconds: float) -> Interval:
+    def step(self, demand: Floats, places: Floats, seconds: float) -> Interval:
         """One interval. `demand` of each group is in cores."""
-        moving = self._place(shares, seconds)
         want = np.minimum(demand + self.backlog / seconds, np.maximum(self.threads, demand))
+        moving = self._place(places, want, seconds)
+        shares = self.shares
+        assert shares is not None
         remote = np.clip(shares - self.memory, 0.0, None)
         slow = 1.0 + REMOTE_SLOWDOWN * remote / np.maximum(shares, 1e-12)
         wanted = want[:, None] * shares * slow  # time, not yet work
@@ -129,22 +136,26 @@ class Machine:
             memory=self.memory,
         )
 
-    def _place(self, shares: Floats, seconds: float) -> Floats:
-        """Move what is placed elsewhere; the cores' worth of time that this takes on each package."""
-        if self.shares is None:
-            self.shares, self.memory = shares.copy(), shares.copy()
+    def _place(self, places: Floats, want: Floats, seconds: float) -> Floats:
+        """Move what is placed elsewhere, and what the kernel moves; the cores' worth of time that this takes on each
+        package."""
+        before, had, remembered = self.places, self.shares, self.memory
+        if before is None or had is None:
+            self.places, self.shares = places.copy(), balanced(want, places)
+            self.memory = self.shares.copy()
             return np.zeros(self.host.packages)
-        change = np.clip(shares - self.shares, 0.0, None)
-        moved = change.sum(axis=1) > 1e-9
-        self.moved += int(moved.sum())
+        anew = np.abs(places - before).max(axis=1) > 1e-9
+        self.moved += int(anew.sum())
+        self.places, self.shares = places.copy(), balanced(want, places, np.where(anew[:, None], places, had))
+        change = np.clip(self.shares - had, 0.0, None)
         self.moved_share += float(change.sum())
-        self.shares = shares.copy()
         if self.free_moves:
-            self.memory = shares.copy()
+            self.memory = self.shares.copy()
             return np.zeros(self.host.packages)
-        before = self.memory
-        self.memory = before + (shares - before) * (1.0 - np.exp(-seconds / FOLLOWS_S))
-        followed = np.clip(self.memory - before, 0.0, None) * self.memory_bytes[:, None] / COPY_BYTES_PER_S
+        self.memory = remembered + (self.shares - remembered) * (1.0 - np.exp(-seconds / FOLLOWS_S))
+        followed = (
+            np.clip(self.memory - remembered, 0.0, None) * self.memory_bytes[:, None] / COPY_BYTES_PER_S
+        )
         cold = change * self.threads[:, None] * COLD_S
         busy: Floats = (followed + cold).sum(axis=0) / seconds
         return busy

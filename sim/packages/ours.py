@@ -1,10 +1,10 @@
 """Our own decision on a simulated host: it sees counters as a real host has them, and its actions are carried out.
 
-Used by the benchmark and the tests. The kernel balances a group evenly over the processors that it may use, so a group
-that is placed on some packages runs on all of them alike. What the agent finds out once, by `sustain packages test`, is
-found out here on the model in the same way (`findings`). A core of the model has one speed, and that is what it tells.
-Looks are `LOOK_S` apart, and `TRIAL_S` while a transaction is under way or room is short, so that a month takes
-seconds; on a host they are `every` apart (10 s), which only shortens the time to act.
+Used by the benchmark and the tests. The kernel balances each group over the packages that it may use (`balance`). What
+the agent finds out once, by `sustain packages test`, is found out here on the model in the same way (`findings`). A
+core of the model has one speed, and that is what it tells. Looks are `LOOK_S` apart, and `TRIAL_S` while a transaction
+is under way or room is short, so that a month takes seconds; on a host they are `every` apart (10 s), which only
+shortens the time to act.
 """
 
 from dataclasses import dataclass, field
@@ -186,7 +186,7 @@ class Ours:
         return Effect(action=action, outcome="refused", detail="the simulated host has no such thing")
 
     def _shares(self) -> Floats:
-        """Where the kernel runs each group: evenly on what it may use."""
+        """Where each group may run: by the share of its processors that each package has."""
         of_place = np.array(
             [np.bincount(self._package[list(cpus)], minlength=self.host.packages) for cpus in self._places],
             float,

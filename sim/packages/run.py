@@ -56,7 +56,7 @@ class Outcome:
     slowdown: float
     late: float  # of work, the share that was not done in its interval
     moves: int  # of groups
-    moved: float  # the same, each by the share of it that ran elsewhere than before
+    moved: float  # of groups, what ran elsewhere than before, also what the kernel moved
     parked: float  # packages in PC2 or PC6, mean over time
     awake_w: float  # the most watts of an interval
     wanted: float

@@ -1,6 +1,6 @@
 """A made-up host for tests of deciding: packages whose counters follow a simple rule, and groups that use some of it.
 
-The rule: work is spread evenly over the processors that groups may use. A package without work is in its deep state but
+The rule: work is spread as evenly as where groups may run allows. A package without work is in its deep state but
 for a hundredth of the time; one with any is in it for `fragmented` of its idle time. Where states are coordinated it is
 in it only as long as the busiest package lets it. Watts are `asleep_w` or `awake_w` and `core_w` for each processor at
 work. It is no model of real hardware: that is the simulator's.
@@ -9,6 +9,7 @@ work. It is no model of real hardware: that is the simulator's.
 from dataclasses import dataclass, field
 
 import numpy as np
+from sim.packages.balance import balanced
 
 from sustain.schedulers.packages.decide import decide
 from sustain.schedulers.packages.model import (
@@ -94,18 +95,17 @@ class Machine:
         return tuple(range(package * self.cores, (package + 1) * self.cores))
 
     def use(self) -> np.ndarray:
-        """Of each package, processors in use."""
-        found = np.array([self.outside.get(each, 0.0) for each in range(self.packages)])
-        online = self.online
-        whole = np.bincount([cpu // self.cores for cpu in online], minlength=self.packages) / len(online)
-        for group in self.groups.values():
-            if group.cpus is None:
-                found += group.use * whole
-                continue
-            packages = [cpu // self.cores for cpu in group.cpus if cpu not in self.offline]
-            for package in packages:
-                found[package] += group.use / len(packages)
-        return np.minimum(found, self.cores)
+        """Of each package, processors in use: the kernel balances groups among those that they may use."""
+        outside = np.array([self.outside.get(each, 0.0) for each in range(self.packages)])
+        want = [*outside.tolist(), *(group.use for group in self.groups.values())]
+        places = [*np.eye(self.packages), *(self.place(group.cpus) for group in self.groups.values())]
+        shares = balanced(np.array(want), np.array(places))
+        return np.minimum((np.array(want)[:, None] * shares).sum(axis=0), self.cores)
+
+    def place(self, cpus: tuple[int, ...] | None) -> np.ndarray:
+        """The share of its processors that each package has."""
+        packages = [cpu // self.cores for cpu in (cpus or self.online) if cpu not in self.offline]
+        return np.bincount(packages, minlength=self.packages) / max(1, len(packages))
 
     def residency(self, use: np.ndarray) -> np.ndarray:
         shares = np.where(use < 0.01, 0.99, self.fragmented * (1 - use / self.cores))

@@ -53,6 +53,32 @@ def test_a_full_package_is_relieved_of_its_heaviest_also_when_tasks_wait() -> No
     assert parked(plans[-1]) == []
 
 
+def test_who_is_relieved_may_use_what_is_woken_beside_what_it_had() -> None:
+    """The kernel then balances it, so it is not moved again when others need room."""
+    machine = Machine(packages=4, groups=mixed())
+    machine.ticks(8000.0)
+    assert machine.state is not None
+    assert machine.state.parked == (0, 1)
+    two_and_three = (*machine.cpus_of(2), *machine.cpus_of(3))
+    machine.groups["vm0"].use = 9.0
+    plans = machine.ticks(60.0)
+    assert parked(plans[-1]) == [0]
+    assert moved(plans) == ["vm0"]
+    assert machine.groups["vm0"].cpus == (*machine.cpus_of(1), *two_and_three)
+    assert machine.groups["vm1"].cpus == two_and_three
+    machine.groups["vm1"].use = 5.0  # of 24 processors 18 are in use, of 16 they would be too many
+    assert moved(machine.ticks(60.0)) == []
+
+
+def test_when_it_is_not_known_who_waits_those_that_work_may_use_all() -> None:
+    machine = Machine(groups=mixed(heavy=4, use=0.5))
+    machine.ticks(LIGHT)
+    machine.pressure = 0.6
+    plans = machine.ticks(40.0)
+    assert sorted(moved(plans)) == [f"vm{number}" for number in range(4)]
+    assert parked(plans[-1]) == []
+
+
 def test_a_comparison_moves_no_more_than_a_share_of_the_work() -> None:
     machine = Machine(groups=mixed(heavy=4, use=0.5))
     plans: list[Plan] = []

@@ -16,7 +16,7 @@ def two(machine: Machine, seconds: float = 10.0) -> tuple[Observation, Observati
 
 
 def test_use_residency_and_watts() -> None:
-    machine = Machine(groups={"a": Group(2.0), "b": Group(1.0, cpus=(0, 1))})
+    machine = Machine(groups={"a": Group(2.0, cpus=(0, 1)), "b": Group(1.0, cpus=(8, 9))})
     first, second = two(machine)
     found = rates(look(first), second)
     assert found is not None

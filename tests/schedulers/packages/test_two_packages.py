@@ -123,6 +123,29 @@ def test_busy_threads_of_a_process_move_from_package_to_package(
         assert journal.entries() == ()
 
 
+def test_the_kernel_gives_the_package_that_has_room_to_who_may_use_both(
+    actuator: Actuator, located: Located
+) -> None:
+    """What a group that is relieved is placed upon (docs/decisions/0025), and what the simulated kernel does."""
+    with busy() as bound, busy() as free:
+        located.handles["bound"] = process(bound.pid)
+        (effect,) = actuator.carry_out([place("bound", PACKAGES[0])])
+        assert effect.done, effect
+        seen_on(bound.pid, PACKAGES[0])
+
+        def nearly_all() -> bool:
+            """Of threads in a row of looks; divided evenly, it would be half of them."""
+            looks = []
+            for _ in range(40):
+                looks += [
+                    each.cpu in PACKAGES[1] for each in threads.read(free.pid) or () if each.state == "R"
+                ]
+                time.sleep(0.005)
+            return sum(looks) >= 0.9 * len(looks) > 0
+
+        wait_until(nearly_all)
+
+
 def test_who_is_released_follows_its_cpuset_as_before(
     actuator: Actuator, located: Located, cpuset: Cpuset
 ) -> None:

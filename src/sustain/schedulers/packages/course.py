@@ -124,13 +124,14 @@ def _relieved(base: Course, short: _Short, at: Situation) -> Course | None:
     there is nothing that we could do."""
     assert at.between is not None
     unknown = short.excess == math.inf
-    rows, use = heaviest(at.seen, at.now, at.sets, at.rooms, list(short.hot), at.between.used, short.excess)
+    rows = heaviest(
+        at.seen, at.now, at.sets, at.rooms, list(short.hot), at.awake, at.between.used, short.excess
+    )
     cool = [each for each in at.awake if each not in short.hot and _left(each, at) > 0]
     if rows and cool:
         names = ", ".join(map(str, cool))
-        why = f"{len(rows)} groups move to package {names}: {short.words}"
-        relieved = Relief(rows, tuple(cool) if use <= sum(_left(each, at) for each in cool) else ())
-        return replace(base, relieved=relieved, purpose="spread", why=why, short_since_s=math.inf)
+        why = f"{len(rows)} groups may use package {names} as well: {short.words}"
+        return replace(base, relieved=Relief(rows), purpose="spread", why=why, short_since_s=math.inf)
     if not at.parked:
         why = f"all groups may run everywhere: {short.words}"
         everywhere = replace(base, relieved=EVERYBODY, purpose="spread", why=why)
@@ -138,9 +139,9 @@ def _relieved(base: Course, short: _Short, at: Situation) -> Course | None:
     trial = base.trial
     package = trial.package if trial is not None and trial.package in at.parked else at.parked[-1]
     woken = _wake(base, package, f"woken: {short.words}", at)
-    if unknown or not rows:
-        return replace(woken, relieved=EVERYBODY)
-    return replace(woken, relieved=Relief(rows, (package,) if use <= _left(package, at) else ()))
+    wider = [*at.awake, package]
+    rows = heaviest(at.seen, at.now, at.sets, at.rooms, list(short.hot), wider, at.between.used, short.excess)
+    return replace(woken, relieved=Relief(rows) if rows else EVERYBODY)
 
 
 def _left(package: int, at: Situation) -> float:

@@ -1,11 +1,11 @@
 """Which groups may be moved, and which settings are to be written for a wanted set of awake packages. Pure.
 
 Used by `decide`. The model: a group that we place may run on all packages that are awake then, and the kernel balances
-it among them, as it did among all before. No more is moved than must be: when a package is woken only as many groups
-move to it as make room for the others, the heaviest first (`heaviest`); the others stay where they are until that is
-short of room as well, or until nothing has been parked for long. Groups that are to be apart get one package each. A
-group that somebody else has limited is left alone, also when it was ours before; and so is one with real-time threads
-or threads that are bound one by one.
+it among them, as it did among all before. No more is moved than must be: when a package is woken, only as many groups
+may use it, too, as make room for the others, the heaviest first (`heaviest`), and the kernel fills it with what of them
+has no room elsewhere; the others stay where they are until that is short of room as well, or until nothing has been
+parked for long. Groups that are to be apart get one package each. A group that somebody else has limited is left alone,
+also when it was ours before; and so is one with real-time threads or threads that are bound one by one.
 
 Rejected: a package of its own for each group. It would move more, more often, and take from the kernel what it does
 better every millisecond than we do every ten seconds.
@@ -185,19 +185,25 @@ def heaviest(
     sets: tuple[Set, ...],
     rooms: dict[int, Room],
     hot: list[int],
+    wider: list[int],
     used: NDArray[np.float64],
     excess: float,
-) -> tuple[frozenset[int], float]:
-    """(rows, what they use there) of groups that we hold on packages some of which are `hot`: as many as use `excess`
-    processors there, those of high priority first, then the heaviest."""
+) -> frozenset[int]:
+    """Rows of groups that we hold on packages some of which are `hot`, and that may not yet use all of `wider`: as many
+    as use `excess` processors there, those of high priority first, then the heaviest; none that uses next to nothing
+    where the excess is not known (infinite)."""
     memory = now.memory
-    tight = set(_cpus(rooms, hot))
+    tight, whole = set(_cpus(rooms, hot)), set(_cpus(rooms, wider))
     share = np.array([len(set(each) & tight) / max(1, len(each)) for each in sets] + [0.0])
+    share *= np.array([not whole <= set(each) for each in sets] + [False])
     there = share[memory.placed] * np.nan_to_num(used)
-    rows = np.flatnonzero((share[memory.placed] > 0) & (memory.placed != NOT_PLACED) & now.movable)
+    theirs = (share[memory.placed] > 0) & (memory.placed != NOT_PLACED) & now.movable
+    if not np.isfinite(excess):
+        theirs &= there > _LIGHT * max(rooms[each].capacity for each in hot)
+    rows = np.flatnonzero(theirs)
     order = rows[np.lexsort((-there[rows], -memory.priority[rows]))]
     enough = int(np.searchsorted(np.cumsum(there[order]), excess)) + 1
-    return frozenset(order[:enough].tolist()), float(there[order[:enough]].sum())
+    return frozenset(order[:enough].tolist())
 
 
 def apart(seen: Observation, now: Standing, policy: Policy) -> dict[str, list[int]]:

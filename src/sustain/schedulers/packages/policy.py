@@ -46,10 +46,10 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     pack_after_s: float = 600.0  # as long must a package be worth emptying before it is
     spread_after_s: float = 20.0  # as long must there be too little room before packages are woken
     rest_s: float = 1800.0  # a package that was woken, or whose trial failed, is let alone for that long
-    headroom: float = 0.70  # of a package's capacity, that may be planned for
+    headroom: float = 0.75  # of a package's capacity, that may be planned for
     smt: Smt = "avoid"  # capacity is one thread for each core; use: the others count as `smt_gain`
     smt_gain: float = 0.25  # of a core, that a second thread on it brings
-    peak_s: float = 7200.0  # half-life of the highest demand that room is kept for
+    peak_s: float = 14400.0  # half-life of the highest demand that room is kept for
     pressure_limit: float = (
         0.20  # share of time that tasks wait for a processor, from which groups are spread
     )
@@ -104,9 +104,9 @@ def check(policy: Policy) -> None:
             "longer than `spread_after`; 10min is usual",
         ),
         ("rest_s", policy.rest_s >= 0, "a time; 30min is usual"),
-        ("headroom", 0 < policy.headroom <= policy.high, "a share, no more than `high`; 0.7 is usual"),
+        ("headroom", 0 < policy.headroom <= policy.high, "a share, no more than `high`; 0.75 is usual"),
         ("smt_gain", 0 <= policy.smt_gain <= 1, "a share of a core; 0.25 is usual"),
-        ("peak_s", policy.peak_s > 0, "a time; 2h is usual"),
+        ("peak_s", policy.peak_s > 0, "a time; 4h is usual"),
         ("pressure_limit", 0 < policy.pressure_limit <= 1, f"{share}; 0.2 is usual"),
         ("most_moves", policy.most_moves >= 1, "a number; 64 is usual"),
         ("move_cost_w", policy.move_cost_w >= 0, "watts; 1 is usual"),
