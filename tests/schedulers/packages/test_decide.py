@@ -488,7 +488,7 @@ def test_interrupts_move_only_when_wanted_and_until_they_have() -> None:
 def test_many_packages_are_parked_one_after_the_other_and_woken_so() -> None:
     machine = Machine(packages=4, groups=guests(15, 0.5))
     plans = machine.ticks(6000.0)
-    assert len(parked(plans[-1])) == 2  # 7.5 processors need more than 8 cores at 70 %
+    assert len(parked(plans[-1])) == 2  # 7.5 processors need more than 8 cores at 75 %
     order = list(machine.state.parked) if machine.state else []
     for group in machine.groups.values():
         group.use = 1.0
