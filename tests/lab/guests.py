@@ -166,14 +166,14 @@ class GuestVm:
         """Have the workload do it, without waiting for the answer: `answer` does."""
         self._send(f"{command} {size}\n".encode())
 
-    def answer(self, limit_s: float = 60) -> str:
+    def answer(self, limit_s: float = 120) -> str:
         """What the workload says; LabError when it failed, was killed or begun anew, or takes too long."""
         line = self._line(limit_s)
         if line != "ok" and not line.startswith("ok "):
             raise LabError(f"guest {self.name}: {line}\n{self.report()}")
         return line[3:]
 
-    def do(self, command: str, size: int | str = "", limit_s: float = 60) -> str:
+    def do(self, command: str, size: int | str = "", limit_s: float = 120) -> str:
         self.send(command, size)
         return self.answer(limit_s)
 
@@ -225,7 +225,7 @@ class GuestVm:
         """The same without asking the guest."""
         self.qmp("system_reset")
 
-    def save(self, path: Path, limit_s: float = 60) -> None:
+    def save(self, path: Path, limit_s: float = 120) -> None:
         """All of it as it is now, its disks apart; then it stands still, for `kill`. Nothing may be under way in it."""
         self.qmp("migrate-set-parameters", **{"max-bandwidth": 10 << 30})
         self.qmp("stop")
@@ -406,7 +406,7 @@ def boot(*guests: GuestVm) -> Iterator[None]:
             guest.kill()
 
 
-def until(condition: Callable[[], bool], limit_s: float = 60) -> None:
+def until(condition: Callable[[], bool], limit_s: float = 120) -> None:
     """Wait for it; LabError when it does not come about."""
     deadline = time.monotonic() + limit_s
     while not condition():

@@ -79,7 +79,7 @@ def test_what_is_swapped_out_by_this_host_is_counted_and_comes_back(boot_guest: 
 
 def test_a_guest_agent_that_hangs_and_one_that_lies(boot_guest: Boot) -> None:
     guest = boot_guest("agent")
-    assert ping(guest, limit_s=20)
+    assert ping(guest, limit_s=60)
     guest.hang_agent()
     assert not ping(guest, limit_s=0.5)
     guest.resume_agent()

@@ -43,14 +43,14 @@ def test_what_the_emulator_has_killed_is_booted_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = guest(tmp_path, monkeypatch, crashes=2)
-    assert made.run(limit_s=30).output == "fine\n"
+    assert made.run(limit_s=120).output == "fine\n"
     assert boots(made) == 3
 
 
 def test_but_not_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = guest(tmp_path, monkeypatch, crashes=9)
     with pytest.raises(vm.LabError, match="without a status"):
-        made.run(limit_s=30)
+        made.run(limit_s=120)
     assert boots(made) == 3
 
 
@@ -62,7 +62,7 @@ def test_nor_when_it_died_otherwise_or_later(
 ) -> None:
     made = guest(tmp_path, monkeypatch, crashes=1, oops=oops, begun=begun)
     with pytest.raises(vm.LabError, match="without a status"):
-        made.run(limit_s=30)
+        made.run(limit_s=120)
     assert boots(made) == 1
 
 
@@ -71,5 +71,5 @@ def test_who_waits_for_a_file_waits_for_the_next_boot(
 ) -> None:
     made = guest(tmp_path, monkeypatch, crashes=1)
     made.start()
-    made.wait_for("status", limit_s=30)
-    assert made.wait(limit_s=30).status == 0
+    made.wait_for("status", limit_s=120)
+    assert made.wait(limit_s=120).status == 0
