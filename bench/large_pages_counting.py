@@ -2,19 +2,20 @@
 
 Each way of counting that there is, by the scheduler's own sensing (counting_costs.py says what is counted, and what of
 it is charged). A kernel that benchmarks run on can rarely count: then it is done by real kernels in software emulation
-(tests/lab): Debian's for DAMON, one that scripts/build-page-idle-kernel.sh has built for exact counts. An emulated
-processor is slower, by a factor that is measured for several kinds of work, by the same programs here and there. So
-these are told apart:
-- emulated: processor time as the emulated kernel says it;
-- estimated: what that is on this machine's processor. What runs in the kernel, by the factor of reading pagemap, since
+(tests/lab): Debian's for DAMON, one that scripts/build-page-idle-kernel.sh has built for exact counts. Such a machine's
+clock goes on by a nanosecond with each instruction (QEMU's `-icount`), so what it says of processor time is a count of
+instructions, which is the same on every machine. How many of them this machine's processor does in a nanosecond is
+measured for several kinds of work, by the same programs here and there. So these are told apart:
+- counted: at one instruction a nanosecond;
+- estimated: what that is on this machine's processor. What runs in the kernel, by the pace of reading pagemap, since
   the kernel's part of counting walks page tables, too; what runs in user mode, by that of Python's loop or of NumPy's
   arithmetic, whichever is less;
-- at most: all of it by the least factor of any kind of work of the kernel, of Python or of NumPy.
+- at most: all of it by the least pace of any kind of work of the kernel, of Python or of NumPy.
 Where this kernel itself can count nothing is estimated, and that figure is judged.
 
 Of exact counting any kernel can do all but the bitmap: that is measured here, with a file in the bitmap's place, and
-stands beside the estimate. Counts are made each period here, whatever that costs; the agent has longer periods where it
-would be more than 1 %, which is told beside it. There is no peer that counts so.
+stands beside the estimate of the same. Counts are made each period here, whatever that costs; the agent has longer
+periods where it would be more than 1 %, which is told beside it. There is no peer that counts so.
 """
 
 import contextlib
@@ -64,7 +65,7 @@ def answer(quick: bool = False) -> Answer:
         question=QUESTION, unit="% of a core", ours=None, peers={}, limit={}, runs=periods, quick=quick
     )
     judged: dict[Way, float] = {}
-    factors: dict[str, dict[str, float]] = {}
+    by_kernel: dict[str, dict[str, float]] = {}
     with _compiled() as program:
         here = speeds(program)
         for series, ways in _places(quick):
@@ -74,14 +75,14 @@ def answer(quick: bool = False) -> Answer:
                 result.missing |= dict.fromkeys(ways, str(error))
                 continue
             if there is not None:
-                factors[f"Linux {series}"] = slower = {name: there[name] / ns for name, ns in here.items()}
+                by_kernel[f"Linux {series}"] = paces = {name: there[name] / ns for name, ns in here.items()}
             for way in ways:
                 table = _shares(found[way], mib)
                 judged[way] = table["all"]
                 if there is not None:
-                    table |= _estimates(found[way], slower, mib)
+                    table |= _estimates(found[way], paces, mib)
                     judged[way] = table["estimated"]
-                where = "here" if there is None else f"Linux {series} in emulation"
+                where = "here" if there is None else f"Linux {series}, instructions"
                 result.details[f"{way}, {where}: % of a core for each GiB"] = table
                 result.details[f"{way}: used pages of a block, as counted"] = found[way]["pages"]
     spent = without_bitmap(mib, periods)
@@ -90,15 +91,15 @@ def answer(quick: bool = False) -> Answer:
         **parts,
         "all": sum(parts.values()),
     }
-    if factors:
-        result.details["slower by emulation"] = factors
+    if by_kernel:
+        result.details["instructions in a nanosecond, here"] = by_kernel
     result.ours = max(judged.values(), default=sum(parts.values()))
     for way in WAYS:
         _ask(result, way, judged.get(way))
     result.notes += [
         f"{mib} MiB in small pages, {USED_PAGES} of 512 in use, {periods} periods of "
         + ", ".join(f"{lasts_s[way]:g} s ({way})" for way in WAYS),
-        "what was measured in emulation is not a real processor's time, and what is estimated of it was not measured",
+        "instructions that were counted are no processor's time, and what is estimated of them was not measured",
     ]
     return result
 
@@ -147,7 +148,9 @@ def _measured(
         share = Path(place)
         shutil.copy(program, share / "speeds")
         kernel = vm.kernel(series, share)
-        guest = vm.Guest(kernel, share, _SCRIPT, memory_mib=mib + 768, environment={"WORDS": words})
+        guest = vm.Guest(
+            kernel, share, _SCRIPT, memory_mib=mib + 768, environment={"WORDS": words}, counted=True
+        )
         # A period before the first count, and one for what is late.
         result = guest.run(_BOOT_S + (periods + 2) * period_s * len(ways))
         if result.status != 0:
@@ -162,13 +165,13 @@ def _shares(found: dict[str, Any], mib: int) -> dict[str, float]:
     return {part: _percent(spent_s, found["wall"], mib) for part, spent_s in parts.items() if spent_s}
 
 
-def _estimates(found: dict[str, Any], slower: dict[str, float], mib: int) -> dict[str, float]:
+def _estimates(found: dict[str, Any], paces: dict[str, float], mib: int) -> dict[str, float]:
     kernel_s = found["process, in the kernel"] + found["kdamond"]
     user_s = found["process"] - found["process, in the kernel"]
-    user = min(slower["Python"], slower["NumPy, arithmetic"])
-    least = min(factor for name, factor in slower.items() if name not in _NOT_ALIKE)
+    user = min(paces["Python"], paces["NumPy, arithmetic"])
+    least = min(pace for name, pace in paces.items() if name not in _NOT_ALIKE)
     return {
-        "estimated": _percent(kernel_s / slower["pagemap"] + user_s / user, found["wall"], mib),
+        "estimated": _percent(kernel_s / paces["pagemap"] + user_s / user, found["wall"], mib),
         "at most": _percent((kernel_s + user_s) / least, found["wall"], mib),
     }
 

@@ -148,6 +148,9 @@ class Guest:
     processors: str = "2"  # QEMU's -smp
     # With one thread for all processors the emulator is slower, and safe with more than two of them.
     one_thread: bool = False
+    # One nanosecond of the guest's clock is one instruction, and time with nothing to do passes at once: its processor
+    # time is a count of instructions, the same on every machine. One processor in one thread.
+    counted: bool = False
     devices: tuple[str, ...] = ()  # further options of QEMU
     _process: subprocess.Popen[bytes] | None = None
     _started: float = 0.0
@@ -280,10 +283,11 @@ class Guest:
             ]
         return [
             *("qemu-system-x86_64", "-machine", machine, "-cpu", "max"),
-            *("-accel", f"tcg,thread={'single' if self.one_thread else 'multi'}"),
+            *("-accel", f"tcg,thread={'single' if self.one_thread or self.counted else 'multi'}"),
+            *(("-icount", "shift=0,sleep=off") if self.counted else ()),
             *(
                 "-smp",
-                self.processors,
+                "1" if self.counted else self.processors,
                 "-m",
                 memory,
                 "-no-reboot",
