@@ -52,6 +52,7 @@ def test_that_of_threading_would_hang() -> None:
 def test_it_is_an_event() -> None:
     event = SignalEvent()
     assert not event.is_set()
+    assert repr(event) == "<SignalEvent: unset>"
     assert not event.wait(0.001)
     event.set()
     event.set()

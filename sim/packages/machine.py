@@ -91,9 +91,8 @@ class Machine:
     places: Floats | None = field(init=False, default=None)
     shares: Floats | None = field(init=False, default=None)
     moved: int = field(init=False, default=0)  # groups that were placed elsewhere than before, all in all
-    moved_share: float = field(
-        init=False, default=0.0
-    )  # of groups, what ran elsewhere than before; by the kernel, too
+    # Of groups, what ran elsewhere than before; what the kernel moved, too.
+    moved_share: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
         self.backlog = np.zeros(len(self.threads))

@@ -30,7 +30,9 @@ class Controller(Protocol):
         """When it wants to look again; None: whenever."""
         ...
 
-    def place(self, seen: Seen, last: Interval | None) -> Floats: ...
+    def place(self, seen: Seen, last: Interval | None) -> Floats:
+        """Where each group may run from now on (groups x packages; rows make 1): where it is not 0."""
+        ...
 
 
 @dataclass
@@ -121,8 +123,8 @@ def intervals(
         left_s = load.step_s
         while left_s > 1e-9:
             seen = Seen(step, use, machine.shares, host.packages, host.cores, mean, peak)
-            shares = controller.place(seen, last)
-            last = machine.step(demand, shares, min(left_s, controller.tick_s or tick_s or load.step_s))
+            places = controller.place(seen, last)
+            last = machine.step(demand, places, min(left_s, controller.tick_s or tick_s or load.step_s))
             left_s -= last.seconds
             use = last.done / last.seconds
             tally.wanted += float(demand.sum()) * last.seconds

@@ -22,6 +22,9 @@ class SignalEvent(threading.Event):
         self._descriptor = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         weakref.finalize(self, os.close, self._descriptor)
 
+    def __repr__(self) -> str:
+        return f"<SignalEvent: {'set' if self.is_set() else 'unset'}>"
+
     def is_set(self) -> bool:
         return self.wait(0)
 
@@ -35,6 +38,8 @@ class SignalEvent(threading.Event):
 
     def wait(self, timeout: float | None = None) -> bool:
         """Until it is set, or `timeout` seconds have passed; whether it is set."""
-        poll = select.poll()
+        poll = (
+            select.poll()
+        )  # a new one: one that is in use by a thread refuses another, and a handler's as well
         poll.register(self._descriptor, select.POLLIN)
         return bool(poll.poll(None if timeout is None else timeout * 1000))

@@ -393,9 +393,9 @@ def test_each_guest_gives_by_the_way_that_suits_it(mixed: dict[str, GuestVm], tm
         )
         with host.running() as loop:
             try:
-                until(lambda: "pageout" in host.used("cold"), limit_s=120)
-                until(lambda: mixed["cache"].balloon_bytes() < 180 * MIB, limit_s=120)
-                until(lambda: mixed["mute"].balloon_bytes() < 220 * MIB, limit_s=120)
+                until(lambda: "pageout" in host.used("cold"))
+                until(lambda: mixed["cache"].balloon_bytes() < 180 * MIB)
+                until(lambda: mixed["mute"].balloon_bytes() < 220 * MIB)
             except LabError:
                 raise AssertionError(host.story()) from None
             assert loop.failure == ""
@@ -425,7 +425,7 @@ def test_an_agent_that_hangs_while_the_host_is_low_does_not_cost_its_guest_its_l
         until(lambda: bool(host.plans) and host.plans[-1].sources == ("guest-agent",))
         guest.hang_agent()
         looks = len(host.plans)
-        until(lambda: len(host.plans) > looks + 4, limit_s=120)
+        until(lambda: len(host.plans) > looks + 4)
         assert loop.failure == ""
         assert {plan.host_state for plan in host.plans} == {"low"}
         assert guest.balloon_bytes() < 256 * MIB, host.story()
@@ -468,7 +468,7 @@ def test_a_killed_agent_leaves_a_guest_that_works_and_can_be_put_back(
     def squeeze() -> "subprocess.Popen[bytes]":
         process = subprocess.Popen([*agent, "--config", str(config)])
         try:
-            until(lambda: guest.balloon_bytes() < 200 * MIB or process.poll() is not None, limit_s=120)
+            until(lambda: guest.balloon_bytes() < 200 * MIB or process.poll() is not None)
             assert process.poll() is None
         except BaseException:
             process.kill()
