@@ -38,8 +38,7 @@ class SignalEvent(threading.Event):
 
     def wait(self, timeout: float | None = None) -> bool:
         """Until it is set, or `timeout` seconds have passed; whether it is set."""
-        poll = (
-            select.poll()
-        )  # a new one: one that is in use by a thread refuses another, and a handler's as well
+        # A new one each time: one that a thread waits with refuses another thread, and a handler.
+        poll = select.poll()
         poll.register(self._descriptor, select.POLLIN)
         return bool(poll.poll(None if timeout is None else timeout * 1000))
