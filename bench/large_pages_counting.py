@@ -12,6 +12,8 @@ measured for several kinds of work, by the same programs here and there. So thes
   arithmetic, whichever is less;
 - at most: all of it by the least pace of any kind of work of the kernel, of Python or of NumPy. Left out is what no
   part of counting consists of: single accesses to pages that no cache has, and arithmetic each step of which waits.
+A machine that is shared is at times half as fast as at others. So its pace is measured again and again, before and
+after each emulated run: an estimate takes the medians, "at most" the slowest of all.
 Where this kernel itself can count nothing is estimated, and that figure is judged.
 
 Of exact counting any kernel can do all but the bitmap: that is measured here, with a file in the bitmap's place, and
@@ -26,7 +28,9 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from tests.lab import vm
@@ -66,34 +70,40 @@ def answer(quick: bool = False) -> Answer:
         question=QUESTION, unit="% of a core", ours=None, peers={}, limit={}, runs=periods, quick=quick
     )
     judged: dict[Way, float] = {}
-    by_kernel: dict[str, dict[str, float]] = {}
     with _compiled() as program:
-        here = speeds(program)
+        rounds = 1 if quick else 5
+        here = _speeds(program, rounds)
+        emulated: dict[str, dict[str, float]] = {}
+        found: dict[Way, tuple[str, dict[str, Any]]] = {}
         for series, ways in _places(quick):
             try:
-                found, there = _measured(series, ways, program, mib, periods, lasts_s[ways[0]])
+                costs_of, there = _measured(series, ways, program, mib, periods, lasts_s[ways[0]])
             except (LabError, HostError) as error:
                 result.missing |= dict.fromkeys(ways, str(error))
                 continue
+            found |= {way: (series, costs_of[way]) for way in ways}
             if there is not None:
-                by_kernel[f"Linux {series}"] = paces = {name: there[name] / ns for name, ns in here.items()}
-            for way in ways:
-                table = _shares(found[way], mib)
-                judged[way] = table["all"]
-                if there is not None:
-                    table |= _estimates(found[way], paces, mib)
-                    judged[way] = table["estimated"]
-                where = "here" if there is None else f"Linux {series}, instructions"
-                result.details[f"{way}, {where}: % of a core for each GiB"] = table
-                result.details[f"{way}: used pages of a block, as counted"] = found[way]["pages"]
+                emulated[series] = there
+                here += _speeds(program, rounds)
+    for way, (series, cost) in found.items():
+        table = _shares(cost, mib)
+        judged[way] = table["all"]
+        if series:
+            table |= _estimates(cost, _paces(emulated[series], here), mib)
+            judged[way] = table["estimated"]
+        where = f"Linux {series}, instructions" if series else "here"
+        result.details[f"{way}, {where}: % of a core for each GiB"] = table
+        result.details[f"{way}: used pages of a block, as counted"] = cost["pages"]
     spent = without_bitmap(mib, periods)
     parts = {part: _percent(spent_s, lasts_s["page-idle"], mib) for part, spent_s in spent.items()}
     result.details["page-idle but for the bitmap, here: % of a core for each GiB"] = {
         **parts,
         "all": sum(parts.values()),
     }
-    if by_kernel:
-        result.details["instructions in a nanosecond, here"] = by_kernel
+    for series, there in emulated.items():
+        result.details[f"instructions in a nanosecond, of Linux {series} here"] = {
+            name: {"median": pace.median, "least": pace.least} for name, pace in _paces(there, here).items()
+        }
     result.ours = max(judged.values(), default=sum(parts.values()))
     for way in WAYS:
         _ask(result, way, judged.get(way))
@@ -166,13 +176,34 @@ def _shares(found: dict[str, Any], mib: int) -> dict[str, float]:
     return {part: _percent(spent_s, found["wall"], mib) for part, spent_s in parts.items() if spent_s}
 
 
-def _estimates(found: dict[str, Any], paces: dict[str, float], mib: int) -> dict[str, float]:
+def _speeds(program: Path, rounds: int) -> list[dict[str, float]]:
+    return [speeds(program) for _ in range(rounds)]
+
+
+@dataclass(frozen=True)
+class _Pace:
+    """Instructions in a nanosecond, of the rounds."""
+
+    median: float
+    least: float
+
+
+def _paces(there: dict[str, float], here: Sequence[dict[str, float]]) -> dict[str, _Pace]:
+    """By kind of work. `there`: of an emulated machine, each instruction of which takes a nanosecond."""
+    found = {}
+    for name, instructions in there.items():
+        paces = [instructions / each[name] for each in here]
+        found[name] = _Pace(median(paces), min(paces))
+    return found
+
+
+def _estimates(found: dict[str, Any], paces: dict[str, _Pace], mib: int) -> dict[str, float]:
     kernel_s = found["process, in the kernel"] + found["kdamond"]
     user_s = found["process"] - found["process, in the kernel"]
-    user = min(paces["Python"], paces["NumPy, arithmetic"])
-    least = min(pace for name, pace in paces.items() if name not in _NOT_ALIKE)
+    user = min(paces["Python"].median, paces["NumPy, arithmetic"].median)
+    least = min(pace.least for name, pace in paces.items() if name not in _NOT_ALIKE)
     return {
-        "estimated": _percent(kernel_s / paces["pagemap"] + user_s / user, found["wall"], mib),
+        "estimated": _percent(kernel_s / paces["pagemap"].median + user_s / user, found["wall"], mib),
         "at most": _percent((kernel_s + user_s) / least, found["wall"], mib),
     }
 

@@ -1,6 +1,7 @@
 """Simulated processes whose use of each page is known: what large pages cover, by the order in which blocks get them.
 
-All of it is simulated (`sim/large_pages`): 4096 blocks (8 GiB), counted each 10 s. `coverage` is the share of accesses
+All of it is simulated (`sim/large_pages`): 4096 blocks (8 GiB), counted as often as by
+default (`PERIODS_S`). `coverage` is the share of accesses
 that fall in large pages, all used pages being accessed alike. Ours sees counts as DAMON gives them (32 samples of each
 block, so with its error) and, beside that, exact ones; everything else is our default policy, phase one of a minute
 with nothing mapped large included. Peers have the same budget; they get no counts and begin at once
@@ -17,7 +18,8 @@ a large block has one accessed bit.
 What a large page brings in time is not in it: `large_pages_speed` measures that.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -27,6 +29,7 @@ from sim.large_pages.world import Controller, Ours, World
 
 from bench.harness import Answer
 from bench.peers.paging import KHUGEPAGED_PACE, AddressOrder, Oracle, RandomOrder
+from sustain.schedulers.large_pages.counting import PERIODS_S
 from sustain.schedulers.large_pages.model import BLOCK_BYTES
 from sustain.schedulers.large_pages.policy import Policy
 
@@ -63,7 +66,8 @@ class Run:
 
 def run(load: str, make: Make, budget: float, seconds: float, samples: int = _SAMPLES, seed: int = 1) -> Run:
     """One policy on one load. `budget`: of all blocks."""
-    world = World(LOADS[load](seed), samples=samples, seed=seed)
+    period_s = PERIODS_S["damon" if samples else "page-idle"]
+    world = World(LOADS[load](seed), period_s=period_s, samples=samples, seed=seed)
     controller = make(world, int(budget * len(world.large)))
     covered = []
     for _ in range(round(seconds / world.period_s)):
@@ -81,7 +85,7 @@ def ours(**policy: object) -> Make:
 
 PEERS: dict[str, Make] = {
     "address order": lambda _, budget: AddressOrder(budget),
-    "khugepaged's pace": lambda _, budget: AddressOrder(budget, KHUGEPAGED_PACE),
+    "khugepaged's pace": lambda world, budget: AddressOrder(budget, round(KHUGEPAGED_PACE * world.period_s)),
     "random order": lambda _, budget: RandomOrder(budget, 7),
     "oracle": lambda world, budget: Oracle(budget, world),
 }
@@ -168,17 +172,17 @@ def _moving(found: Answer, seconds: float) -> None:
     table: Table = {}
     for name, make in makes.items():
         came = run("moving", make, 0.25, seconds)
-        before = [each for number, each in enumerate(came.coverage) if (number + 1) * 10.0 < MOVES_S]
+        before = came.coverage[: math.ceil(MOVES_S / came.period_s) - 1]
         table[name] = {
             "before": before[-1],
             "at the end": came.mean,
-            "s to 90 % from the start": _first_s(before),
+            "s to 90 % from the start": _first_s(before, came.period_s),
             "s to 90 % from the change": came.reached_s(MOVES_S) if seconds > MOVES_S else None,
         }
     found.details["moving, at 25 %"] = table
 
 
-def _first_s(covered: list[float]) -> float | None:
+def _first_s(covered: Sequence[float], period_s: float) -> float | None:
     """When 90 % of the last was there."""
     reached = [number for number, each in enumerate(covered) if each >= 0.9 * covered[-1] > 0]
-    return (reached[0] + 1) * 10.0 if reached else None
+    return (reached[0] + 1) * period_s if reached else None

@@ -17,7 +17,7 @@ from sim.large_pages.world import World
 from sustain.schedulers.large_pages.model import Action, Collapse, Demote, Effect, Observation
 
 PACE = 256  # blocks a period: the most actions of our plan
-KHUGEPAGED_PACE = 8
+KHUGEPAGED_PACE = 0.8  # blocks a second
 
 
 class AddressOrder:

@@ -140,7 +140,7 @@ def impossible(way: Literal["page-idle", "damon"], root: Path = Path("/")) -> Ho
 
 # By default. Exact counting takes the kernel two walks for each page that was used, so it counts less often than DAMON
 # (docs/decisions/0032-exact-counts-less-often.md).
-PERIODS_S: dict[Ways, float] = {"page-idle": 40.0, "damon": 10.0}
+PERIODS_S: dict[Ways, float] = {"page-idle": 40.0, "damon": 20.0}
 
 
 def expected_period_s(way: Ways, period_s: float | None, root: Path = Path("/")) -> float:

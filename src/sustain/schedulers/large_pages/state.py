@@ -12,6 +12,7 @@ Used by `decide`. The model, for each block:
   started anew, and memory that was mapped anew later, begin anew.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from typing import Any
@@ -19,10 +20,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sustain.schedulers.large_pages.columns import Mask, column, later, masked, pieces, write
+from sustain.schedulers.large_pages.columns import PIECE, Mask, column, later, masked, pieces, write
 from sustain.schedulers.large_pages.model import BLOCK_BYTES, Blocks, Observation
 from sustain.schedulers.large_pages.policy import Policy
 
+Rows = slice | NDArray[np.intp]
+
+_RUN = 1024  # rows that lie beside each other, on the average: where it is fewer, they are looked up
+_RUNS = 64
 _SAME_S = 0.05  # ages are single-precision floats; counting periods are longer by far
 _ADDRESS_BITS = 43  # of an address in blocks: 64 − 21
 
@@ -65,7 +70,7 @@ class TargetMemory:
 
 @dataclass(frozen=True)
 class State:
-    """What a decision remembers for the next."""
+    """What a decision remembers for the next. The blocks of each target lie beside each other, in ascending order."""
 
     at_s: float
     lives: tuple[str, ...]  # of the observation's targets, in their order
@@ -109,25 +114,98 @@ def remembered(seen: Observation, state: State | None) -> Memory:
         and np.array_equal(blocks.target, state.target)
     ):
         return state.memory
-    now = {life: index for index, life in enumerate(lives)}
-    moved = np.array([now.get(life, -1) for life in state.lives], np.int32)
-    owner = moved[state.target] if len(state.target) else state.target
-    kept = np.flatnonzero(owner >= 0)
-    old, new = keys(owner[kept], state.address[kept]), keys(blocks.target, blocks.address)
-    if len(old) > 1 and not np.all(old[:-1] < old[1:]):  # targets came in another order
-        order = np.argsort(old, kind="stable")
-        old, kept = old[order], kept[order]
-    if not len(old):
-        return _fresh(blocks)
-    at = np.minimum(np.searchsorted(old, new), len(old) - 1)
-    strange = np.flatnonzero(old[at] != new)
-    rows = kept[at]
-    found: dict[str, Any] = {}
-    for field in fields(Memory):
-        column = getattr(state.memory, field.name).take(rows, mode="clip")
-        column[strange] = blocks.large[strange] if field.name == "large" else _NEW[field.name]
-        found[field.name] = column
-    return Memory(**found)
+    before = {state.lives[target]: those for target, those in _stretches(state.target)}
+    rows = list(zip(lives, slices(blocks.target, len(lives)), strict=True))
+    pairs = [
+        pair
+        for life, those in rows
+        for pair in _again(state.address, before.get(life, slice(0, 0)), blocks.address, those)
+    ]
+    return Memory(
+        **{
+            name: _carried(
+                getattr(state.memory, name), pairs, blocks.large if name == "large" else None, name
+            )
+            for name in _COLUMNS
+        }
+    )
+
+
+def _stretches(target: NDArray[np.int32]) -> list[tuple[int, slice]]:
+    """Which rows are each target's, in any order of targets."""
+    if not len(target):
+        return []
+    edges = [0, *(np.flatnonzero(target[1:] != target[:-1]) + 1).tolist(), len(target)]
+    return [(int(target[begin]), slice(begin, end)) for begin, end in pairwise(edges)]
+
+
+def _again(
+    old: NDArray[np.uint64], old_rows: slice, new: NDArray[np.uint64], new_rows: slice
+) -> list[tuple[Rows, Rows | None]]:
+    """Which of these rows of `new` are which of `old`, both ascending, in pairs; None: that they are in neither.
+
+    Memory comes and goes in a few places, so most of the pairs are long and are found by comparing what lies beside
+    each other. Where there are too many of them, each row is looked up.
+    """
+    at, end, row, last = old_rows.start, old_rows.stop, new_rows.start, new_rows.stop
+    pairs: list[tuple[Rows, Rows | None]] = []
+    most = _RUNS + (last - row) // _RUN
+    while at < end and row < last:
+        if len(pairs) > most:
+            return _looked_up(old, old_rows, new, new_rows)
+        if same := _alike(old[at:end], new[row:last]):
+            pairs.append((slice(row, row + same), slice(at, at + same)))
+            at, row = at + same, row + same
+        elif old[at] < new[row]:
+            at += int(np.searchsorted(old[at:end], new[row]))
+        else:
+            came = int(np.searchsorted(new[row:last], old[at]))
+            pairs.append((slice(row, row + came), None))
+            row += came
+    if row < last:
+        pairs.append((slice(row, last), None))
+    return pairs
+
+
+def _alike(old: NDArray[np.uint64], new: NDArray[np.uint64]) -> int:
+    """How many of the first are the same."""
+    count, begin, size = min(len(old), len(new)), 0, _RUN
+    while begin < count:
+        end = min(begin + size, count)
+        differ = old[begin:end] != new[begin:end]
+        first = int(differ.argmax())
+        if differ[first]:
+            return begin + first
+        begin, size = end, min(2 * size, PIECE)
+    return count
+
+
+def _looked_up(
+    old: NDArray[np.uint64], old_rows: slice, new: NDArray[np.uint64], new_rows: slice
+) -> list[tuple[Rows, Rows | None]]:
+    """As `_again`, `old` not being empty."""
+    wanted = new[new_rows]
+    at = np.minimum(old_rows.start + np.searchsorted(old[old_rows], wanted), old_rows.stop - 1)
+    known = old[at] == wanted
+    there = np.flatnonzero(known)
+    return [(new_rows.start + there, at[there]), (new_rows.start + np.flatnonzero(~known), None)]
+
+
+def _carried(
+    column: NDArray[Any], pairs: Sequence[tuple[Rows, Rows | None]], news: NDArray[Any] | None, name: str
+) -> NDArray[Any]:
+    """The column with these rows. What is new is as in `news`, or as `_NEW` has it."""
+    found = np.empty(sum(_count_of(new) for new, _ in pairs), column.dtype)
+    for new, old in pairs:
+        if old is not None:
+            found[new] = column[old]
+        else:
+            found[new] = _NEW[name] if news is None else news[new]
+    return found
+
+
+def _count_of(rows: Rows) -> int:
+    return rows.stop - rows.start if isinstance(rows, slice) else len(rows)
 
 
 def counted(memory: Memory, seen: Observation, policy: Policy) -> Memory:
