@@ -22,7 +22,7 @@ def test_an_oracle_covers_most_and_address_order_comes_late_to_what_lies_high() 
 
 
 def test_everything_large_covers_everything_and_fills_all_that_is_not_there() -> None:
-    came = run("sparse", PEERS["address order"], 1.0, 300.0)
+    came = run("sparse", PEERS["address order"], 1.0, 600.0)
     (load,) = LOADS["sparse"](1)
     assert came.coverage[-1] == 1.0
     assert came.bloat_bytes == (PAGES - load.present).sum() * 4096
