@@ -18,8 +18,8 @@ export PYTHONPATH :=
 # in guests, whose root is read-only, under emulation.
 export PYTHONDONTWRITEBYTECODE :=
 
-# One process for the lab, two for the rest: tests/conftest.py. Most of the rest wait for something.
-THREE := -n 3 --dist loadfile --no-loadscope-reorder
+# One process for the lab, one for the rest, until one of them is done: tests/conftest.py. Most tests wait for something.
+TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
 RUST := $(shell find crates -type f \( -name '*.rs' -o -name '*.toml' \) -not -path '*/target/*') Cargo.toml $(wildcard Cargo.lock)
 
@@ -63,7 +63,7 @@ test: ready ## all tests: engine, package, crash loops, lab
 	    > target/crash-states.log 2>&1 & states=$$!; set +m; \
 	trap 'kill -- -$$states 2>/dev/null || true' EXIT; \
 	cargo test --locked -p sustain-core -p sustain-tls -- --skip crash_states; \
-	status=0; pytest $(THREE) || status=$$?; \
+	status=0; pytest $(TWO) || status=$$?; \
 	wait $$states || status=$$?; \
 	trap - EXIT; \
 	cat target/crash-states.log; \

@@ -40,15 +40,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The lab begins at once: it takes longest. What it has on packages comes next, of that the longest first."""
+    """The lab begins at once: it takes longest. What it has on packages comes last, for whoever is done first; of that
+    the longest is first, so that both processes end at about the same time."""
 
     def place(item: pytest.Item) -> tuple[int, int]:
-        if not in_lab(item.nodeid):
-            return 2, 0
-        if not on_packages(item.nodeid):
-            return 0, 0
-        found = (at for at, name in enumerate(_LONGEST) if f"_{name}.py" in item.nodeid)
-        return 1, next(found, len(_LONGEST))
+        if on_packages(item.nodeid):
+            return 2, next(
+                (at for at, name in enumerate(_LONGEST) if f"_{name}.py" in item.nodeid), len(_LONGEST)
+            )
+        return int(not in_lab(item.nodeid)), 0
 
     items.sort(key=place)
 
@@ -64,19 +64,18 @@ def on_packages(test: str) -> bool:
 
 @pytest.hookimpl(optionalhook=True)  # unless pytest-xdist is there, as in guests of the lab
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Of three processes (`make test`) one works through the lab, another through what it has on packages, and then
-    both through the rest with the third, file by file.
+    """Of two processes (`make test`) one works through the lab, the other through the rest, file by file; who is done
+    first helps with the rest.
 
-    Three guests would be too much for two processors; machines of two packages, whose processors are emulated in turns,
-    may be there beside another guest. The other tests wait most of their time. What is of one file stays together, for
-    the sake of what its tests share.
+    Two guests of the lab would be too much for two processors; the other tests wait most of their time. Only machines
+    of two packages, which come last, may be there beside another guest. What is of one file stays together, for the
+    sake of what its tests share.
     """
     from xdist.scheduler import LoadScopeScheduling
 
     class LabBesideTheRest(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            if on_packages(nodeid):
-                return "packages"
-            return "lab" if in_lab(nodeid) else nodeid.partition("::")[0]
+            apart = on_packages(nodeid) or not in_lab(nodeid)
+            return nodeid.partition("::")[0] if apart else "lab"
 
     return LabBesideTheRest(config, log)

@@ -33,7 +33,7 @@ from tests.host import swap
 from tests.lab import initrd
 from tests.lab.errors import HINT, LabError
 from tests.lab.initrd import command
-from tests.lab.vm import LAB, Kernel, boot_words
+from tests.lab.vm import LAB, PROCESSOR, Kernel, boot_words
 
 WORKLOAD = Path(__file__).with_name("guest_workload.c")
 AGENTS = (LAB / "agent/usr/sbin/qemu-ga", LAB / "agent/usr/bin/qemu-ga")  # Debian 12, 13
@@ -369,7 +369,7 @@ class GuestVm:
             into = (*into, sys.executable, "-S", "-c", _SMALL_PAGES)
         return [
             *into,
-            *("qemu-system-x86_64", "-name", self.name, "-machine", "q35", "-cpu", "max", "-smp", "1"),
+            *("qemu-system-x86_64", "-name", self.name, "-machine", "q35", "-cpu", PROCESSOR, "-smp", "1"),
             *("-accel", "tcg,tb-size=64"),
             *(
                 "-object",
