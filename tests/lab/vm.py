@@ -45,8 +45,8 @@ TOP = Path(__file__).resolve().parents[2]
 LAB = TOP / ".lab"
 INIT = Path(__file__).with_name("guest-init")
 PAGE_IDLE = "6.12-page-idle"  # a kernel that only scripts/build-page-idle-kernel.sh makes
-# All that the emulator has, but for fast copies of bytes (ERMS): kernels that see them clear and copy pages byte by byte,
-# and each byte is one turn of a loop for an emulator. Without them a page's first use takes two thirds of the time.
+# All that the emulator has, but for fast copies of bytes (ERMS): a kernel that sees them clears and copies by bytes,
+# each a turn of a loop for an emulator. Without them a page's first use takes two thirds of the time.
 PROCESSOR = "max,-erms"
 _BOOTS = 3
 # The first process in the RAM disk. The shell has its commands in itself, so few files of the root are read.
