@@ -121,14 +121,10 @@ def remembered(seen: Observation, state: State | None) -> Memory:
         for life, those in rows
         for pair in _again(state.address, before.get(life, slice(0, 0)), blocks.address, those)
     ]
-    return Memory(
-        **{
-            name: _carried(
-                getattr(state.memory, name), pairs, blocks.large if name == "large" else None, name
-            )
-            for name in _COLUMNS
-        }
-    )
+    news = {name: np.broadcast_to(value, len(blocks)) for name, value in _NEW.items()} | {
+        "large": blocks.large
+    }
+    return Memory(**{name: _carried(getattr(state.memory, name), news[name], pairs) for name in _COLUMNS})
 
 
 def _stretches(target: NDArray[np.int32]) -> list[tuple[int, slice]]:
@@ -192,20 +188,13 @@ def _looked_up(
 
 
 def _carried(
-    column: NDArray[Any], pairs: Sequence[tuple[Rows, Rows | None]], news: NDArray[Any] | None, name: str
+    column: NDArray[Any], news: NDArray[Any], pairs: Sequence[tuple[Rows, Rows | None]]
 ) -> NDArray[Any]:
-    """The column with these rows. What is new is as in `news`, or as `_NEW` has it."""
-    found = np.empty(sum(_count_of(new) for new, _ in pairs), column.dtype)
+    """A column of these rows: of `column`, and of `news` where a row is new."""
+    found = np.empty(len(news), column.dtype)
     for new, old in pairs:
-        if old is not None:
-            found[new] = column[old]
-        else:
-            found[new] = _NEW[name] if news is None else news[new]
+        found[new] = news[new] if old is None else column[old]
     return found
-
-
-def _count_of(rows: Rows) -> int:
-    return rows.stop - rows.start if isinstance(rows, slice) else len(rows)
 
 
 def counted(memory: Memory, seen: Observation, policy: Policy) -> Memory:
