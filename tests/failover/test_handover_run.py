@@ -130,7 +130,7 @@ def test_where_it_cannot_be_done_it_says_why_and_changes_nothing(pair: Cluster) 
 
 def test_a_primary_that_does_not_answer_has_the_request_withdrawn(pair: Cluster) -> None:
     # The lease lasts long enough for the signal to come first, also on a busy machine.
-    a = pair[0].start(options=("--create", "--ttl", "15s")).becomes("primary")
+    a = pair[0].start(options=("--create", "--ttl", "12s")).becomes("primary")
     a.signal_all(signal.SIGKILL)
     impatient = handover(pair.lease_url)
     until(lambda: looked_at(pair)[1] is not None, "it is asked")
