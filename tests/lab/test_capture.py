@@ -34,7 +34,7 @@ OF_ARRAYS = (
     " or random_writes or bytes_that_differ or grow or rolled_back) and not compare"
 )
 OF_REGIONS = (
-    "(soft-dirty and (tmpfs or sealed_image or sealed_again)) or (write-protect and tmpfs and little_else)"
+    "(soft-dirty and (tmpfs or sealed_again)) or (write-protect and tmpfs and little_else)"
     " or auto_says or the_environment"
 )
 

@@ -79,8 +79,8 @@ def test_the_sealed_image_is_the_region_at_the_freeze(
 @pytest.mark.parametrize("way", WAYS)
 def test_the_program_goes_on_and_is_sealed_again(region: Path, url: str, program: Program, way: Way) -> None:
     with Shipping(region, [url], "--track", way, group=program.pid) as shipping:
-        shipping.in_step()
-        for seal in (1, 2, 3):
+        assert shipping.in_step()["tracker"] == way
+        for seal in (1, 2):
             assert shipping.finish()["seal"] == seal
             same(region, url)
             shipping.go_on()
