@@ -26,8 +26,8 @@ from sustain.schedulers.large_pages.policy import Policy
 
 Rows = slice | NDArray[np.intp]
 
-_RUN = 1024  # rows that lie beside each other, on the average: where it is fewer, they are looked up
-_RUNS = 64
+# Rows that lie beside each other, on the average; where it is fewer, and these are not a few runs, they are looked up.
+_RUN, _RUNS = 1024, 64
 _SAME_S = 0.05  # ages are single-precision floats; counting periods are longer by far
 _ADDRESS_BITS = 43  # of an address in blocks: 64 − 21
 
@@ -138,7 +138,7 @@ def _stretches(target: NDArray[np.int32]) -> list[tuple[int, slice]]:
 def _again(
     old: NDArray[np.uint64], old_rows: slice, new: NDArray[np.uint64], new_rows: slice
 ) -> list[tuple[Rows, Rows | None]]:
-    """Which of these rows of `new` are which of `old`, both ascending, in pairs; None: that they are in neither.
+    """Which of these rows of `new` are which of `old`, both ascending, in pairs that are all of `new`; None: not in `old`.
 
     Memory comes and goes in a few places, so most of the pairs are long and are found by comparing what lies beside
     each other. Where there are too many of them, each row is looked up.
