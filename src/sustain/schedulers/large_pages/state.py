@@ -138,7 +138,7 @@ def _stretches(target: NDArray[np.int32]) -> list[tuple[int, slice]]:
 def _again(
     old: NDArray[np.uint64], old_rows: slice, new: NDArray[np.uint64], new_rows: slice
 ) -> list[tuple[Rows, Rows | None]]:
-    """Which of these rows of `new` are which of `old`, both ascending, in pairs that are all of `new`; None: not in `old`.
+    """Which of these rows of `new` are which of `old`, both ascending: pairs that are all of `new`; None: not in `old`.
 
     Memory comes and goes in a few places, so most of the pairs are long and are found by comparing what lies beside
     each other. Where there are too many of them, each row is looked up.
