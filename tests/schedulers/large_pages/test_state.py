@@ -13,17 +13,16 @@ from sustain.schedulers.large_pages import state
 from sustain.schedulers.large_pages.decide import decide
 from sustain.schedulers.large_pages.model import Observation
 from sustain.schedulers.large_pages.policy import Policy
-from sustain.schedulers.large_pages.state import State, remembered
+from sustain.schedulers.large_pages.state import remembered
 
 _PROCESSES, _BLOCKS = 3, 200
 
 
-def _world() -> tuple[Observation, State]:
-    """A look, and the state after it, in which every block's estimate is another one."""
+def _whole() -> Observation:
+    """A look, after which the estimate of each block of a process is another one."""
     pages = np.arange(_PROCESSES * _BLOCKS).reshape(_PROCESSES, _BLOCKS) % 509 + 1
     world = World([Load(f"p{number}", each, lambda _, each=each: each) for number, each in enumerate(pages)])
-    seen = world.seen()
-    return seen, decide(seen, None, Policy(), seen.now_s).state
+    return world.seen()
 
 
 def _part(seen: Observation, rows: Any, order: list[int]) -> Observation:
@@ -68,7 +67,7 @@ _parts = st.tuples(
 def test_each_block_that_was_there_is_found_again(
     runs: int, before: Any, after: Any, away: int | None
 ) -> None:
-    whole, _ = _world()
+    whole = _whole()
 
     def seen(which: Any) -> Observation:
         some, only, order, count = which
@@ -99,7 +98,7 @@ def test_each_block_that_was_there_is_found_again(
 def test_what_lies_beside_each_other_is_not_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """One block of many has gone, another has come."""
     monkeypatch.setattr(state, "_looked_up", lambda *_: pytest.fail("each row was looked up"))
-    whole, _ = _world()
+    whole = _whole()
     rows = np.arange(len(whole.blocks))
     first, second = (_part(whole, np.delete(rows, gone), [0, 1, 2]) for gone in (7, 300))
     held = decide(first, None, Policy(), first.now_s).state
