@@ -190,6 +190,10 @@ class LeaseError(SustainError):
     """The lease store cannot be reached, or its record cannot be understood."""
 
 
+class LeaseUnavailable(LeaseError):
+    """Nobody answers for the lease store, or no majority of it does. That may pass without anybody's help."""
+
+
 class HandoverFailed(SustainError):
     """A workload was not moved where it was to go; the message says who has it."""
 

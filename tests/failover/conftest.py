@@ -27,14 +27,15 @@ TTL_S = 3.0  # a disk of a busy machine may take seconds to flush a renewal
 LIMIT_S = 90.0  # on a machine that is busy with other things
 
 
-def until(condition: Callable[[], Any], what: str, limit_s: float = LIMIT_S) -> Any:
-    """Wait for something that has no event of its own; what `condition` gave. Fails after the limit."""
+def until(condition: Callable[[], Any], what: str | Callable[[], str], limit_s: float = LIMIT_S) -> Any:
+    """Wait for something that has no event of its own; what `condition` gave. Fails after the limit, with `what`."""
     deadline, pause = time.monotonic() + limit_s, threading.Event()
     while True:
         value = condition()
         if value:
             return value
-        assert time.monotonic() < deadline, f"not within {limit_s:g} s: {what}"
+        if time.monotonic() >= deadline:
+            raise AssertionError(f"not within {limit_s:g} s: {what if isinstance(what, str) else what()}")
         pause.wait(0.01)
 
 
@@ -185,7 +186,7 @@ class Cluster:
             finally:
                 control.close()
 
-        until(holds, f"{standby.name} follows {primary.name}\n{primary.output()}\n{standby.output()}")
+        until(holds, lambda: f"{standby.name} follows {primary.name}\n{primary.output()}\n{standby.output()}")
 
     def end(self) -> None:
         for host in self.hosts:

@@ -112,12 +112,12 @@ class Etcd:
         for each in self.members:
             each.start(self.layout, more)
         for each in self.members:
-            until(each.serves, f"{each.name} is up\n{each.output()}")
+            until(each.serves, lambda each=each: f"{each.name} is up\n{each.output()}")
         return self
 
     def restart(self, member: Member) -> None:
         member.start(self.layout)
-        until(member.serves, f"{member.name} is back\n{member.output()}")
+        until(member.serves, lambda: f"{member.name} is back\n{member.output()}")
 
     @property
     def leader(self) -> Member:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sustain.errors import LeaseError
+from sustain.errors import LeaseError, LeaseUnavailable
 from sustain.failover.lease import Candidate, LeaseGrant, LeaseState, Rank
 from sustain.failover.lease.etcd import EtcdLease, parse_etcd_url
 from sustain.failover.lease.etcd.client import Limits
@@ -268,17 +268,17 @@ def test_a_member_that_fails_costs_a_little_once_and_then_nothing(
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "said", "kind"),
     [
-        ("silent", "does not answer"),
-        ("drip", "does not answer"),
-        ("garbage", "is no etcd"),
-        ("html", "is no etcd"),
-        ("lose", "closes the connection"),
+        ("silent", "does not answer", LeaseUnavailable),
+        ("drip", "does not answer", LeaseUnavailable),
+        ("garbage", "is no etcd", LeaseError),
+        ("html", "is no etcd", LeaseError),
+        ("lose", "closes the connection", LeaseError),
     ],
 )
 def test_without_any_answer_the_error_comes_in_time_and_says_why(
-    link: Link, name: str, opened: Open, fault: str, said: str
+    link: Link, name: str, opened: Open, fault: str, said: str, kind: type[LeaseError]
 ) -> None:
     link.set(fault)
     lease = opened(f"etcd://{link.address}/{name}", limits=SHORT)
@@ -286,6 +286,7 @@ def test_without_any_answer_the_error_comes_in_time_and_says_why(
     with pytest.raises(LeaseError, match=said) as caught:
         lease.read()
     assert time.monotonic() - began_s < 20 * SHORT.call_s
+    assert type(caught.value) is kind
     assert link.address in str(caught.value)
     assert caught.value.hint
     # What failed is over when the cause is: nothing is stuck.
@@ -305,7 +306,7 @@ def test_nobody_there_is_said_at_once(name: str, opened: Open) -> None:
     (port,) = real.free_ports(1)
     lease = opened(f"etcd://127.0.0.1:{port}/{name}")
     began_s = time.monotonic()
-    with pytest.raises(LeaseError, match="connection refused") as caught:
+    with pytest.raises(LeaseUnavailable, match="connection refused") as caught:
         lease.read()
     assert time.monotonic() - began_s < PATIENT.call_s / 2
     assert "doctor" in caught.value.hint

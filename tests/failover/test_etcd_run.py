@@ -78,6 +78,20 @@ def test_without_etcd_there_is_no_primary_and_with_it_there_is_one_again(
     somebody_goes_on(pair)
 
 
+def test_a_host_that_starts_before_its_etcd_waits_for_it(single: Etcd, clusters: Clusters) -> None:
+    single.members[0].stop()
+    pair = clusters(2, single.url)
+    a, b = pair.hosts
+    for host in pair.hosts:
+        host.start("--wait", options=("--create",) if host is a else ())
+    for host in pair.hosts:
+        until(lambda host=host: "it is tried again, for 60 s at most" in host.output(), host.output)
+        assert "connection refused" in host.output()
+    single.restart(single.members[0])
+    until(lambda: pair.all_said("acked"), lambda: f"a and b go on\n{a.output()}\n{b.output()}")
+    one_primary_at_a_time(pair)
+
+
 def test_an_etcd_that_stands_still_for_longer_than_the_lease(single: Etcd, clusters: Clusters) -> None:
     pair = clusters(2, single.url)
     a, b = begin(pair, "--stubborn")

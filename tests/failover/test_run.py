@@ -267,7 +267,8 @@ def _run(*words: str) -> tuple[int, str]:
     [
         (("--lease", "file:///nowhere-at-all", "--", "true"), 1, "cannot read the lease"),
         (("--lease", "zk://x", "--", "true"), 2, "unknown kind"),
-        (("--lease", "etcd://127.0.0.1:1", "--", "true"), 1, "connection refused"),
+        (("--lease", "etcd://127.0.0.1:1", "--lease-wait", "0s", "--", "true"), 1, "connection refused"),
+        (("--lease", "etcd://127.0.0.1:1", "--lease-wait", "300ms", "--", "true"), 1, "it is tried again"),
         (("--lease", "etcd://127.0.0.1?nonsense=1", "--", "true"), 2, "nonsense"),
         (("--lease", "etcd://127.0.0.1?ca=/nowhere-at-all", "--", "true"), 1, "nowhere-at-all"),
         (

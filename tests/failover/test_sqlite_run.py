@@ -26,7 +26,10 @@ def test_an_application_goes_from_host_to_host(pair: Cluster) -> None:
             partial(has_said, primary, "acked", 20, epoch), f"copies\n{primary.output()}\n{standby.output()}"
         )
         primary.signal_all(signal.SIGKILL)
-        until(partial(has_said, standby, "commit", 1, epoch + 1), f"it goes on\n{standby.output()}")
+        until(
+            partial(has_said, standby, "commit", 1, epoch + 1),
+            lambda standby=standby: f"it goes on\n{standby.output()}",
+        )
         one_primary_at_a_time(pair)
         nothing_acknowledged_is_lost(pair)
         primary.start(program=APP)

@@ -99,7 +99,7 @@ class Site:
             primary = next((host for host in self.cluster.hosts if roles.get(host.name) == "primary"), None)
             return primary if ready else None
 
-        primary: Host = until(whole, f"it goes on\n{self.told()}")
+        primary: Host = until(whole, lambda: f"it goes on\n{self.told()}")
         for host in self.cluster.hosts:
             if host is not primary:
                 self.cluster.replicated(primary, host)
@@ -146,7 +146,7 @@ class Site:
                 else None
             )
 
-        primary: Host = until(enough, f"the other one is enough\n{self.told()}")
+        primary: Host = until(enough, lambda: f"the other one is enough\n{self.told()}")
         self._dies(primary)
         set_link(self._links[lagging.name], up=True)
 

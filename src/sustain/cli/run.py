@@ -55,6 +55,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--ttl", type=duration_argument, default=3.0, metavar="TIME", help="the lease's length (3s)"
     )
     parser.add_argument(
+        "--lease-wait",
+        type=duration_argument,
+        default=60.0,
+        metavar="TIME",
+        help="at the start, for an etcd that does not answer yet (60s)",
+    )
+    parser.add_argument(
         "--restarts", type=int, default=3, metavar="N", help="of a failed command here, before others try (3)"
     )
     parser.add_argument(
@@ -227,6 +234,7 @@ def run(args: argparse.Namespace) -> int:
         files=files_of(args),
         report_dir=args.report_dir or "",
         event_log=args.event_log,
+        lease_wait_s=args.lease_wait,
         sheds=tuple(args.shed),
     )
     lease = open_lease(args.lease, instance, clock, args.ttl)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 from sustain.clock import Clock
-from sustain.errors import SustainError
+from sustain.errors import LeaseUnavailable, SustainError
 from sustain.failover import report, runfile
 from sustain.failover.completion import Completion
 from sustain.failover.custodian import Custodian
@@ -70,8 +70,9 @@ from sustain.failover.types import (
 from sustain.host.processes import boot_id
 from sustain.powerfail.sources import PowerSource
 from sustain.replication.credentials import NO_FILES, CredentialFiles
-from sustain.units import to_ns
+from sustain.units import format_duration, to_ns
 
+_LEASE_PAUSE_NS = to_ns(0.25)  # between two readings while nobody answers at the start
 _REPORT_EVERY_NS = to_ns(1.0)  # while an outage's work goes on
 
 
@@ -86,6 +87,7 @@ class Workload:
     files: CredentialFiles = NO_FILES
     report_dir: str = ""
     event_log: str | None = None
+    lease_wait_s: float = 0.0  # at the start, for a lease store that does not answer
     sheds: tuple[str, ...] = ()  # shell commands, carried out in this order when the power fails
 
 
@@ -137,12 +139,19 @@ class Supervisor:
     def run(self) -> int:
         """Until the work is finished or a signal ends it; the exit status.
 
-        Raises StoreBusy when another supervisor or a stranger has the store, LeaseError when the lease
-        store cannot be read at the start, StoreError for a store that nobody could use.
+        Raises StoreBusy when another supervisor or a stranger has the store, LeaseError when the lease store cannot
+        be read at the start (LeaseUnavailable only after `Workload.lease_wait_s`), StoreError for a store that nobody
+        could use.
         """
         with exclusive(f"{self._custodian.path}.run.lock"):
-            self._lease.read()  # a wrong lease is said now, not after the first failure
+            wait_until_ns = self._clock.boottime_ns() + to_ns(self._workload.lease_wait_s)
+            answers = self._lease_answers(
+                wait_until_ns
+            )  # a wrong lease is said now, not after the first failure
             runfile.end_leftovers(self._custodian.path, self._boot_id, self._journal.tell)
+            while not answers:
+                self._bell.wait(self._clock.boottime_ns() + _LEASE_PAUSE_NS, self._clock)
+                answers = self._lease_answers(wait_until_ns)
             self._bell.listen(self._on_signal)
             self._worker.start()
             if self._power is not None:
@@ -155,6 +164,20 @@ class Supervisor:
         if self._exit.status:
             raise SustainError(self._exit.reason, hint=self._exit.hint)
         return 0
+
+    def _lease_answers(self, wait_until_ns: int) -> bool:
+        """Read the lease; False when nobody answers, as while other hosts still start. Raises LeaseError."""
+        try:
+            self._lease.read()
+        except LeaseUnavailable as error:
+            if self._clock.boottime_ns() >= wait_until_ns:
+                raise
+            limit = format_duration(self._workload.lease_wait_s)
+            self._journal.once(
+                "lease-start", f"{error}; it is tried again, for {limit} at most ({error.hint})"
+            )
+            return False
+        return True
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if number != signal.SIGCHLD:

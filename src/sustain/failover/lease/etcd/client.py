@@ -20,7 +20,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from sustain.errors import LeaseError
+from sustain.errors import LeaseError, LeaseUnavailable
 from sustain.failover.lease.etcd.credentials import password, tls_context
 from sustain.failover.lease.etcd.endpoint import Answer, Endpoint, Question
 from sustain.failover.lease.etcd.url import Address, EtcdUrl
@@ -101,7 +101,7 @@ class Client:
                 each.close()
 
     def call(self, path: str, request: dict[str, Any]) -> dict[str, Any]:
-        """What the cluster answers to `request` (as etcd's JSON has it). Raises LeaseError, Refused."""
+        """What the cluster answers to `request` (as etcd's JSON has it). Raises LeaseError (LeaseUnavailable, Refused)."""
         until_s = time.monotonic() + self._limits.call_s
         body = json.dumps(request).encode()
         if self._url.user is not None and not self._token:
@@ -134,7 +134,7 @@ class Client:
                 until_s = min(until_s, time.monotonic() + 2 * self._limits.hedge_s)
         for each in call.under_way:
             each.abandon()
-            found[each] = Answer(failure="does not answer")
+            found[each] = Answer(failure="does not answer", may_pass=True)
         clusters = {_cluster_of(each) for each in found.values()} - {""}
         if len(clusters) > 1:
             raise LeaseError(
@@ -197,7 +197,7 @@ class Client:
         code, message = answer.body.get("code"), _message(answer.body)
         if code in (_UNAUTHENTICATED, _DENIED, _INVALID, _NOT_FOUND, _PRECONDITION):
             raise Refused(f"{endpoint.address}: {message}", int(code), hint=_refusal_hint(message, self._url))
-        call.failures[endpoint] = Answer(failure=f"says: {message}", hint=_state_hint(message))
+        call.failures[endpoint] = Answer(failure=f"says: {message}", hint=_state_hint(message), may_pass=True)
         return None
 
     def _log_in(self, until_s: float) -> str:
@@ -207,11 +207,12 @@ class Client:
 
     def _nobody(self, call: _Call) -> LeaseError:
         for each in call.under_way:
-            call.failures[each] = Answer(failure="does not answer")
+            call.failures[each] = Answer(failure="does not answer", may_pass=True)
         failures = {each.address: answer for each, answer in call.failures.items()}
         told = [f"{each} {failures[each].failure}" for each in self._url.endpoints if each in failures]
         hints = [failures[each].hint for each in self._url.endpoints if each in failures]
-        return LeaseError("; ".join(told), hint=next((hint for hint in hints if hint), _HINT))
+        kind = LeaseUnavailable if all(each.may_pass for each in failures.values()) else LeaseError
+        return kind("; ".join(told), hint=next((hint for hint in hints if hint), _HINT))
 
 
 def encoded(data: bytes | str) -> str:

@@ -9,6 +9,7 @@ questions may be asked twice (`lease`).
 """
 
 import contextlib
+import errno
 import http.client
 import json
 import queue
@@ -43,13 +44,15 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`body` when it is JSON of an etcd; otherwise `failure` says in words why there is none."""
+    """`body` when it is JSON of an etcd; otherwise `failure` says in words why there is none. `may_pass`: it is that of
+    a member that has not started yet, or cannot be reached now."""
 
     status: int = 0
     body: dict[str, Any] | None = None
     failure: str = ""
     hint: str = ""
     took_s: float = 0.0
+    may_pass: bool = False
 
 
 class Endpoint:
@@ -102,7 +105,7 @@ class Endpoint:
     def _answer(self, question: Question) -> Answer:
         began_s = time.monotonic()
         if began_s >= question.until_s:
-            return Answer(failure="was still busy with an earlier question")
+            return Answer(failure="was still busy with an earlier question", may_pass=True)
         try:
             status, text = self._exchange(question)
         except Exception as error:  # noqa: BLE001 whatever it is, whoever asked must hear of it
@@ -110,7 +113,8 @@ class Endpoint:
             failure, hint = _why(error)
             if failure == _CLOSES:
                 hint = self._closing_hint
-            return Answer(failure=failure, hint=hint, took_s=time.monotonic() - began_s)
+            took_s = time.monotonic() - began_s
+            return Answer(failure=failure, hint=hint, took_s=took_s, may_pass=_may_pass(error))
         return _understood(status, text, time.monotonic() - began_s)
 
     def _exchange(self, question: Question) -> tuple[int, bytes]:
@@ -220,6 +224,15 @@ def _why(error: Exception) -> tuple[str, str]:
     from sustain.errors import unexpected
 
     return unexpected(error), ""
+
+
+def _may_pass(error: Exception) -> bool:
+    if isinstance(error, socket.gaierror):
+        return error.errno == socket.EAI_AGAIN
+    away = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN)
+    return isinstance(error, TimeoutError | ConnectionRefusedError) or (
+        isinstance(error, OSError) and error.errno in away
+    )
 
 
 def _tls_failure(error: ssl.SSLError) -> tuple[str, str]:

@@ -22,7 +22,7 @@ from collections import deque
 from typing import Any
 
 from sustain.clock import Clock
-from sustain.errors import LeaseError
+from sustain.errors import LeaseError, LeaseUnavailable
 from sustain.failover.lease.base import Stored, SwapLease
 from sustain.failover.lease.codec import parse, parse_note, render, render_note
 from sustain.failover.lease.etcd.client import Client, Limits, Refused, decoded, encoded
@@ -158,6 +158,8 @@ class EtcdLease(SwapLease):
             return self._client.call(path, request)
         except Refused as error:
             raise Refused(self._said(what, error), error.code, hint=error.hint) from error
+        except LeaseUnavailable as error:
+            raise LeaseUnavailable(self._said(what, error), hint=error.hint) from error
         except LeaseError as error:
             raise LeaseError(self._said(what, error), hint=error.hint) from error
 
