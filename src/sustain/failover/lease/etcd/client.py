@@ -101,7 +101,7 @@ class Client:
                 each.close()
 
     def call(self, path: str, request: dict[str, Any]) -> dict[str, Any]:
-        """What the cluster answers to `request` (as etcd's JSON has it). Raises LeaseError (LeaseUnavailable, Refused)."""
+        """What the cluster answers to `request`, as JSON. Raises LeaseError (LeaseUnavailable, Refused)."""
         until_s = time.monotonic() + self._limits.call_s
         body = json.dumps(request).encode()
         if self._url.user is not None and not self._token:
