@@ -105,16 +105,22 @@ class Rack:
             for name, value in values.items()
         ]
         asked_s = -_AGAIN_S
+        before_ns = 0
+
+        def said(command: list[str]) -> bool:
+            nonlocal before_ns
+            before_ns = time.clock_gettime_ns(
+                time.CLOCK_BOOTTIME
+            )  # the driver may look right after it was told
+            return self._done(command)
 
         def ask() -> None:
             """Ask for it; again after a while: an upsd that has just started may lose it on the way to the driver."""
             nonlocal asked_s
             if time.monotonic() - asked_s > _AGAIN_S:
                 for command in commands:
-                    until(lambda command=command: self._done(command), " ".join(command))
+                    until(lambda command=command: said(command), " ".join(command))
                 asked_s = time.monotonic()
-
-        before_ns = 0
 
         def there() -> bool:
             nonlocal before_ns

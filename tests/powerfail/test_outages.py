@@ -48,6 +48,11 @@ def slow(a: Host, seconds: float) -> None:
     a.throttle(RATE)
 
 
+def crawl(a: Host) -> None:
+    """From now on: a link on which what is left takes longer than all that the test does meanwhile."""
+    a.throttle(RATE / 30)
+
+
 def outage(host: Host, **more: str) -> int:
     return host.ups.set_all({"ups.status": "OB DISCHRG", **more})
 
@@ -255,9 +260,11 @@ def test_ac_is_back_in_the_middle_of_a_drain(tmp_path: Path) -> None:
         slow(a, 12)
         full_of_commits(site, a, b, 4)
         outage(a)
+        crawl(a)
         stopped(a)
         ac(a)
         goes_on(a, 3, b)
+        a.throttle(None)
         nothing_is_lost(site)
         one_at_a_time(site)
         assert not b.said("start")
@@ -371,6 +378,7 @@ def test_a_battery_that_dies_too_early_leaves_word_of_what_is_missing(tmp_path: 
         full_of_commits(site, a, b, 4)
         began = site.record()["epoch"]
         outage(a)
+        crawl(a)
         stopped(a)
         until(lambda: a.reports("outage"), lambda: f"a begins its report{lines(a)()}")
         a.cut()
