@@ -274,7 +274,7 @@ def test_a_member_that_fails_costs_a_little_once_and_then_nothing(
         ("drip", "does not answer", LeaseUnavailable),
         ("garbage", "is no etcd", LeaseError),
         ("html", "is no etcd", LeaseError),
-        ("lose", "closes the connection", LeaseError),
+        ("lose", "closes the connection", LeaseUnavailable),
     ],
 )
 def test_without_any_answer_the_error_comes_in_time_and_says_why(

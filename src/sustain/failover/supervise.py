@@ -145,9 +145,8 @@ class Supervisor:
         """
         with exclusive(f"{self._custodian.path}.run.lock"):
             wait_until_ns = self._clock.boottime_ns() + to_ns(self._workload.lease_wait_s)
-            answers = self._lease_answers(
-                wait_until_ns
-            )  # a wrong lease is said now, not after the first failure
+            # A wrong lease is said now, not after the first failure.
+            answers = self._lease_answers(wait_until_ns)
             runfile.end_leftovers(self._custodian.path, self._boot_id, self._journal.tell)
             while not answers:
                 self._bell.wait(self._clock.boottime_ns() + _LEASE_PAUSE_NS, self._clock)

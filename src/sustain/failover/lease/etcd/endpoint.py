@@ -114,7 +114,9 @@ class Endpoint:
             if failure == _CLOSES:
                 hint = self._closing_hint
             took_s = time.monotonic() - began_s
-            return Answer(failure=failure, hint=hint, took_s=took_s, may_pass=_may_pass(error))
+            # A proxy that has no etcd behind it yet closes connections, too.
+            may_pass = failure == _CLOSES or _may_pass(error)
+            return Answer(failure=failure, hint=hint, took_s=took_s, may_pass=may_pass)
         return _understood(status, text, time.monotonic() - began_s)
 
     def _exchange(self, question: Question) -> tuple[int, bytes]:
