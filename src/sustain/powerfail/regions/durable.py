@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from sustain.errors import RegionFull, RegionIOError
 
 # A file system with large folios (ext4 since Linux 6.16) takes memory in blocks as large as a write. 2 MiB are what a
-# virtual machine has given back to its host, and costs most to have again.
+# virtual machine gives back to its host, it seems: writes of that size cost up to ten times as much there.
 _AT_ONCE_BYTES = 256 << 10
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

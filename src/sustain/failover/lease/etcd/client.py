@@ -134,7 +134,7 @@ class Client:
                 until_s = min(until_s, time.monotonic() + 2 * self._limits.hedge_s)
         for each in call.under_way:
             each.abandon()
-            found[each] = Answer(failure="does not answer", may_pass=True)
+            found[each] = Answer(failure="does not answer")
         clusters = {_cluster_of(each) for each in found.values()} - {""}
         if len(clusters) > 1:
             raise LeaseError(
