@@ -9,10 +9,10 @@ and demand changes every five. The optimum knows each interval beforehand and mo
 0.75 of a package and peers pack to 0.8, so there is an optimum for each of these head-rooms, and ours is judged by
 both.
 
-What favours whom: the spread's memory is always where it runs. Static packing is told the future. Ours lets the kernel
-balance a group over several packages, and each group whose packages change counts as a move, by however little; what
-the kernel moves among them is in `parts`, as is the share of each group that ran elsewhere after a move. For a group
-that is placed whole both are the same.
+What favours whom: static packing is told the future. Nobody has placed anything at the beginning, so a first placement
+counts as a move of each group, for each policy. Ours lets the kernel balance a group over several packages, and each
+group whose packages change counts as a move, by however little; what the kernel moves among them is in `parts`, as is
+the share of each group that ran elsewhere after a move. For a group that is placed whole both are the same.
 
 Loads: where SUSTAIN_BENCH_VM_TRACE names a file (`bench/traces.py` says of which kinds; for example Bitbrains'
 fragments from OpenDC), all groups in it, for thirty days; and four that are made up from a seed

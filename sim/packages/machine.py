@@ -80,7 +80,8 @@ def settle(
 class Machine:
     """Groups of `threads` and `memory_bytes` on a host. `places` (groups x packages; rows make 1) says where each group
     may run: where it is not 0. `shares` is where it runs: the kernel spreads it over those (`balance`). Memory begins
-    where its group does. `free_moves`: they take no time and memory follows at once."""
+    where its group does. Who is not on all packages at the beginning counts as moved: what nobody places is on all.
+    `free_moves`: they take no time and memory follows at once."""
 
     host: Host
     threads: Floats
@@ -142,6 +143,7 @@ class Machine:
         if before is None or had is None:
             self.places, self.shares = places.copy(), balanced(want, places)
             self.memory = self.shares.copy()
+            self.moved = int((np.ptp(places, axis=1) > 1e-9).sum())
             return np.zeros(self.host.packages)
         anew = np.abs(places - before).max(axis=1) > 1e-9
         self.moved += int(anew.sum())

@@ -130,6 +130,12 @@ def test_memory_that_is_elsewhere_slows_until_it_has_followed() -> None:
     assert took[0] == pytest.approx(1 + 0.12 * np.exp(-0.5))
     assert took == sorted(took, reverse=True)
     assert took[-1] < 1.002
+    assert machine.moved == 2  # the first placement, and this one
+
+
+def test_a_first_placement_is_a_move_and_no_placement_is_none() -> None:
+    machine = Machine(HOSTS["8180-2"], np.array([4.0, 4.0]), np.array([0.0, 0.0]))
+    machine.step(np.array([4.0, 4.0]), np.array([[0.5, 0.5], [1.0, 0.0]]), 300.0)
     assert machine.moved == 1
 
 
