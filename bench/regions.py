@@ -8,6 +8,7 @@ import mmap
 import os
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +22,10 @@ from bench.peers.copying import missing
 from bench.peers.raw import RawTcp
 
 CHUNK = 1 << 20
-_SPARE = 512 << 20  # memory that is kept warm beside twice the region
+_SPARE = 512 << 20  # memory that is kept warm beside as much as the region
+_PIECE = 64 << 20
+_LEFT = 256 << 20  # free memory while the rest is held
+_FED_EACH_S = 0.005
 NAME = "region"
 
 
@@ -92,14 +96,17 @@ def compare(
     found: dict[str, dict[str, float]] = {}
     for medium, place in (("memory", memory_dir), ("disk", disk_dir)):
         say(f"  {medium} …")
-        warm_bytes = 2 * size + (0 if quick else _SPARE)
-        with place() as directory, setting(directory, size) as where, warm(warm_bytes):
+        warm_bytes = 0 if quick else size + _SPARE
+        with place() as directory, setting(directory, size) as where:
             raw = RawTcp(CHUNK, size)
             try:
                 ways = contenders(where)
-                rates = {name: _rate(way, size) for name, way in ways.items()}
-                rates["raw"] = _rate(partial(_seconds_raw, raw, size), size)
-                found[medium] = medians(interleave(rounds, rates))
+                with warm(warm_bytes) as held:
+                    rates: dict[str, Contender] = {
+                        name: partial(held.run, _rate(way, size)) for name, way in ways.items()
+                    }
+                    rates["raw"] = _rate(partial(_seconds_raw, raw, size), size)
+                    found[medium] = medians(interleave(rounds, rates))
             finally:
                 raw.close()
     memory = found["memory"]
@@ -142,16 +149,68 @@ def _seconds_raw(raw: RawTcp, size: int) -> float:
     return size / raw.run()
 
 
+class Warm:
+    """Memory that a virtual machine has given back to its host costs the first who asks for it ten times a copy. So all
+    that is free but for a little is touched and held here, and let go piece by piece while a contender runs, always
+    a little before it is asked for: what it gets has been free for less than a second.
+
+    Not enough, as measured: to hold a page in each MiB, so that no block is large enough to be given back (hosts take
+    small ones, too); to leave the file of the run before for as long (its memory is not given out first); to let go
+    all at once (what is not taken within two seconds goes back to the host; whoever is slower pays for that).
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._held: list[mmap.mmap] = []
+        self.take()
+
+    def take(self) -> None:
+        """Hold it (again). Takes a minute where the host must give many GiB first."""
+        while self._size and _free_bytes() > _LEFT + _PIECE:
+            piece = mmap.mmap(-1, _PIECE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            piece.madvise(mmap.MADV_HUGEPAGE)
+            for at in range(0, _PIECE, mmap.PAGESIZE):
+                piece[at] = 1
+            self._held.append(piece)
+        if len(self._held) * _PIECE < self._size:
+            raise RuntimeError(f"not as much memory is free as a contender needs: {self._size >> 20} MiB")
+
+    def let_go(self) -> None:
+        """All of it."""
+        while self._held:
+            self._held.pop().close()
+
+    def run(self, contender: Contender) -> float:
+        """What the contender finds with this memory."""
+        ended = threading.Event()
+        feeder = threading.Thread(target=self._feed, args=(ended,), name="feed memory")
+        feeder.start()
+        try:
+            return contender()
+        finally:
+            ended.set()
+            feeder.join()
+            self.take()
+
+    def _feed(self, ended: threading.Event) -> None:
+        while not ended.wait(_FED_EACH_S):
+            while self._held and _free_bytes() < _LEFT:
+                self._held.pop().close()
+
+
+def _free_bytes() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        name, value = line.split(":")
+        if name == "MemFree":
+            return int(value.split()[0]) << 10
+    raise RuntimeError("/proc/meminfo does not say how much memory is free")
+
+
 @contextmanager
-def warm(size: int) -> Iterator[None]:
-    """Memory that a virtual machine has given back to its host costs the first who asks for it several times a copy.
-    So as much as any contender needs is touched and let go but for a page in each MiB: only larger free blocks are
-    given back."""
-    block = bytes(CHUNK)
-    with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as held:
-        held.madvise(mmap.MADV_NOHUGEPAGE)
-        for at in range(0, size, CHUNK):
-            held[at : at + CHUNK] = block
-        for at in range(0, size, CHUNK):
-            held.madvise(mmap.MADV_DONTNEED, at + mmap.PAGESIZE, CHUNK - mmap.PAGESIZE)
-        yield
+def warm(size: int) -> Iterator[Warm]:
+    """At least that much memory that its host need not give first; 0: whatever there is."""
+    held = Warm(size)
+    try:
+        yield held
+    finally:
+        held.let_go()

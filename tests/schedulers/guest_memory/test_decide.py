@@ -109,6 +109,22 @@ def test_room_to_grow_goes_where_nobody_else_has_memory_to_give() -> None:
     assert action.guest == "roomy"
 
 
+def test_room_to_grow_stays_where_almost_none_of_it_is_the_hosts() -> None:
+    """Of 2.1 GiB that a balloon could take the guest holds 200 MiB. In a hard state they are taken all the same."""
+    hollow = guest(
+        free_bytes=2 * GIB,
+        resident_bytes=2 * GIB + 100 * MIB,
+        inactive_buffer_bytes=100 * MIB,
+        active_buffer_bytes=0.0,
+        inactive_anonymous_bytes=0.0,
+        active_anonymous_bytes=1.6 * GIB,
+    )
+    assert plan(observation(hollow, available=SOFT)).actions == ()
+    (action,) = plan(observation(hollow, available=HARD)).actions
+    assert isinstance(action, Balloon)
+    assert action.to_bytes < action.from_bytes
+
+
 def test_a_cgroup_is_reclaimed() -> None:
     seen = observation(
         guest(kind="cgroup", source="cgroup", can=("reclaim",), balloon_bytes=None, free_bytes=None),

@@ -1,5 +1,6 @@
 """Rises of what a guest uses: within a time, however often it is looked at. And counters that began anew."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from sustain.schedulers.guest_memory.model import Policy
 from tests.schedulers.guest_memory.plans import GIB, MIB, NOW_S, guest, observation
 
 EVERY_S = (0.5, 2.0, 5.0, 10.0)
+FALL_S = Policy().fall_s
 
 
 def surge(every_s: float, use: Callable[[float], float], until_s: float = 60.0) -> float:
@@ -103,3 +105,55 @@ def test_counters_of_another_boot_are_not_reckoned_with_those_before(boot: str, 
     last = msgspec.structs.replace(guest(stall_us=6e6, classes_at_s=last_s), boot=boot)
     decision = decide(observation(last, available=8 * GIB, at_s=last_s), decision.state, Policy(), last_s)
     assert decision.plan.guest("a").stall == pytest.approx(0.2)
+
+
+def states(waits: Callable[[float], bool], until_s: float, every_s: float = 5.0) -> list[dict[str, float]]:
+    """What is remembered of a guest of which 512 MiB are active, after each look; one that waits does all the time."""
+    state, found, stall_us = None, [], 0.0
+    for number in range(int(until_s / every_s) + 1):
+        now_s = NOW_S + number * every_s
+        stall_us += 1e6 * every_s * waits(number * every_s)
+        one = guest(
+            classes_at_s=now_s,
+            stall_us=stall_us,
+            active_anonymous_bytes=256 * MIB,
+            active_buffer_bytes=192 * MIB,
+            unreclaimable_bytes=64 * MIB,
+        )
+        state = decide(observation(one, available=8 * GIB, at_s=now_s), state, Policy(), now_s).state
+        found.append({name: float(column[0]) for name, column in state.columns.items()})
+    return found
+
+
+@pytest.mark.parametrize(
+    ("times", "spared_s"),
+    [
+        ((), None),
+        ((20.0,), 60.0),
+        ((20.0, 60.0), 60.0),  # nothing was taken from it meanwhile
+        ((20.0, 100.0), 120.0),
+        ((20.0, 100.0, 240.0), 240.0),
+        ((20.0, 100.0, 240.0, 500.0), FALL_S),
+        ((20.0, 100.0, 110.0 + FALL_S), 60.0),  # by then it is forgotten
+    ],
+)
+def test_who_waits_again_is_spared_for_longer(times: tuple[float, ...], spared_s: float | None) -> None:
+    found = states(lambda at_s: any(each <= at_s < each + 10 for each in times), max((20.0, *times)) + 15)[-1]
+    if spared_s is None:
+        assert math.isnan(found["spared_s"])
+    else:
+        assert found["spared_s"] == spared_s
+
+
+def test_the_lists_of_who_has_waited_are_believed_again() -> None:
+    """Within the time for which it is spared, by which two thirds of what was doubted is forgotten."""
+    found = states(lambda at_s: 20 <= at_s < 30, 400.0)
+    before, waiting, later, last = (found[int(at_s / 5)] for at_s in (15, 25, 85, 400))
+    assert before["measured_bytes"] == pytest.approx(512 * MIB)
+    assert math.isnan(before["doubted_bytes"])
+    all_of_it = waiting["doubted_bytes"]
+    assert all_of_it > 2 * GIB
+    assert waiting["measured_bytes"] == pytest.approx(512 * MIB)
+    rest = (later["doubted_bytes"] - 512 * MIB) / (all_of_it - 512 * MIB)
+    assert rest == pytest.approx(math.exp(-1), rel=0.01)
+    assert last["doubted_bytes"] == pytest.approx(512 * MIB, rel=0.02)

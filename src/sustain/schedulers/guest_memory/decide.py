@@ -80,6 +80,9 @@ def decide(
             "age_s": now_s - of["classes_at_s"],
             "active_bytes": use.active_bytes,
             "working_set_bytes": use.working_set_bytes,
+            "measured_bytes": use.measured_bytes,
+            "doubted_bytes": use.doubted_bytes,
+            "spared_s": use.spared_s,
             "needs_bytes": use.needs_bytes,
             "shares": of.shares,
             "floor_bytes": it.floor_bytes,
@@ -303,9 +306,10 @@ def _notes(it: Situation, policy: Policy, now_s: float) -> dict[str, tuple[str, 
     if it.short:
         for row in np.flatnonzero(it.spared & it.ready & ~it.use.pressed).tolist():
             ago = format_duration(float(it.use.calm_s[row]))
+            spared_s = float(it.use.spared_s[row])
             note(
                 row,
-                f"it waited for memory {ago} ago: for {policy.fall_s:.0f} s the host's goal takes nothing from it",
+                f"it waited for memory {ago} ago: for {spared_s:.0f} s the host's goal takes nothing from it",
             )
     for row in np.flatnonzero(it.survival.taken_since & it.ready).tolist():
         note(

@@ -53,7 +53,7 @@ def _guest(one: GuestPlan, policy: Policy) -> list[str]:
         f"  active        {_size(one.active_bytes)} = active anonymous + active buffers + unreclaimable, or all "
         "that is not free",
         f"  working set   {_size(one.working_set_bytes)}: that over time, up within {policy.rise_s:g} s, down within "
-        f"{policy.fall_s:g} s" + (", and all that it has, since it is pressed" if one.pressed else ""),
+        f"{policy.fall_s:g} s" + _doubted(one),
         f"  needs         {_size(one.needs_bytes)}: {policy.headroom:.0%} of headroom more, or room for a rise like "
         f"its largest within {policy.rise_s:g} s of late",
         f"  waits         {_share(one.stall)} of the time for memory (limit {policy.stall_limit:.1%}); "
@@ -78,6 +78,18 @@ def _guest(one: GuestPlan, policy: Policy) -> list[str]:
         way = "gives" if one.change_bytes > 0 else "takes"
         lines.append(f"  {one.mechanism:<13} {way} {_size(abs(one.change_bytes))} in this step")
     return lines + [f"  because       {each}" for each in one.reasons]
+
+
+def _doubted(one: GuestPlan) -> str:
+    """What having waited adds to its working set."""
+    if one.pressed:
+        return ", and all that it has, since it is pressed"
+    if one.doubted_bytes is None or one.measured_bytes is None or one.doubted_bytes <= one.measured_bytes:
+        return ""
+    return (
+        f" ({_size(one.measured_bytes)}), and {_size(one.doubted_bytes)} that are left of all it had when it was "
+        f"pressed, forgotten within {format_duration(one.spared_s or 0.0)}"
+    )
 
 
 def _size(value: float | None) -> str:

@@ -50,7 +50,12 @@ class GuestPlan(msgspec.Struct, frozen=True, kw_only=True):
     held_bytes: float | None  # of the host's memory
     age_s: float | None  # of its page classes
     active_bytes: float | None  # now
-    working_set_bytes: float | None  # the estimate over time
+    working_set_bytes: float | None  # the greater of the next two
+    measured_bytes: float | None  # what is active, over time
+    doubted_bytes: (
+        float | None
+    )  # what is left of all that it had when it was pressed last; None: it never was
+    spared_s: float | None  # for so long after that nothing is taken from it for the host's goal
     needs_bytes: float | None  # with headroom, and with room for a rise like those of late
     shares: float
     floor_bytes: float | None

@@ -4,7 +4,7 @@ Pure.
 Used by `decide` and `admission`. What may be taken from a guest depends on for whom:
 
 - For the host's goal a guest keeps its working set and some headroom, unless the state is hard; who has waited for
-  memory lately (`fall_s`) is left alone.
+  memory lately (`spared_s`) is left alone.
 - For others that wait, when the host has no more to give, it keeps what it uses now and may use soon.
 - Beyond its share (`entitlement`) nobody keeps anything from those who are within theirs.
 
@@ -153,7 +153,7 @@ def situation(
             least_bytes=policy.least_change_bytes,
         )
 
-    spared = (use.calm_s < policy.fall_s) & (not hard)
+    spared = (use.calm_s < use.spared_s) & (not hard)
     gentle = deepest = can(
         kept, kept if hard else np.fmax(kept, lives.soon), ready & ~spared, np.full(len(held), hard)
     )

@@ -3,8 +3,9 @@
 Used by `decide` and `admission`. What a balloon takes first may never have been touched, so that the host gains
 nothing from it; only what lies below what the guest now holds is sure. Where that is less than a quarter of what a
 guest calls free, the guest would lose its room to grow for little: then it is not costless, and others are asked
-first. The host's swap is for what the balloon cannot do, or not fast enough: in the hard and low states, or where
-there is no balloon that can be used; and only after the balloon has taken what the guest calls free.
+first; and for the host's goal a balloon takes nothing there outside the hard states, if less than a quarter of what it
+would take is held. The host's swap is for what the balloon cannot do, or not fast enough: in the hard and low states,
+or where there is no balloon that can be used; and only after the balloon has taken what the guest calls free.
 """
 
 from dataclasses import dataclass, replace
@@ -97,7 +98,9 @@ def ways(
     room = np.maximum(zero(held - kept_bytes), 0)
     spare = np.maximum(zero(ceiling_bytes - ballooned_bytes), 0)
     deflated = np.minimum(layers[BALLOON].amount(deep=deep), spare)
-    by_balloon = np.where(can[BALLOON] & ~taken_since, np.maximum(deflated - untouched, 0), 0.0)
+    gained = np.maximum(deflated - untouched, 0)
+    worth = hard | deep | (gained >= _LEAST_YIELD * deflated)
+    by_balloon = np.where(can[BALLOON] & ~taken_since & worth, gained, 0.0)
     free = reclaim_cost.spare_free(of)
     held_free = np.maximum(free - untouched, 0)
     free_first = layers[BALLOON].sizes[0] - untouched >= least_bytes

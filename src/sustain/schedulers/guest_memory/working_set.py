@@ -4,10 +4,12 @@ Used by `decide`. The model: active pages and those that nobody can take are in 
 is free, all the rest is; of one that is sampled, what was seen in use and two standard errors. The estimate follows
 a rise within `rise_s` and a fall within `fall_s`, so that a pause does not cost a guest its memory, as ESX has it.
 A guest that waits for memory, or reads back what was taken from it, is pressed: then all that it has is in use,
-whatever its lists say, since these were wrong. Refaults of buffers count only where its balloon has taken memory from
-it: a kernel that lists pages which are read again and again as inactive tells of no stalls when they have to be read
-anew. A guest that reads more than it could ever keep refaults with all its memory: what is usual while nothing is taken
-from it does not count.
+whatever its lists say, since these were wrong (`doubted_bytes`). They are believed again within `spared_s`, and as
+long it is spared: a minute at first, since a guest also waits while it grows, and twice as long each time that it is
+pressed again after that, up to `fall_s`. Rejected: `fall_s` at once. Refaults of buffers count only where its balloon
+has taken memory from it: a kernel that lists pages which are read again and again as inactive tells of no stalls when
+they have to be read anew. A guest that reads more than it could ever keep refaults with all its memory: what is usual
+while nothing is taken from it does not count.
 
 A guest whose use has risen may rise as much again: it is left, and given, room for the largest rise of late, which is
 forgotten within `fall_s`, but no more room than it would be given at once if it waited. A rise is one within `rise_s`,
@@ -29,6 +31,7 @@ from sustain.schedulers.guest_memory.model import Policy
 from sustain.schedulers.guest_memory.plan import Column, Mask
 
 _READ_BACK_SHARE_PER_S = 0.001  # of its size: a guest that reads back more than that lacks memory
+_SPARED_RISES = 6.0  # for how many times `rise_s` a guest is spared at first
 GIVEN_AT_ONCE = 4.0  # steps, since who lacks memory waits now
 COUNTERS = ("stall_us", "swap_in_bytes", "refault_bytes")  # at the guest's time; the host's own beside them
 ESTIMATES = (
@@ -36,13 +39,15 @@ ESTIMATES = (
     "swap_in",
     "refaults",
     "usual_refaults",
-    "working_set_bytes",
+    "measured_bytes",
+    "doubted_bytes",
     "active_bytes",
     "listed_bytes",
     "risen_bytes",
     "filled_bytes",
     "surge_bytes",
     "calm_s",
+    "spared_s",
 )
 REMEMBERED = (*COUNTERS, "host_swap_in_bytes", "classes_at_s", *ESTIMATES)
 
@@ -52,7 +57,9 @@ class Use:
     """Columns of what guests use."""
 
     active_bytes: Column
-    working_set_bytes: Column
+    working_set_bytes: Column  # the greater of the next two
+    measured_bytes: Column  # what is active, over time
+    doubted_bytes: Column  # all that it had when it was pressed last; fades to what is active
     listed_bytes: Column  # all that it has a list for, active or not; NaN where it does not tell
     risen_bytes: Column  # how much its active memory has risen within `rise_s`
     filled_bytes: Column  # how much all that is listed has
@@ -67,6 +74,9 @@ class Use:
     came_back_bytes: Column  # since the decision before
     pressed: Mask
     calm_s: Column  # since it was pressed last
+    spared_s: (
+        Column  # for so long since then nothing is taken from it for the host's goal; NaN: never pressed
+    )
     fresh: Mask
 
 
@@ -112,12 +122,15 @@ def use(of: Table, before: dict[str, Column], now_s: float, elapsed_s: float, po
     pressed = fresh & (np.where(np.isnan(stall), reads, waits) | rereads)
     active = active_bytes(of)
     has = np.fmin(np.fmin(of["balloon_bytes"], of["size_bytes"]), of["resident_bytes"])
-    now = np.where(pressed, np.fmax(active, has), active)
-    old = before["working_set_bytes"]
-    time_s = np.where(now > old, policy.rise_s, policy.fall_s)
-    moved = old + (now - old) * -np.expm1(-elapsed_s / time_s)
-    moved = np.where(pressed, np.fmax(moved, now), moved)
-    estimate = np.where(np.isnan(old), now, np.where(fresh & ~np.isnan(now), moved, old))
+    old = before["measured_bytes"]
+    time_s = np.where(active > old, policy.rise_s, policy.fall_s)
+    moved = old + (active - old) * -np.expm1(-elapsed_s / time_s)
+    measured = np.where(np.isnan(old), active, np.where(fresh & ~np.isnan(active), moved, old))
+    spared = _spared_s(pressed, before, elapsed_s, policy)
+    with np.errstate(invalid="ignore"):
+        rest = np.maximum(before["doubted_bytes"] - measured, 0)
+    doubted = np.where(pressed, np.fmax(active, has), measured + rest * np.exp(-elapsed_s / spared))
+    estimate = np.fmax(measured, doubted)
     listed = listed_bytes(of)
     fade = np.exp(-zero(np.where(news, told_s, 0)) / policy.rise_s)
     told = news & fresh
@@ -130,6 +143,8 @@ def use(of: Table, before: dict[str, Column], now_s: float, elapsed_s: float, po
     return Use(
         active_bytes=active,
         working_set_bytes=estimate,
+        measured_bytes=measured,
+        doubted_bytes=doubted,
         listed_bytes=listed,
         risen_bytes=risen,
         filled_bytes=filled,
@@ -144,8 +159,20 @@ def use(of: Table, before: dict[str, Column], now_s: float, elapsed_s: float, po
         came_back_bytes=zero(grown["swap_in_bytes"]) + zero(grown["refault_bytes"]) + zero(host_grown),
         pressed=pressed,
         calm_s=np.where(pressed, 0.0, before["calm_s"] + elapsed_s),
+        spared_s=spared,
         fresh=fresh,
     )
+
+
+def _spared_s(pressed: Mask, before: dict[str, Column], elapsed_s: float, policy: Policy) -> Column:
+    """For how long after it was pressed each guest is spared. Longer only where what was tried after the last time
+    pressed it again."""
+    calm, last = before["calm_s"], before["spared_s"]
+    anew = pressed & ~(calm + elapsed_s < last)
+    again = calm + elapsed_s < policy.fall_s
+    longest = np.full(len(calm), policy.fall_s)
+    spared = np.where(again, 2 * last, _SPARED_RISES * policy.rise_s)
+    return np.where(anew, np.minimum(spared, longest), last)
 
 
 def _grown(change: Column, news: Mask | bool) -> Column:
