@@ -251,7 +251,7 @@ def test_a_log_in_that_etcd_has_forgotten_is_made_again(guarded: Etcd, opened: O
 def test_a_token_of_a_state_that_etcd_has_not_reached_is_given_up(guarded: Etcd, tmp_path: Path) -> None:
     """To that it gives no answer: as after it was put back to an earlier state."""
     url = f"{guarded.url}/app?user=app&password-file={password_file(tmp_path, 'secret')}"
-    lease = EtcdLease(parse_etcd_url(url), "a1", FakeClock(), 3.0, limits=Limits(1.0, 0.1))
+    lease = EtcdLease(parse_etcd_url(url), "a1", FakeClock(), 3.0, limits=Limits(4.0, 0.1))
     lease.read()
     lease._client._token = "KoOUvkFZBSHEbyVs.999999"
     with pytest.raises(LeaseError, match="does not answer"):

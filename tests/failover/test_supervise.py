@@ -4,11 +4,14 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import sustain
 from sustain.clock import SystemClock
+from sustain.failover import runfile
 from sustain.failover.custodian.store import NewStore, StoreCustodian
 from sustain.failover.lease import open_lease
+from sustain.failover.lease.worker import LeaseStatus
 from sustain.failover.supervise import Supervisor, Workload
 from sustain.failover.types import DestinationView, Policy, StoreView
 from sustain.replication.credentials import NO_FILES
@@ -72,3 +75,48 @@ def test_what_has_ended_is_seen_with_all_that_it_did(tmp_path: Path) -> None:
     finally:
         both_end()
         custodian.close()
+
+
+class Reporting(Supervisor):
+    """What the next supervisor would read while this one writes its report, which may take long."""
+
+    then_noted: dict[str, Any] | None = None
+
+    def _report(self, epoch: int, status: LeaseStatus) -> None:
+        self.then_noted = runfile.read(self._custodian.path)
+        super()._report(epoch, status)
+
+
+def test_who_was_started_is_known_before_anything_slow_is_done(tmp_path: Path) -> None:
+    """Else a supervisor that is killed then leaves a command behind which the next one does not dare to end."""
+    path, clock = str(tmp_path / "app.sus"), SystemClock()
+    sustain.create(path, size="2MiB", log_size="2MiB", durability="memory").close()
+    custodian = StoreCustodian(
+        path,
+        "a",
+        clock,
+        new=NewStore(2 << 20, 2 << 20, "memory"),
+        listen="127.0.0.1:0",
+        peers=(),
+        files=NO_FILES,
+    )
+    (tmp_path / "lease").mkdir()
+    url = f"file://{tmp_path}/lease"
+    policy = Policy(name="a", instance="a1", ttl_ns=to_ns(3), peers=0)
+    supervisor = Reporting(
+        Workload(("sleep", "1"), url, "127.0.0.1:0", ()),
+        policy,
+        custodian,
+        open_lease(url, "a1", clock, 3.0),
+        clock,
+    )
+    try:
+        assert supervisor.run() == 0
+    finally:
+        custodian.close()
+    noted = supervisor.then_noted
+    assert noted is not None
+    pid, start_ticks = noted["command_process"]
+    assert pid == noted["command_pid"]
+    assert start_ticks > 0
+    assert noted["role"] == "primary"

@@ -194,6 +194,11 @@ class Supervisor:
         self._journal.note(before.role, plan, seen)
         for action in plan.actions:
             self._act(action, status, seen)
+            # Before anything slow: should this supervisor be killed, the next one must know whom it has started.
+            self._write_run_file(plan, status, seen)
+        for action in plan.actions:
+            if isinstance(action, StartCommand) and action.first:
+                self._report(action.epoch, status)
         self._mind_the_power(plan, before, seen)
         for completed, path in self._completion.look():
             self._journal.completed(completed, path)
@@ -339,7 +344,7 @@ class Supervisor:
             case Promote():
                 self._preparation.start(lambda: self._promote(action.epoch))
             case StartCommand():
-                self._start_command(action, status)
+                self._start_command(action)
             case StopCommand():
                 self._command.stop(action.kill_at_ns)
             case StartShipper():
@@ -385,7 +390,7 @@ class Supervisor:
         in_time = grant is not None and self._clock.boottime_ns() < grant.deadline_ns
         return in_time and grant is not None and grant.epoch == epoch
 
-    def _start_command(self, action: StartCommand, status: LeaseStatus) -> None:
+    def _start_command(self, action: StartCommand) -> None:
         env = {
             **os.environ,
             **self._custodian.environment(),
@@ -398,8 +403,6 @@ class Supervisor:
             self._journal.tell(f"the command cannot be started: {error}")
         if self._custodian.follows_command:
             self._shipper.stop(self._clock.boottime_ns())  # started again, with the new command
-        if action.first:
-            self._report(action.epoch, status)
 
     def _start_part(self, child: Child, words: list[str]) -> None:
         argv = [sys.executable, "-m", "sustain.cli", *words]
