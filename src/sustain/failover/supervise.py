@@ -194,15 +194,18 @@ class Supervisor:
         self._journal.note(before.role, plan, seen)
         for action in plan.actions:
             self._act(action, status, seen)
-            # Before anything slow: should this supervisor be killed, the next one must know whom it has started.
-            self._write_run_file(plan, status, seen)
+            # Should this supervisor be killed, the next one must know whom it has started. What else has changed is
+            # said when all of it is done.
+            if self._run_entry:
+                self._write_run_file(self._run_entry | self._processes())
+        self._write_run_file(self._run_entry_of(plan, status, seen))
         for action in plan.actions:
             if isinstance(action, StartCommand) and action.first:
                 self._report(action.epoch, status)
         self._mind_the_power(plan, before, seen)
         for completed, path in self._completion.look():
             self._journal.completed(completed, path)
-        self._write_run_file(plan, status, seen)
+        self._write_run_file(self._run_entry_of(plan, status, seen))
         return min(plan.wake_ns, self._stopwatch.see(plan, seen))
 
     def _observe(self, status: LeaseStatus, busy: bool) -> Observation:
@@ -425,18 +428,22 @@ class Supervisor:
         self._journal.takeover(found, path)
         self._completion.due()
 
-    def _write_run_file(self, plan: Plan, status: LeaseStatus, seen: Observation) -> None:
+    def _processes(self) -> dict[str, object]:
+        """Whom it has started, as the run file has it."""
+        command = self._command.identity
+        return {
+            "command_pid": None if command is None else command.pid,
+            "command_process": command,
+            "shipper_process": self._shipper.identity,
+            "receiver_process": self._receiver.identity,
+            "fetcher_process": self._fetcher.identity,
+        }
+
+    def _run_entry_of(self, plan: Plan, status: LeaseStatus, seen: Observation) -> dict[str, object]:
         record = None if status.view is None else status.view.record
         if status.grant is not None:
             record = status.grant.record
-        who = {
-            "command": self._command,
-            "shipper": self._shipper,
-            "receiver": self._receiver,
-            "fetcher": self._fetcher,
-        }
-        command = self._command.identity
-        entry: dict[str, object] = {
+        return {
             "name": self._policy.name,
             "role": str(plan.state.role),
             "pid": os.getpid(),
@@ -447,7 +454,6 @@ class Supervisor:
             "epoch": None if record is None else record.epoch,
             "holder": None if record is None else record.holder,
             "lease_deadline_ns": None if status.grant is None else status.grant.deadline_ns,
-            "command_pid": None if command is None else command.pid,
             "restarts": len(plan.state.crashes),
             "waiting_for": plan.note,
             "peers": list(self._workload.peers),
@@ -455,8 +461,10 @@ class Supervisor:
             "power": None if seen.power is None else str(seen.power.power),
             "power_reason": None if seen.power is None else seen.power.reason.partition(" for ")[0],
             "outage": None if plan.state.outage is None else plan.state.outage.outcome,
+            **self._processes(),
         }
-        entry |= {f"{role}_process": child.identity for role, child in who.items()}
+
+    def _write_run_file(self, entry: dict[str, object]) -> None:
         if entry != self._run_entry:
             self._run_entry = entry
             try:
@@ -479,7 +487,7 @@ class Supervisor:
         self._lease.close()
         status, busy = self._worker.status()
         plan = Plan((), self._state, 0, 0, "" if self._exit is None else self._exit.reason)
-        self._write_run_file(plan, status, self._observe(status, busy))
+        self._write_run_file(self._run_entry_of(plan, status, self._observe(status, busy)))
         self._custodian.close()
         self._bell.close()
         self._journal.close()
