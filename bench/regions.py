@@ -156,7 +156,7 @@ class Warm:
 
     Not enough, as measured: to hold a page in each MiB, so that no block is large enough to be given back (hosts take
     small ones, too); to leave the file of the run before for as long (its memory is not given out first); to let go
-    all at once (what is not taken within two seconds goes back to the host; whoever is slower pays for that).
+    all at once (it seems that what is not taken within seconds goes back to the host: whoever is slower pays for that).
     """
 
     def __init__(self, size: int) -> None:
@@ -173,7 +173,10 @@ class Warm:
                 piece[at] = 1
             self._held.append(piece)
         if len(self._held) * _PIECE < self._size:
-            raise RuntimeError(f"not as much memory is free as a contender needs: {self._size >> 20} MiB")
+            raise RuntimeError(
+                f"not as much memory is free as a contender needs: {self._size >> 20} MiB; "
+                "end what holds it, or set SUSTAIN_BENCH_REGION to less"
+            )
 
     def let_go(self) -> None:
         """All of it."""
@@ -199,11 +202,12 @@ class Warm:
 
 
 def _free_bytes() -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        name, value = line.split(":")
-        if name == "MemFree":
-            return int(value.split()[0]) << 10
-    raise RuntimeError("/proc/meminfo does not say how much memory is free")
+    from sustain.host import meminfo
+
+    found = meminfo.read().free_bytes
+    if found is None:
+        raise RuntimeError("this kernel does not say how much memory is free")
+    return found
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import sustain
 from sustain.clock import SystemClock
@@ -18,6 +18,7 @@ from sustain.replication.credentials import NO_FILES
 from sustain.units import to_ns
 from tests.replication.conftest import until
 
+Kind = TypeVar("Kind", bound=StoreCustodian)
 POLICY = Policy(name="a", instance="a1", ttl_ns=to_ns(3), peers=1)
 
 
@@ -32,20 +33,18 @@ class Meanwhile(StoreCustodian):
         return found
 
 
+def kept(kind: type[Kind], path: str, clock: SystemClock) -> Kind:
+    """The custodian of a new store at `path`."""
+    sustain.create(path, size="2MiB", log_size="2MiB", durability="memory").close()
+    new = NewStore(2 << 20, 2 << 20, "memory")
+    return kind(path, "a", clock, new=new, listen="127.0.0.1:0", peers=(), files=NO_FILES)
+
+
 def test_what_has_ended_is_seen_with_all_that_it_did(tmp_path: Path) -> None:
     """Else a store that was just promoted would look as if it still had to be, and one whose command has ended as if
     its last commit had never been."""
     path, clock = str(tmp_path / "app.sus"), SystemClock()
-    sustain.create(path, size="2MiB", log_size="2MiB", durability="memory").close()
-    custodian = Meanwhile(
-        path,
-        "a",
-        clock,
-        new=NewStore(2 << 20, 2 << 20, "memory"),
-        listen=None,
-        peers=(),
-        files=NO_FILES,
-    )
+    custodian = kept(Meanwhile, path, clock)
     url = f"file://{tmp_path}/lease"
     workload = Workload(("true",), url, None, ())
     supervisor = Supervisor(workload, POLICY, custodian, open_lease(url, "a1", clock, 3.0), clock)
@@ -90,16 +89,7 @@ class Reporting(Supervisor):
 def test_who_was_started_is_known_before_anything_slow_is_done(tmp_path: Path) -> None:
     """Else a supervisor that is killed then leaves a command behind which the next one does not dare to end."""
     path, clock = str(tmp_path / "app.sus"), SystemClock()
-    sustain.create(path, size="2MiB", log_size="2MiB", durability="memory").close()
-    custodian = StoreCustodian(
-        path,
-        "a",
-        clock,
-        new=NewStore(2 << 20, 2 << 20, "memory"),
-        listen="127.0.0.1:0",
-        peers=(),
-        files=NO_FILES,
-    )
+    custodian = kept(StoreCustodian, path, clock)
     (tmp_path / "lease").mkdir()
     url = f"file://{tmp_path}/lease"
     policy = Policy(name="a", instance="a1", ttl_ns=to_ns(3), peers=0)

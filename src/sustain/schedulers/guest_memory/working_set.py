@@ -74,9 +74,7 @@ class Use:
     came_back_bytes: Column  # since the decision before
     pressed: Mask
     calm_s: Column  # since it was pressed last
-    spared_s: (
-        Column  # for so long since then nothing is taken from it for the host's goal; NaN: never pressed
-    )
+    spared_s: Column  # for so long since then the host's goal takes nothing from it; NaN: never pressed
     fresh: Mask
 
 
@@ -170,9 +168,8 @@ def _spared_s(pressed: Mask, before: dict[str, Column], elapsed_s: float, policy
     calm, last = before["calm_s"], before["spared_s"]
     anew = pressed & ~(calm + elapsed_s < last)
     again = calm + elapsed_s < policy.fall_s
-    longest = np.full(len(calm), policy.fall_s)
     spared = np.where(again, 2 * last, _SPARED_RISES * policy.rise_s)
-    return np.where(anew, np.minimum(spared, longest), last)
+    return np.where(anew, np.minimum(spared, policy.fall_s), last)
 
 
 def _grown(change: Column, news: Mask | bool) -> Column:
